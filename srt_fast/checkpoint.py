@@ -1,0 +1,75 @@
+"""Checkpoints that a crash cannot tear: written aside, fsynced, then renamed; the last K are kept."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy
+import torch
+from safetensors import SafetensorError
+
+WRITING = ".writing-"
+
+
+class CheckpointError(Exception):
+    """A checkpoint could not be written (a full disk, say). Earlier ones are untouched."""
+
+
+def save_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
+    """Have `write(folder)` fill a folder and make it `root/step-NNNNNN` in one rename. Then delete all but the last `keep`.
+
+    Raises CheckpointError where writing fails; what was there before is still there, and nothing half-written is left.
+    """
+    final, aside = root / f"step-{step:06d}", root / f"{WRITING}step-{step:06d}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        write(aside)
+        for path in [*aside.rglob("*"), aside]:
+            _fsync(path)
+        if final.exists():  # a resumed run that comes by its own checkpoint again
+            shutil.rmtree(final)
+        aside.rename(final)
+        _fsync(root)
+    except (OSError, SafetensorError, RuntimeError) as error:  # safetensors and torch.save wrap the disk's own error
+        shutil.rmtree(aside, ignore_errors=True)
+        raise CheckpointError(f"could not write {final}: {str(error).strip().splitlines()[0]}") from error
+    for old in list_checkpoints(root)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    return sorted(root.glob("step-" + "[0-9]" * 6))
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def random_state() -> dict:
+    """Every random generator's state, as values that torch.load(weights_only=True) reads."""
+    name, keys, *rest = numpy.random.get_state()
+    return {"python": random.getstate(), "numpy": (name, keys.tolist(), *rest), "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def set_random_state(state: dict) -> None:
+    """The inverse of random_state."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["numpy"]
+    numpy.random.set_state((name, numpy.array(keys, dtype=numpy.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,370 @@
+"""A run's whole configuration: frozen, keyword-only, checked when it is made.
+
+Types and ranges are checked by pydantic, also when a Config is built in Python or read from a file, so
+that a bad value is an error that names the field before anything loads. Recipes (recipes.py) are functions that
+return a whole Config; the command line and YAML or TOML files override single fields of one.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import pydantic
+import pydantic.dataclasses
+import tyro
+import yaml
+from pydantic import Field
+
+if TYPE_CHECKING:
+    from srt_kernels.objective import Objective
+
+
+def _frozen(cls):
+    """A frozen, keyword-only dataclass whose types and ranges pydantic checks; one ValueError names every bad field."""
+    cls = pydantic.dataclasses.dataclass(
+        frozen=True, kw_only=True, config=pydantic.ConfigDict(extra="forbid", allow_inf_nan=False))(cls)
+    checked_init = cls.__init__
+
+    @functools.wraps(checked_init)
+    def __init__(self, *args, **kwargs):
+        try:
+            checked_init(self, *args, **kwargs)
+        except pydantic.ValidationError as error:
+            raise ValueError(_explain(error, cls.section)) from None
+
+    cls.__init__ = __init__
+    return cls
+
+
+def _parse_table(words: list[str]) -> dict[str, Any]:
+    pairs = [word.partition("=") for word in words]
+    if wrong := [word for word, (_, equals, _) in zip(words, pairs, strict=True) if not equals]:
+        raise ValueError(f"expected KEY=VALUE, got {' '.join(wrong)}")
+    return {key: yaml.safe_load(value) for key, _, value in pairs}
+
+
+Table = Annotated[dict[str, Any], tyro.constructors.PrimitiveConstructorSpec(
+    nargs="*", metavar="[KEY=VALUE ...]", instance_from_str=_parse_table, is_instance=lambda x: isinstance(x, dict),
+    str_from_instance=lambda table: [f"{key}={value}" for key, value in table.items()])]
+"""A table of settings; on the command line min_terms=2 max_terms=3, values as YAML reads them."""
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+@_frozen
+class ModelConfig:
+    """Which causal language model to train, and in which precision."""
+
+    section: ClassVar[str] = "model."
+
+    path: str = "quickstart"
+    """"quickstart" (the embedded tiny model), a local Hugging Face folder, a .gguf file, or a hub id."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the trained weights. bfloat16 loses updates below about 1/256 of a weight; keep float32 unless memory forbids."""
+    autocast: Literal["auto", "off", "bfloat16"] = "auto"
+    """Type of the forward pass over float32 weights. "auto": bfloat16 on CUDA, off on a CPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """"auto": CUDA where torch sees a device, else the CPU."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in backward: less memory, about a third more time."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Leave off unless you have read that code."""
+
+
+@_frozen
+class WarmStartConfig:
+    """Supervised warm start of the embedded model (only where model.path is "quickstart")."""
+
+    section: ClassVar[str] = "warm_start."
+
+    pass1_low: Fraction = 0.45
+    """The warm start stops when held-out pass@1 at temperature 1 lies between pass1_low and pass1_high."""
+    pass1_high: Fraction = 0.6
+    """Upper end of that band."""
+    hidden_size: Positive = 128
+    """Width of the Llama model (4 heads)."""
+    layers: Positive = 4
+    """Number of layers."""
+    batch_size: Positive = 128
+    """Worked sums in one supervised step."""
+    lr: PositiveFloat = 3e-3
+    """Peak learning rate of AdamW (linear warm-up over 100 steps)."""
+    slip: Fraction = 0.15
+    """Chance that a column of a worked sum gets a random digit. Sloppy data, as the web's is: a sample is often wrong
+    where the majority is right, so the vote has room to help."""
+    max_steps: Positive = 4000
+    """Give up with an error if the band is not reached by then."""
+    cache: bool = True
+    """Keep the warm-started model in the XDG cache folder and start from it next time."""
+
+    def __post_init__(self):
+        if self.pass1_low >= self.pass1_high:
+            raise ValueError(f"warm_start.pass1_low: expected less than pass1_high, got {self.pass1_low} >= {self.pass1_high}")
+
+
+@_frozen
+class TaskConfig:
+    """Where the prompts come from, how they are worded, and how a final answer is read."""
+
+    section: ClassVar[str] = "task."
+
+    kind: Literal["arithmetic", "reasoning_gym", "jsonl", "parquet", "datasets"] = "arithmetic"
+    """"arithmetic" (the embedded sums), a reasoning-gym dataset, a JSONL or Parquet file, or a set of the `datasets`
+    library."""
+    name: str | None = None
+    """Dataset name (reasoning_gym, datasets) or file path (jsonl, parquet). Not used by arithmetic."""
+    params: Table = Field(default_factory=dict)
+    """Settings of the set: arithmetic (max_digits), reasoning-gym difficulty (min_terms ...), or arguments of
+    datasets.load_dataset."""
+    size: NonNegative = 0
+    """Number of training prompts to use; 0 means all (endless for procedural sets)."""
+    prompt_column: str = "problem"
+    """Column that holds the prompt (jsonl, parquet, datasets)."""
+    gold_column: str | None = None
+    """Column that holds the gold answer, for metrics only; none means that accuracy cannot be reported."""
+    split: str = "train"
+    """Split of a `datasets` set to train on."""
+    eval_name: str | None = None
+    """Held-out file, or split of the `datasets` set. None: hold out prompts of the training set."""
+    test_time: bool = False
+    """Test-time training: evaluate on the training prompts themselves (jsonl, parquet, datasets)."""
+    template: str = "{prompt}"
+    """Wording of the user message or raw prompt; {prompt} stands for the task's prompt."""
+    system: str | None = None
+    """System message, with chat templates."""
+    chat: bool = False
+    """Wrap the prompt in the tokenizer's chat template."""
+    answer_rule: Literal["boxed", "tag", "last_number", "whole"] = "boxed"
+    """Where the final answer is: the last \\boxed{...}, the last <answer>...</answer>, the last number, or the whole text."""
+    verifier: Literal["exact", "task", "math_verify"] = "exact"
+    """How metrics compare an answer with gold: equal canonical forms, reasoning-gym's own scorer, or math-verify (symbolic)."""
+
+    def __post_init__(self):
+        if self.kind != "arithmetic" and not self.name:
+            raise ValueError(f"task.name: expected a dataset name or a file path with task.kind={self.kind!r}, got none")
+        if self.test_time and (self.eval_name or self.kind in ("arithmetic", "reasoning_gym")):
+            raise ValueError("task.test_time: expected a jsonl, parquet or datasets task without eval_name, "
+                             f"got kind {self.kind!r}, eval_name {self.eval_name!r}")
+        if self.template.count("{prompt}") != 1:
+            raise ValueError(f"task.template: expected {{prompt}} exactly once, got {self.template!r}")
+        if self.verifier == "task" and self.kind != "reasoning_gym":
+            raise ValueError(f"task.verifier: 'task' needs task.kind='reasoning_gym', got kind {self.kind!r}")
+        if self.system is not None and not self.chat:
+            raise ValueError("task.system: expected task.chat=True with a system message, got chat=False")
+
+
+@_frozen
+class SamplingConfig:
+    """How completions are sampled for training."""
+
+    section: ClassVar[str] = "sampling."
+
+    group_size: Annotated[int, Field(ge=2)] = 16
+    """Completions per prompt, at least 2: a group of one has no majority and no advantage."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature; the loss uses the same one."""
+    max_prompt_tokens: Positive = 1024
+    """Longest prompt; a longer one is dropped and counted, and an error when all are."""
+    max_new_tokens: Positive = 1024
+    """Longest completion; one that is cut there is counted (see feedback.cut)."""
+    max_sequences: Positive = 512
+    """Sequences in one generate call: bounds the KV cache."""
+
+
+@_frozen
+class FeedbackConfig:
+    """The reward design."""
+
+    section: ClassVar[str] = "feedback."
+
+    kind: Literal["majority", "oracle"] = "majority"
+    """"majority": agreement with the group's majority vote (no labels). "oracle": agreement with gold."""
+    share_over: Literal["all", "valid"] = "all"
+    """Vote share counts over all rollouts of a group, or over those with an answer. "all": silence lowers confidence."""
+    cut: Literal["vote", "no_answer", "mask"] = "vote"
+    """A completion cut at max_new_tokens: votes if it has an answer, has no answer, or is also left out of the loss."""
+
+
+@_frozen
+class TrainConfig:
+    """The policy-gradient step."""
+
+    section: ClassVar[str] = "train."
+
+    steps: Positive = 100
+    """Optimizer batches to train for."""
+    prompts_per_step: Positive = 64
+    """Prompts sampled for one step."""
+    minibatches: Positive = 1
+    """Optimizer updates per batch. 1 is on-policy: the ratio is exactly 1."""
+    objective: Literal["grpo", "dapo", "dr_grpo", "bnpo", "gspo", "cispo", "sapo", "rloo", "reinforce", "srt"] = "srt"
+    """Preset of srt_kernels.Objective."""
+    objective_overrides: Table = Field(default_factory=dict)
+    """Fields of the preset to change, such as clip_high 0.28, kl k3, kl_coef 0.001."""
+    advantage: Literal["grpo", "mean", "rloo", "batch"] = "rloo"
+    """Group advantage: grpo (mean and std), mean (Dr. GRPO), rloo (leave one out), batch (REINFORCE++ baseline)."""
+    reward_kl_coef: NonNegativeFloat = 0.0
+    """Weight of the k3 KL to the starting model, summed over the completion, taken off the reward (the paper's RLOO)."""
+    lr: PositiveFloat = 1e-6
+    """Learning rate of AdamW."""
+    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Shape of the learning rate after warm-up."""
+    warmup_steps: NonNegative = 0
+    """Steps of linear warm-up."""
+    weight_decay: NonNegativeFloat = 0.01
+    """AdamW weight decay."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """AdamW betas."""
+    grad_clip: PositiveFloat = 1.0
+    """Gradient norm is clipped to this."""
+    token_budget: Positive = 16384
+    """Tokens (prompt and completion) in one micro-batch of the training pass."""
+    seed: NonNegative = 0
+    """Seed of prompts, sampling and initial weights."""
+
+
+@_frozen
+class EvalConfig:
+    """Evaluation on held-out prompts: pass@1, pass@k, maj@k."""
+
+    section: ClassVar[str] = "evaluation."
+
+    every: NonNegative = 25
+    """Evaluate every so many steps; 0: only at start and end."""
+    prompts: Positive = 256
+    """Held-out prompts; they are never trained on."""
+    samples: Positive = 8
+    """Completions per held-out prompt (k)."""
+    temperature: NonNegativeFloat = 1.0
+    """0 is greedy, and then one sample per prompt is drawn."""
+
+
+@_frozen
+class LogConfig:
+    """What is written beside metrics.jsonl, which always is."""
+
+    section: ClassVar[str] = "log."
+
+    tensorboard: bool = True
+    """Write TensorBoard event files."""
+    tracker: Literal["none", "wandb", "trackio"] = "none"
+    """Also send metrics to this service (its package must be installed)."""
+    project: str = "srt-fast"
+    """Project name for the tracker."""
+    sample_every: NonNegative = 10
+    """Keep sample completions every so many steps; 0: none."""
+
+
+@_frozen
+class CheckpointConfig:
+    """Checkpoints to resume from."""
+
+    section: ClassVar[str] = "checkpoint."
+
+    every: NonNegative = 50
+    """Write one every so many steps; 0: only at the end and on SIGINT or SIGTERM."""
+    keep: Positive = 2
+    """Keep the last so many."""
+
+
+@_frozen
+class Config:
+    """A whole run."""
+
+    section: ClassVar[str] = ""
+
+    recipe: str = "quickstart"
+    """Name of the recipe that this configuration started from."""
+    run_dir: str | None = None
+    """Folder to write to. None: runs/<recipe>-seed<seed>-<time>."""
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    warm_start: WarmStartConfig = Field(default_factory=WarmStartConfig)
+    task: TaskConfig = Field(default_factory=TaskConfig)
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    feedback: FeedbackConfig = Field(default_factory=FeedbackConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    evaluation: EvalConfig = Field(default_factory=EvalConfig)
+    log: LogConfig = Field(default_factory=LogConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+
+    def __post_init__(self):
+        if self.train.objective_overrides:
+            try:
+                self.objective()
+            except ValueError as error:
+                raise ValueError(f"train.objective_overrides: {error}") from None
+        if self.model.path == "quickstart" and self.task.kind != "arithmetic":
+            raise ValueError("model.path: the embedded model 'quickstart' only knows task.kind='arithmetic', got "
+                             f"{self.task.kind!r}; name a model folder or hub id")
+        if self.train.minibatches > self.train.prompts_per_step:
+            raise ValueError(f"train.minibatches: expected at most train.prompts_per_step ({self.train.prompts_per_step}), "
+                             f"got {self.train.minibatches}")
+
+    def objective(self) -> Objective:
+        """The loss of srt_kernels that train.objective and its overrides name. "dr_grpo" divides by sampling.max_new_tokens."""
+        from srt_kernels.objective import Objective  # brings torch, which `--help` should not wait for
+        changes = dict(self.train.objective_overrides)
+        if self.train.objective == "dr_grpo":
+            changes.setdefault("max_length", self.sampling.max_new_tokens)
+        return Objective.preset(self.train.objective, **changes)
+
+
+_adapter = pydantic.TypeAdapter(Config)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as nested plain values, for JSON and YAML."""
+    return _adapter.dump_python(config, mode="json")
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The inverse of to_dict. ValueError names each unknown field, wrong type and impossible value."""
+    try:
+        return _adapter.validate_python(values)
+    except pydantic.ValidationError as error:
+        raise ValueError(_explain(error)) from None
+
+
+def override(config: Config, changes: dict[str, Any]) -> Config:
+    """A copy with some fields changed. Keys are nested ({"train": {"lr": 1e-4}}) or dotted ({"train.lr": 1e-4}).
+
+    ValueError names each unknown field, wrong type and impossible value.
+    """
+    values = to_dict(config)
+    for key, value in changes.items():
+        *path, leaf = key.split(".")
+        _merge(values, _nest(path, {leaf: value}), "")
+    return from_dict(values)
+
+
+def _nest(path: list[str], value: Any) -> Any:
+    return {path[0]: _nest(path[1:], value)} if path else value
+
+
+def _merge(values: dict, changes: dict, prefix: str) -> None:
+    for key, value in changes.items():
+        section = isinstance(values.get(key), dict) and key in Config.__dataclass_fields__
+        if section and not isinstance(value, dict):
+            raise ValueError(f"{prefix}{key}: expected a table of fields, got {value!r}")
+        if section:
+            _merge(values[key], value, f"{prefix}{key}.")
+        else:
+            values[key] = value
+
+
+def _explain(error: pydantic.ValidationError, section: str = "") -> str:
+    """Each problem in a few words: the field, what was expected, what came."""
+    return "; ".join(_describe(problem, section) for problem in error.errors())
+
+
+def _describe(problem: dict, section: str) -> str:
+    field = section + ".".join(str(part) for part in problem["loc"])
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{field}: unknown field"
+    message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    return message if problem["type"] == "value_error" else f"{field}: {message}, got {problem['input']!r}"

@@ -1,0 +1,49 @@
+"""Held-out evaluation: pass@1 as avg@k, unbiased pass@k, maj@k and the gap between them."""
+
+from __future__ import annotations
+
+import torch
+
+from srt_fast.config import Config, EvalConfig
+from srt_fast.policy import Policy
+from srt_fast.sampler.base import Sampler
+from srt_fast.scores import summarize
+from srt_fast.tasks.base import Task
+from srt_fast.tasks.wording import prompt_ids
+from srt_kernels.answer_key import AnswerReader, answer_key
+from srt_kernels.majority_vote import majority_vote
+
+EVAL_SEED = 20260101
+
+
+def evaluate(policy: Policy, sampler: Sampler, task: Task, config: Config, settings: EvalConfig) -> dict[str, float]:
+    """Sample `settings.samples` completions of each held-out prompt and score them against gold.
+
+    The caller's random state is left as it was, so that evaluating more or less often changes no training step, and
+    every evaluation draws with the same seed. Accuracies are absent where the task has no gold answers.
+    """
+    problems = task.held_out(settings.prompts)
+    samples = settings.samples if settings.temperature > 0 else 1
+    prompts = [prompt_ids(problem, config.task, policy.tokenizer) for problem in problems]
+    devices = [policy.device] if policy.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(EVAL_SEED)
+        rollouts = sampler.sample(prompts, samples, temperature=settings.temperature,
+                                  max_new_tokens=config.sampling.max_new_tokens)
+    answers = AnswerReader(policy.tokenizer, config.task.answer_rule).read(rollouts.tokens, rollouts.cu_seqlens)
+    keys = torch.tensor([answer_key(answer) for answer in answers])
+    vote = majority_vote(keys, rollouts.cu_groups.cpu())
+    groups = [answers[i:i + samples] for i in range(0, len(answers), samples)]
+    shares = vote.share.tolist()
+    result = {"vote_share": sum(shares) / len(shares), "cut": rollouts.cut.float().mean().item(),
+              "completion_tokens": len(rollouts.tokens) / len(answers)}
+    if not task.has_gold:
+        return result
+    correct = [[task.correct(answer, problem) for answer in group] for group, problem in zip(groups, problems, strict=True)]
+    majority = _majority_correct(keys.view(-1, samples).tolist(), vote.majority.tolist(), correct)
+    return {**result, **summarize(correct, majority, shares)}
+
+
+def _majority_correct(keys: list[list[int]], majority: list[int], correct: list[list[bool]]) -> list[bool]:
+    """Whether each group's majority answer is correct: the verdict on the first rollout that gave it."""
+    return [key != 0 and verdicts[group.index(key)] for group, key, verdicts in zip(keys, majority, correct, strict=True)]

@@ -1,0 +1,122 @@
+"""The training pass of a step: advantages, packing, the fused loss and the optimizer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import get_scheduler
+
+from srt_fast.config import Config
+from srt_fast.feedback import Reward
+from srt_fast.packing import active_rollouts, pack
+from srt_fast.policy import Policy
+from srt_fast.rollout import PackedBatch, Rollouts
+from srt_fast.step_metrics import Totals
+from srt_kernels.group_advantage import group_advantage
+from srt_kernels.linear_logprob import linear_logprob
+from srt_kernels.linear_policy_loss import PolicyLoss, linear_policy_loss
+
+
+class Learner:
+    """Policy, reference, optimizer and learning-rate schedule.
+
+    `check()` is called between micro-batches as long as the step can still be undone; it may raise (a signal arrived).
+    """
+
+    def __init__(self, config: Config, policy: Policy, reference: Policy | None, check: Callable[[], None]):
+        train = config.train
+        self._config, self._objective, self._check = config, config.objective(), check
+        self._policy, self._reference = policy, reference
+        self._optimizer = torch.optim.AdamW(policy.model.parameters(), lr=train.lr, betas=train.betas,
+                                            weight_decay=train.weight_decay)
+        name = "constant_with_warmup" if train.lr_schedule == "constant" else train.lr_schedule
+        self._scheduler = get_scheduler(name, self._optimizer, train.warmup_steps, train.steps)
+
+    def state_dict(self) -> dict:
+        return {"optimizer": self._optimizer.state_dict(), "scheduler": self._scheduler.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scheduler.load_state_dict(state["scheduler"])
+
+    def forget(self) -> None:
+        """Drop the gradient of an unfinished step."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def learn(self, rollouts: Rollouts, reward: Reward) -> dict:
+        """One optimizer update per mini-batch of prompts; none where no rollout has a gradient. Returns metrics."""
+        train, objective = self._config.train, self._objective
+        rewards, everything = reward.rewards, torch.arange(len(reward.rewards), device=reward.rewards.device)
+        values: dict = {"lr": self._scheduler.get_last_lr()[0]}
+        if train.reward_kl_coef:
+            kl = self._sequence_kl(rollouts, everything)
+            rewards, values["kl"] = rewards - train.reward_kl_coef * kl, kl.mean().item()
+        advantages = group_advantage(rewards, rollouts.cu_groups, kind=train.advantage)
+        every_row = objective.kl_coef > 0 or objective.entropy_coef != 0
+        active = active_rollouts(advantages, reward.keep, rollouts.cu_seqlens, every_row=every_row)
+        lengths = rollouts.cu_seqlens.diff()
+        values["tokens_saved"] = 1 - lengths[active].sum().item() / lengths.sum().item()
+        old = self._logprobs(self._policy, rollouts, active) if train.minibatches > 1 else None
+        ref = self._logprobs(self._reference, rollouts, active) if objective.kl_coef else None
+        bounds = torch.linspace(0, len(rollouts.prompts), train.minibatches + 1).long()
+        totals = Totals()
+        for first, last in rollouts.cu_groups[bounds].unfold(0, 2, 1).tolist():
+            part = active[(active >= first) & (active < last)]
+            if len(part) == 0:
+                continue
+            counted = reward.keep[first:last]
+            normalizer = (lengths[first:last] * counted).sum() if objective.reduction == "token" else counted.sum()
+            for batch in pack(rollouts, advantages, part, train.token_budget):
+                if not totals.updates:  # before the first update a step can still be undone
+                    self._check()
+                totals.add(self._backward(batch, old, ref, normalizer), batch)
+            totals.updates += 1
+            totals.grad_norm += self._update()
+        with warnings.catch_warnings():  # torch warns where the first steps had no update: the schedule counts those too
+            warnings.simplefilter("ignore")
+            self._scheduler.step()
+        return values | totals.metrics()
+
+    def _backward(self, batch: PackedBatch, old: Tensor | None, ref: Tensor | None, normalizer: Tensor) -> PolicyLoss:
+        hidden, head = self._policy.hidden(batch.input_ids, batch.position_ids, batch.cu_input), self._policy.head
+        result = linear_policy_loss(
+            hidden, head.weight, batch.targets, batch.advantages, batch.cu_seqlens, self._objective, bias=head.bias,
+            softcap=head.softcap, temperature=self._config.sampling.temperature * head.temperature_factor,
+            row_index=batch.row_index, sampler_logprobs=batch.sampler_logprobs, normalizer=normalizer,
+            old_logprobs=None if old is None else old[batch.token_index],
+            ref_logprobs=None if ref is None else ref[batch.token_index])
+        result.loss.backward()
+        return result
+
+    def _update(self) -> float:
+        parameters = self._policy.model.parameters()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self._config.train.grad_clip).item()
+        if norm != norm or norm == float("inf"):
+            raise ValueError(f"expected a finite gradient norm, got {norm}; the last checkpoint is unharmed")
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    @torch.no_grad()
+    def _logprobs(self, policy: Policy, rollouts: Rollouts, indices: Tensor) -> Tensor:
+        """[N] log-probs of these rollouts' tokens under a model; other tokens' are NaN."""
+        out = torch.full_like(rollouts.logprobs, float("nan"))
+        nothing = torch.zeros(len(rollouts.cut), device=out.device)
+        for batch in pack(rollouts, nothing, indices, self._config.train.token_budget):
+            self._check()
+            head = policy.head
+            out[batch.token_index] = linear_logprob(
+                policy.hidden(batch.input_ids, batch.position_ids, batch.cu_input), head.weight, batch.targets, bias=head.bias,
+                softcap=head.softcap, temperature=self._config.sampling.temperature * head.temperature_factor,
+                row_index=batch.row_index)[0]
+        return out
+
+    def _sequence_kl(self, rollouts: Rollouts, everything: Tensor) -> Tensor:
+        """[R] k3 estimate of the KL to the starting model, summed over each completion (joschu.net/blog/kl-approx.html)."""
+        log_ratio = self._logprobs(self._reference, rollouts, everything) - self._logprobs(self._policy, rollouts, everything)
+        k3 = log_ratio.exp() - 1 - log_ratio
+        rollout = torch.repeat_interleave(everything, rollouts.cu_seqlens.diff(), output_size=len(k3))
+        return torch.zeros(len(everything), device=k3.device).index_add(0, rollout, k3)

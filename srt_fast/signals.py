@@ -1,0 +1,39 @@
+"""SIGINT and SIGTERM as an exception at the next safe point, so that a run saves before it leaves."""
+
+from __future__ import annotations
+
+import signal
+
+
+class Interrupted(Exception):
+    """The run was asked to stop. `signal` is the signal's number."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.signal = number
+
+
+class StopSignals:
+    """Context manager. `check()` raises Interrupted once a signal has arrived; a second signal acts at once."""
+
+    def __init__(self):
+        self._arrived: int | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number, _frame):
+        self._arrived = number
+        for each, handler in self._previous.items():
+            signal.signal(each, handler)
+
+    def check(self) -> None:
+        if self._arrived is not None:
+            raise Interrupted(self._arrived)

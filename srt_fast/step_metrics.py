@@ -1,0 +1,79 @@
+"""A step's numbers for the log: what the vote says, what the training pass did, and a few samples to read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from srt_fast.rollout import PackedBatch, Problem, Rollouts
+from srt_kernels.linear_policy_loss import PolicyLoss
+from srt_kernels.majority_vote import Vote
+
+SAMPLED_PROMPTS, SAMPLED_COMPLETIONS = 2, 3
+
+
+def vote_metrics(vote: Vote, correct: Tensor | None, cu_groups: Tensor) -> dict[str, float | None]:
+    """Figures of P groups' votes. With gold: accuracy of the samples (pass1), of the majority (label_accuracy), and how
+    often the vote's reward is the one that gold would give (reward_accuracy).
+
+    top_answer_share is the largest share of prompts that one answer is the majority of: towards 1 it shows the
+    collapse to a constant answer.
+    """
+    answered = vote.majority[vote.majority != 0]
+    most_common = answered.unique(return_counts=True)[1].max().item() if len(answered) else 0
+    values = {
+        "vote_share": vote.share.mean().item(), "unanimous": (vote.share == 1).float().mean().item(),
+        "no_answer": 1 - vote.valid.float().mean().item(), "top_answer_share": most_common / len(vote.majority)}
+    if correct is None:
+        return values
+    agrees = vote.rewards.bool()
+    group = torch.repeat_interleave(torch.arange(len(vote.majority), device=correct.device), cu_groups.diff())
+    right = torch.zeros(len(vote.majority), device=correct.device).index_add(0, group, (agrees & correct).float())
+    return values | {"pass1": correct.float().mean().item(), "label_accuracy": (right > 0).float().mean().item(),
+                     "reward_accuracy": (agrees == correct).float().mean().item()}
+
+
+def sample_rows(problems: list[Problem], rollouts: Rollouts, tokenizer, answers: list[str | None], agrees: Tensor,
+                correct: Tensor | None) -> list[dict]:
+    """The first completions of the first prompts, for samples.jsonl and the report."""
+    starts, offsets, rows = rollouts.cu_groups.tolist(), rollouts.cu_seqlens.tolist(), []
+    for problem, first, last in zip(problems[:SAMPLED_PROMPTS], starts, starts[1:], strict=False):
+        for index in range(first, min(first + SAMPLED_COMPLETIONS, last)):
+            text = tokenizer.decode(rollouts.tokens[offsets[index]:offsets[index + 1]])
+            rows.append({"prompt": problem.prompt, "completion": text, "answer": answers[index], "gold": problem.gold,
+                         "majority": bool(agrees[index]), "correct": None if correct is None else bool(correct[index]),
+                         "cut": bool(rollouts.cut[index])})
+    return rows
+
+
+@dataclass
+class Totals:
+    """Sums over the micro-batches of a step's training pass."""
+
+    loss: float = 0.0
+    grad_norm: float = 0.0
+    entropy: float = 0.0
+    tokens: int = 0
+    sampler_gap: float = 0.0
+    updates: int = 0
+
+    def add(self, result: PolicyLoss, batch: PackedBatch) -> None:
+        self.loss += result.loss.item()
+        self.entropy += result.entropies.nansum().item()
+        self.tokens += len(batch.targets)
+        if not self.updates:  # later updates are off policy: there the gap is not an error
+            gap = (result.logprobs - batch.sampler_logprobs).abs().nan_to_num()
+            self.sampler_gap = max(self.sampler_gap, gap.max().item())
+
+    def metrics(self) -> dict[str, float]:
+        """Means over updates and tokens; only the count where there was no update.
+
+        sampler_gap: largest difference, in nats, between the sampler's and the trainer's log-prob of a token; on policy
+        it is rounding alone.
+        """
+        if not self.updates:
+            return {"updates": 0}
+        return {"loss": self.loss / self.updates, "grad_norm": self.grad_norm / self.updates,
+                "entropy": self.entropy / self.tokens, "sampler_gap": self.sampler_gap, "updates": self.updates}

@@ -1,0 +1,228 @@
+"""Self-Rewarded Training (arXiv 2505.21444), read from top to bottom: sample, vote, reward, pack, loss, step, sync, log.
+
+Left out, and why: several devices (FSDP2 comes next; the loss already takes the global batch's normalizer and the
+sampler has its weight sync), and PPO epochs over the same mini-batch (the paper takes one optimizer step per batch).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from srt_fast import quickstart
+from srt_fast.checkpoint import random_state, set_random_state
+from srt_fast.config import Config
+from srt_fast.evaluate import evaluate
+from srt_fast.feedback import DESIGNS, Groups, Reward
+from srt_fast.learner import Learner
+from srt_fast.policy import context_length, load_policy, load_reference, quiet_transformers
+from srt_fast.progress import RunProgress
+from srt_fast.rollout import Problem, Rollouts
+from srt_fast.run import Run
+from srt_fast.sampler.hf import HFSampler
+from srt_fast.signals import Interrupted
+from srt_fast.step_metrics import sample_rows, vote_metrics
+from srt_fast.tasks import make_task
+from srt_fast.tasks.stream import PromptStream
+from srt_fast.tasks.wording import prompt_ids
+from srt_kernels.answer_key import AnswerReader, answer_key
+from srt_kernels.majority_vote import majority_vote
+
+
+def starting_model(config: Config, progress: RunProgress, check: Callable[[], None] = lambda: None) -> str:
+    """The path to load: model.path, or the folder of the embedded model, which is warm-started first if need be."""
+    if config.model.path != "quickstart":
+        return config.model.path
+    title = f"warm start (until pass@1 {config.warm_start.pass1_low:g} to {config.warm_start.pass1_high:g})"
+    progress.phase(title, None, ["pass1", "loss", "tokens_per_second"])
+    return str(quickstart.ensure_warm_started(config, progress.update, check))
+
+
+def evaluate_model(config: Config, *, quiet: bool = False) -> dict[str, float]:
+    """Evaluate config.model on the held-out prompts of config.task: pass@1, pass@k, maj@k."""
+    quiet_transformers()
+    task = make_task(config)
+    with RunProgress(quiet=quiet) as progress:
+        policy = load_policy(starting_model(config, progress), config.model)
+        sampler = HFSampler(policy, config.sampling.max_sequences)
+        progress.phase("evaluation", 1, ["pass1", "maj", "vote_share"])
+        result = evaluate(policy, sampler, task, config, config.evaluation)
+        progress.update(1, **result)
+    return result
+
+
+class Trainer:
+    """One run. `Trainer(recipes.quickstart()).train()` is what `srt-fast train quickstart` does.
+
+    resume: a run folder to continue from its last checkpoint. quiet: no progress on stderr. Raises ValueError for a
+    configuration that does not fit together.
+    """
+
+    def __init__(self, config: Config, *, resume: str | Path | None = None, quiet: bool = False):
+        self.config = config
+        config.objective()  # an objective that does not exist is an error now
+        self.task = make_task(config)
+        if config.feedback.kind == "oracle" and not self.task.train_has_gold:
+            raise ValueError("feedback.kind: 'oracle' needs gold answers, expected task.gold_column to name them, got none")
+        self.feedback = DESIGNS[config.feedback.kind]()
+        self.run = Run(config, resume=resume, quiet=quiet)
+
+    def train(self) -> dict:
+        """Run to the end. Returns recipe, seed, steps, pass1_start, pass1_end, maj_start, maj_end, seconds, run_dir.
+
+        Raises Interrupted, after saving a checkpoint, when SIGINT or SIGTERM arrived.
+        """
+        quiet_transformers()
+        with self.run as run:
+            self._load()
+            fields = ["pass1", "label_accuracy", "vote_share", "pseudo_reward", "tokens_per_second"]
+            run.progress.phase("self-training", self.config.train.steps, fields)
+            try:
+                if "start" not in run.evaluations:
+                    self._evaluate("start")
+                while self.step < self.config.train.steps:
+                    self._one_step()
+                self._evaluate("end")
+            except Interrupted:
+                self._save(needed=True)
+                raise
+            self._save(needed=True)
+            return run.finish(self.step)
+
+    # ---- loading and saving ----
+
+    def _load(self) -> None:
+        config, run, train = self.config, self.run, self.config.train
+        saved = run.last_checkpoint()
+        start = starting_model(config, run.progress, run.signals.check)
+        self.policy = load_policy(str(saved / "model") if saved else start, config.model)
+        reference = load_reference(start, config.model) if train.reward_kl_coef or config.objective().kl_coef else None
+        self.max_prompt = self._longest_prompt()
+        self.reader = AnswerReader(self.policy.tokenizer, config.task.answer_rule)
+        self.sampler = HFSampler(self.policy, config.sampling.max_sequences, run.signals.check)
+        self.learner = Learner(config, self.policy, reference, run.signals.check)
+        self.stream = PromptStream(self.task, train.seed)
+        self.step = 0
+        torch.manual_seed(train.seed)
+        if saved:
+            state = torch.load(saved / "state.pt", weights_only=True, map_location="cpu")
+            self._rewind(state["stream"])
+            self.learner.load_state_dict(state["learner"])
+            run.load_state_dict(state["run"])
+            self.step = state["step"]
+            run.progress.note(f"resumed from {saved} at step {self.step}")
+
+    def _longest_prompt(self) -> int:
+        limit, sampling = context_length(self.policy), self.config.sampling
+        if limit is not None and sampling.max_new_tokens >= limit:
+            raise ValueError(f"sampling.max_new_tokens: expected less than the model's context of {limit} tokens, "
+                             f"got {sampling.max_new_tokens}")
+        return min(sampling.max_prompt_tokens, (limit or 2**62) - sampling.max_new_tokens)
+
+    def _position(self) -> dict:
+        """What a step changes before its optimizer update: enough to run the step again."""
+        return {"random": random_state(), "prompts": self.stream.state_dict(), "feedback": self.feedback.state_dict()}
+
+    def _rewind(self, position: dict) -> None:
+        set_random_state(position["random"])
+        self.stream.load_state_dict(position["prompts"])
+        self.feedback.load_state_dict(position["feedback"])
+
+    def _save(self, *, needed: bool) -> None:
+        def write(folder: Path) -> None:
+            self.policy.save(folder / "model")
+            torch.save({"step": self.step, "stream": self._position(), "learner": self.learner.state_dict(),
+                        "run": self.run.state_dict()}, folder / "state.pt")
+        self.run.save(self.step, write, needed=needed)
+
+    # ---- one step ----
+
+    def _one_step(self) -> None:
+        config, position, started = self.config, self._position(), time.perf_counter()
+        try:
+            problems, prompts = self._next_prompts()
+            rollouts = self.sampler.sample(prompts, config.sampling.group_size, temperature=config.sampling.temperature,
+                                           max_new_tokens=config.sampling.max_new_tokens)
+            sampled = time.perf_counter()
+            reward, values, samples = self._reward(problems, rollouts)
+            learned = self.learner.learn(rollouts, reward)
+        except Interrupted:
+            self.learner.forget()
+            self._rewind(position)
+            raise
+        self.sampler.sync(self.policy)
+        self.step += 1
+        if not learned["updates"]:
+            self.run.event(self.step, "step_skipped",
+                           "no rollout has a gradient (every group is unanimous or masked); step skipped")
+        values |= learned | {"seconds_sample": sampled - started, "seconds_train": time.perf_counter() - sampled,
+                             "seconds": time.perf_counter() - started}
+        values["tokens_per_second"] = len(rollouts.tokens) / values["seconds"]
+        self.run.metrics.log(self.step, values)
+        self._after_step(values, samples)
+
+    def _after_step(self, values: dict, samples: list[dict]) -> None:
+        config, step, last = self.config, self.step, self.config.train.steps
+        self.run.progress.update(step, **values)
+        if config.log.sample_every and (step == 1 or step == last or step % config.log.sample_every == 0):
+            self.run.metrics.samples(step, samples)
+        if step == last:
+            return
+        if config.evaluation.every and step % config.evaluation.every == 0:
+            self._evaluate("latest")
+        if config.checkpoint.every and step % config.checkpoint.every == 0:
+            self._save(needed=False)
+
+    def _evaluate(self, name: str) -> None:
+        """Evaluate and remember the result as "start", "latest" or "end"."""
+        done = self.run.evaluations.get("latest")
+        if done is None or done["step"] != self.step:  # else a finished run was resumed: nothing has changed since
+            result = evaluate(self.policy, self.sampler, self.task, self.config, self.config.evaluation)
+            self.run.metrics.log(self.step, result, kind="eval")
+            shown = [f"{name} {result[name]:.3f}" for name in ("pass1", "maj", "vote_share") if name in result]
+            self.run.progress.note(f"step {self.step}: held-out {', '.join(shown)}")
+            done = {"step": self.step, **result}
+        self.run.evaluations |= {"latest": done, name: done}
+
+    def _next_prompts(self) -> tuple[list[Problem], list[list[int]]]:
+        """The step's problems and their token ids; prompts that are too long are dropped, replaced and counted."""
+        wanted, kept, dropped = self.config.train.prompts_per_step, [], 0
+        while len(kept) < wanted:
+            for problem in self.stream.next(wanted - len(kept)):
+                ids = prompt_ids(problem, self.config.task, self.policy.tokenizer)
+                if len(ids) <= self.max_prompt:
+                    kept.append((problem, ids))
+                else:
+                    dropped += 1
+            if dropped > 20 * wanted and not kept:
+                raise ValueError(f"sampling.max_prompt_tokens: expected prompts of at most {self.max_prompt} tokens, "
+                                 f"got {dropped} longer ones in a row")
+        if dropped:
+            self.run.event(self.step + 1, "prompts_dropped",
+                           f"{dropped} prompts longer than {self.max_prompt} tokens were replaced", count=dropped)
+        return [problem for problem, _ in kept], [ids for _, ids in kept]
+
+    def _reward(self, problems: list[Problem], rollouts: Rollouts) -> tuple[Reward, dict, list[dict]]:
+        config, group = self.config, self.config.sampling.group_size
+        answers, cut = self.reader.read(rollouts.tokens, rollouts.cu_seqlens), rollouts.cut.tolist()
+        if config.feedback.cut != "vote":
+            answers = [None if was_cut else answer for answer, was_cut in zip(answers, cut, strict=True)]
+        keys = torch.tensor([answer_key(answer) for answer in answers], device=rollouts.tokens.device)
+        vote = majority_vote(keys, rollouts.cu_groups, share_over=config.feedback.share_over)
+        correct = None
+        if self.task.train_has_gold:
+            correct = torch.tensor([self.task.correct(answer, problems[i // group]) for i, answer in enumerate(answers)],
+                                   device=keys.device)
+        reward = self.feedback(Groups(keys=keys, cu_groups=rollouts.cu_groups, cu_seqlens=rollouts.cu_seqlens,
+                                      logprobs=rollouts.logprobs, vote=vote,
+                                      correct=correct if self.feedback.needs_gold else None))
+        if config.feedback.cut == "mask":
+            reward = Reward(rewards=reward.rewards, keep=reward.keep & ~rollouts.cut)
+        values = vote_metrics(vote, correct, rollouts.cu_groups) | {
+            "pseudo_reward": reward.rewards.mean().item(), "cut": sum(cut) / len(cut),
+            "completion_tokens": len(rollouts.tokens) / len(cut)}
+        samples = sample_rows(problems, rollouts, self.policy.tokenizer, answers, vote.rewards, correct)
+        return reward, values, samples

@@ -1,0 +1,52 @@
+import torch
+from torch.nn.functional import log_softmax
+
+from srt_fast.sampler.hf import HFSampler
+
+PROMPTS = [[1, 40, 41], [1, 50], [1, 60, 61, 62, 63, 64], [1, 40, 41]]
+
+
+def score(policy, prompt, tokens, temperature):
+    logits = policy.model(input_ids=torch.tensor([prompt + tokens]), use_cache=False).logits[0]
+    rows = log_softmax(logits.float() / temperature, -1)[len(prompt) - 1:-1]
+    return rows.gather(1, torch.tensor(tokens)[:, None])[:, 0]
+
+
+@torch.no_grad()
+def test_logprobs_are_the_models_at_every_temperature(tiny_policy):
+    """Left padding, batching and temperature change nothing: the sampler's log-probs are the trainer's."""
+    for temperature in (1.0, 0.7):
+        torch.manual_seed(1)
+        rollouts = HFSampler(tiny_policy, max_sequences=5).sample(PROMPTS, 3, temperature=temperature, max_new_tokens=6)
+        cu = rollouts.cu_seqlens.tolist()
+        assert rollouts.cu_groups.tolist() == [0, 3, 6, 9, 12]
+        for i, (a, b) in enumerate(zip(cu, cu[1:], strict=False)):
+            expected = score(tiny_policy, PROMPTS[i // 3], rollouts.tokens[a:b].tolist(), temperature)
+            torch.testing.assert_close(rollouts.logprobs[a:b], expected, rtol=0, atol=1e-5)
+
+
+def test_ends_at_the_first_end_token_and_counts_cut_ones(tiny_policy):
+    with torch.no_grad():  # make the end token likely
+        tiny_policy.model.lm_head.weight[2] += tiny_policy.model.lm_head.weight.std() * 20 * torch.randn(32).sign()
+    torch.manual_seed(0)
+    rollouts = HFSampler(tiny_policy, max_sequences=512).sample(PROMPTS, 16, temperature=1.0, max_new_tokens=4)
+    cu, ends = rollouts.cu_seqlens.tolist(), 0
+    for a, b, cut in zip(cu, cu[1:], rollouts.cut.tolist(), strict=False):
+        tokens = rollouts.tokens[a:b].tolist()
+        assert (2 in tokens) == (not cut) and 2 not in tokens[:-1] and (len(tokens) == 4 or not cut)
+        ends += not cut
+    assert 0 < ends < 64  # both cases were seen
+
+
+def test_greedy_and_seeded(tiny_policy):
+    sampler = HFSampler(tiny_policy, max_sequences=512)
+    greedy = [sampler.sample(PROMPTS, 1, temperature=0.0, max_new_tokens=4).tokens for _ in range(2)]
+    assert greedy[0].equal(greedy[1])
+    logits = tiny_policy.model(input_ids=torch.tensor([PROMPTS[1]]), use_cache=False).logits[0, -1]
+    start = sampler.sample(PROMPTS, 1, temperature=0.0, max_new_tokens=4)
+    assert start.tokens[start.cu_seqlens[1]] == logits.argmax()
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        draws.append(sampler.sample(PROMPTS, 4, temperature=1.0, max_new_tokens=4).tokens)
+    assert draws[0].equal(draws[1])
