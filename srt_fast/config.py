@@ -82,7 +82,9 @@ class WarmStartConfig:
 
     section: ClassVar[str] = "warm_start."
 
-    pass1_low: Fraction = 0.45
+    seed: NonNegative = 0
+    """Seed of its weights and data; apart from train.seed, so that runs of several seeds start from one model."""
+    pass1_low: Fraction = 0.43
     """The warm start stops when held-out pass@1 at temperature 1 lies between pass1_low and pass1_high."""
     pass1_high: Fraction = 0.6
     """Upper end of that band."""
@@ -225,7 +227,7 @@ class TrainConfig:
     token_budget: Positive = 16384
     """Tokens (prompt and completion) in one micro-batch of the training pass."""
     seed: NonNegative = 0
-    """Seed of prompts, sampling and initial weights."""
+    """Seed of prompts and sampling."""
 
 
 @_frozen

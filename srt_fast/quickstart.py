@@ -57,7 +57,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def build_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """A Llama of warm_start.hidden_size and warm_start.layers with seeded random weights."""
     width = config.warm_start.hidden_size
-    torch.manual_seed(config.train.seed)
+    torch.manual_seed(config.warm_start.seed)
     return LlamaForCausalLM(LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=width, intermediate_size=3 * width,
         num_hidden_layers=config.warm_start.layers, num_attention_heads=4, max_position_embeddings=256,
@@ -67,7 +67,7 @@ def build_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
 def cache_folder(config: Config) -> Path:
     """Where the warm-started model of this configuration is kept: $XDG_CACHE_HOME/srt-fast/quickstart-<hash>."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    recipe = [FORMAT, config.train.seed, asdict(config.warm_start), config.task.params, config.task.template]
+    recipe = [FORMAT, asdict(config.warm_start), config.task.params, config.task.template]
     return root / "srt-fast" / f"quickstart-{hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]}"
 
 
@@ -107,7 +107,7 @@ def _supervise(policy: Policy, config: Config, progress: Callable[..., None], ch
     task = make_task(config)
     sampler = HFSampler(policy, config.sampling.max_sequences, checkpoint)
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=warm.lr, betas=(0.9, 0.95), weight_decay=0.01)
-    rng = random.Random(config.train.seed)
+    rng = random.Random(config.warm_start.seed)
     scale, before, pass1 = 1.0, None, 0.0
     for step in range(1, warm.max_steps + 1):
         checkpoint()

@@ -17,8 +17,8 @@ def quickstart() -> Config:
     return Config(
         recipe="quickstart",
         sampling=SamplingConfig(group_size=16, max_new_tokens=16, max_sequences=1024),
-        train=TrainConfig(steps=100, prompts_per_step=64, objective="grpo", advantage="grpo", lr=1e-4, weight_decay=0.0),
-        evaluation=EvalConfig(every=20, prompts=256, samples=8), checkpoint=CheckpointConfig(every=50))
+        train=TrainConfig(steps=60, prompts_per_step=64, objective="grpo", advantage="grpo", lr=1e-4, weight_decay=0.0),
+        evaluation=EvalConfig(every=20, prompts=256, samples=8), checkpoint=CheckpointConfig(every=20))
 
 
 def smollm() -> Config:

@@ -17,7 +17,7 @@ class Problem:
     """One prompt of a task."""
 
     id: str  # "arithmetic/17": stable across runs
-    prompt: str  # "047+085=" : the task's own text, before template and chat template
+    prompt: str  # "740+580=" : the task's own text, before template and chat template
     gold: str | None = None  # "132": for metrics only, never for training (except feedback "oracle")
     row: object = None  # the task's own row, which its verifier may need
 

@@ -101,9 +101,9 @@ def test_arithmetic_draws_sums_of_mixed_difficulty_and_works_them_out():
     task = ArithmeticTask(TaskConfig())
     prompts = [task.train(index).prompt for index in range(600)]
     assert all(re.fullmatch(r"\d{3}\+\d{3}=", prompt) for prompt in prompts)
-    assert 160 <= sum(prompt[0] != "0" or prompt[4] != "0" for prompt in prompts) <= 240  # a third has three digits
+    assert 160 <= sum(prompt[2] != "0" or prompt[6] != "0" for prompt in prompts) <= 240  # a third has three digits
     assert len(task.held_out(256)) == 256
-    problem = Problem(id="", prompt="047+085=", gold="132")
+    problem = Problem(id="", prompt="740+580=", gold="132")
     assert worked_solution(problem) == r"2310\boxed{132}"
 
 
@@ -121,8 +121,11 @@ def test_files_drop_repeated_and_held_out_prompts_and_read_gold(tmp_path, caplog
     assert "dropped 1 of 5 rows" in caplog.text and "1 prompts are also in" in caplog.text
     assert not task_of(**fields).has_gold
     write_jsonl(tmp_path / "test.jsonl", [{"problem": "d", "answer": None}, {"problem": "e", "answer": 8}])
-    assert not task_of(**fields, gold_column="answer").has_gold
+    unlabelled = task_of(**fields, gold_column="answer")
+    assert not unlabelled.has_gold and unlabelled.train_has_gold
     assert task_of(kind="jsonl", name=train, size=2).train_size == 2
+    at_test_time = task_of(kind="jsonl", name=train, test_time=True)
+    assert [p.prompt for p in at_test_time.held_out(9)] == [at_test_time.train(i).prompt for i in range(4)]
 
 
 def test_parquet_and_datasets_read_what_jsonl_reads(tmp_path, problems_file):

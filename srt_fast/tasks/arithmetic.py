@@ -1,4 +1,8 @@
-r"""The embedded task: sums of two zero-padded numbers, of mixed difficulty. "047+085=" has the gold answer "132"."""
+r"""The embedded task: sums of mixed difficulty, operands zero-padded and lowest digit first: "740+580=" is 47 + 85 = 132.
+
+Lowest digit first puts every pair of digits at the same distance from the digit of the sum that needs them, which a
+tiny model with rotary positions learns some 200 steps sooner (LOG.md).
+"""
 
 from __future__ import annotations
 
@@ -53,8 +57,8 @@ class ArithmeticTask:
         return rng.randrange(bound), rng.randrange(bound)
 
     def _problem(self, name: str, a: int, b: int) -> Problem:
-        width = self.max_digits
-        return Problem(id=name, prompt=f"{a:0{width}d}+{b:0{width}d}=", gold=str(a + b))
+        left, right = (str(number).zfill(self.max_digits)[::-1] for number in (a, b))
+        return Problem(id=name, prompt=f"{left}+{right}=", gold=str(a + b))
 
 
 def _is_held_out(a: int, b: int) -> bool:
@@ -64,7 +68,7 @@ def _is_held_out(a: int, b: int) -> bool:
 def worked_solution(problem: Problem) -> str:
     r"""What the supervised warm start teaches: the sum's digits, lowest first, then the answer.
 
-    "047+085=" gives "2310\boxed{132}": the zero-padded sum 0132 backwards, since carries run from low to high.
+    "740+580=" gives "2310\boxed{132}": the zero-padded sum 0132 backwards, since carries run from low to high.
     """
     width = problem.prompt.index("+") + 1
     return problem.gold.zfill(width)[::-1] + f"\\boxed{{{problem.gold}}}"
