@@ -3,14 +3,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH = 2.13.0
-RECIPE ?= quickstart
 ARGS ?=
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: train smollm test lint clean
 
 train: $(VENV)/.trainer
-	$(VENV)/bin/srt-fast train $(RECIPE) $(ARGS)
+	$(VENV)/bin/srt-fast train quickstart $(ARGS)
 
 smollm: $(VENV)/.tests
 	$(VENV)/bin/srt-fast train smollm $(ARGS)

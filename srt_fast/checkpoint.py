@@ -19,8 +19,9 @@ class CheckpointError(Exception):
     """A checkpoint could not be written (a full disk, say). Earlier ones are untouched."""
 
 
-def save_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
-    """Have `write(folder)` fill a folder and make it `root/step-NNNNNN` in one rename. Then delete all but the last `keep`.
+def save_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep: int, link: Path) -> Path:
+    """Have `write(folder)` fill a folder and make it `root/step-NNNNNN` in one rename. Then point `link` at the model in
+    it, and delete all but the last `keep`.
 
     Raises CheckpointError where writing fails; what was there before is still there, and nothing half-written is left.
     """
@@ -37,12 +38,24 @@ def save_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep: 
             _fsync(path)
         aside.rename(final)
         _fsync(root)
+        fresh = link.with_name(WRITING + link.name)
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to((final / "model").relative_to(link.parent))
+        os.replace(fresh, link)
+        for old in list_checkpoints(root)[:-keep]:
+            shutil.rmtree(old)
     except (OSError, SafetensorError, RuntimeError) as error:  # safetensors and torch.save wrap the disk's own error
         shutil.rmtree(aside, ignore_errors=True)
-        raise CheckpointError(f"could not write {final}: {str(error).strip().splitlines()[0]}") from error
-    for old in list_checkpoints(root)[:-keep]:
-        shutil.rmtree(old)
+        raise CheckpointError(f"could not write {final}: {(str(error).strip() or repr(error)).splitlines()[0]}") from error
     return final
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file's text so that a crash leaves the old one or the new one."""
+    fresh = path.with_name(WRITING + path.name)
+    fresh.write_text(text)
+    _fsync(fresh)
+    os.replace(fresh, path)
 
 
 def list_checkpoints(root: Path) -> list[Path]:

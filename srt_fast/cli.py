@@ -130,9 +130,12 @@ def _configure(argv: list[str], command: str) -> tuple[Config, str | None]:
         raise ValueError(f"expected one recipe, got {named[0]!r} and --recipe {named[1]!r}")
     file = known.config or (named[0] if named and Path(named[0]).suffix in (".yaml", ".yml", ".toml") else None)
     values = _read(file) if file else {}
-    base = named[0] if named and named[0] != file else values.pop("recipe", "quickstart")
-    values.pop("recipe", None)
-    config = _recipe(base)
+    base = named[0] if named and named[0] != file else values.get("recipe", "quickstart")
+    if file and base not in RECIPES and base == values.get("recipe"):  # a printed configuration of a model of one's own
+        config = for_model(str(values.get("model", {}).get("path", base)))
+    else:
+        config = _recipe(base)
+        values.pop("recipe", None)
     try:
         config = override(config, values)
     except ValueError as error:

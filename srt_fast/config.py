@@ -41,7 +41,10 @@ def _parse_table(words: list[str]) -> dict[str, Any]:
     pairs = [word.partition("=") for word in words]
     if wrong := [word for word, (_, equals, _) in zip(words, pairs, strict=True) if not equals]:
         raise ValueError(f"expected KEY=VALUE, got {' '.join(wrong)}")
-    return {key: yaml.safe_load(value) for key, _, value in pairs}
+    try:
+        return {key: yaml.safe_load(value) for key, _, value in pairs}
+    except yaml.YAMLError as error:
+        raise ValueError(f"expected values as YAML reads them, got {' '.join(words)}") from error
 
 
 Table = Annotated[dict[str, Any], tyro.constructors.PrimitiveConstructorSpec(
@@ -54,6 +57,7 @@ NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 @_frozen
@@ -101,8 +105,6 @@ class WarmStartConfig:
     where the majority is right, so the vote has room to help."""
     max_steps: Positive = 4000
     """Give up with an error if the band is not reached by then."""
-    cache: bool = True
-    """Keep the warm-started model in the XDG cache folder and start from it next time."""
 
     def __post_init__(self):
         if self.pass1_low >= self.pass1_high:
@@ -205,7 +207,7 @@ class TrainConfig:
     minibatches: Positive = 1
     """Optimizer updates per batch. 1 is on-policy: the ratio is exactly 1."""
     objective: Literal["grpo", "dapo", "dr_grpo", "bnpo", "gspo", "cispo", "sapo", "rloo", "reinforce", "srt"] = "srt"
-    """Preset of srt_kernels.Objective."""
+    """Preset of srt_kernels.Objective. Its means are over the whole mini-batch, over micro-batches too (also "bnpo")."""
     objective_overrides: Table = Field(default_factory=dict)
     """Fields of the preset to change, such as clip_high 0.28, kl k3, kl_coef 0.001."""
     advantage: Literal["grpo", "mean", "rloo", "batch"] = "rloo"
@@ -220,7 +222,7 @@ class TrainConfig:
     """Steps of linear warm-up."""
     weight_decay: NonNegativeFloat = 0.01
     """AdamW weight decay."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """AdamW betas."""
     grad_clip: PositiveFloat = 1.0
     """Gradient norm is clipped to this."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from srt_fast.config import Config, EvalConfig
-from srt_fast.policy import Policy
+from srt_fast.policy import Policy, longest_prompt
 from srt_fast.sampler.base import Sampler
 from srt_fast.scores import summarize
 from srt_fast.tasks.base import Task
@@ -22,9 +22,14 @@ def evaluate(policy: Policy, sampler: Sampler, task: Task, config: Config, setti
     The caller's random state is left as it was, so that evaluating more or less often changes no training step, and
     every evaluation draws with the same seed. Accuracies are absent where the task has no gold answers.
     """
-    problems = task.held_out(settings.prompts)
     samples = settings.samples if settings.temperature > 0 else 1
-    prompts = [prompt_ids(problem, config.task, policy.tokenizer) for problem in problems]
+    limit, asked = longest_prompt(policy, config.sampling), task.held_out(settings.prompts)
+    pairs = [(problem, prompt_ids(problem, config.task, policy.tokenizer)) for problem in asked]
+    problems = [problem for problem, ids in pairs if len(ids) <= limit]
+    prompts = [ids for _, ids in pairs if len(ids) <= limit]
+    if not prompts:
+        raise ValueError(f"sampling.max_prompt_tokens: expected held-out prompts of at most {limit} tokens, "
+                         f"got {len(pairs)} longer ones")
     devices = [policy.device] if policy.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(EVAL_SEED)
@@ -37,6 +42,8 @@ def evaluate(policy: Policy, sampler: Sampler, task: Task, config: Config, setti
     shares = vote.share.tolist()
     result = {"vote_share": sum(shares) / len(shares), "cut": rollouts.cut.float().mean().item(),
               "completion_tokens": len(rollouts.tokens) / len(answers)}
+    if len(prompts) < len(asked):
+        result["prompts_too_long"] = len(asked) - len(prompts)  # left out of every figure
     if not task.has_gold:
         return result
     correct = [[task.correct(answer, problem) for answer in group] for group, problem in zip(groups, problems, strict=True)]

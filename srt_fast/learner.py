@@ -58,7 +58,7 @@ class Learner:
         every_row = objective.kl_coef > 0 or objective.entropy_coef != 0
         active = active_rollouts(advantages, reward.keep, rollouts.cu_seqlens, every_row=every_row)
         lengths = rollouts.cu_seqlens.diff()
-        values["tokens_saved"] = 1 - lengths[active].sum().item() / lengths.sum().item()
+        values["tokens_saved"] = _tokens(rollouts, everything) - _tokens(rollouts, active)
         old = self._logprobs(self._policy, rollouts, active) if train.minibatches > 1 else None
         ref = self._logprobs(self._reference, rollouts, active) if objective.kl_coef else None
         bounds = torch.linspace(0, len(rollouts.prompts), train.minibatches + 1).long()
@@ -120,3 +120,9 @@ class Learner:
         k3 = log_ratio.exp() - 1 - log_ratio
         rollout = torch.repeat_interleave(everything, rollouts.cu_seqlens.diff(), output_size=len(k3))
         return torch.zeros(len(everything), device=k3.device).index_add(0, rollout, k3)
+
+
+def _tokens(rollouts: Rollouts, indices: Tensor) -> int:
+    """Tokens, prompts included, that a training pass over these rollouts takes."""
+    prompt_of = torch.bucketize(indices, rollouts.cu_groups[1:].long(), right=True).tolist()
+    return rollouts.cu_seqlens.diff()[indices].sum().item() + sum(len(rollouts.prompts[prompt]) for prompt in prompt_of)

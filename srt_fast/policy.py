@@ -17,13 +17,14 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from srt_fast.config import ModelConfig
+from srt_fast.config import ModelConfig, SamplingConfig
 
 ATTENTION = "srt_varlen"
 PARITY_BAR = 1e-4  # relative to the largest logit; float32 models agree to about 1e-6 (tests/test_policy.py)
@@ -55,7 +56,7 @@ class Policy:
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable()
             model.train()  # transformers recomputes activations in training mode only
-        self._check_head()
+        self._check_architecture()
 
     def save(self, folder: Path) -> None:
         """Write model and tokenizer in Hugging Face format (safetensors)."""
@@ -87,7 +88,22 @@ class Policy:
         hidden = out.last_hidden_state[0]
         return hidden if self._autocast_dtype is None else hidden.to(self._autocast_dtype)  # final norms give float32
 
-    def _check_head(self):
+    def _check_architecture(self):
+        name = f"model {type(self.model).__name__}: this architecture is not supported: "
+        if getattr(self.model.config.get_text_config(), "attention_chunk_size", None):
+            raise ValueError(name + "expected attention over the whole sequence, got chunked attention")
+        try:
+            gap = self._head_gap()
+        except (TypeError, RuntimeError, ValueError, AttributeError) as error:  # arguments that it does not take
+            raise ValueError(f"{name}expected it to take packed sequences, got {type(error).__name__}: {error}") from error
+        narrow = self._autocast_dtype is not None or self.model.dtype != torch.float32
+        bar = 3e-2 if narrow else PARITY_BAR  # bfloat16: 8 bits, over a few layers
+        if not gap <= bar:
+            raise ValueError(f"{name}expected packed hidden states times the LM head to give the model's own logits "
+                             f"(relative gap at most {bar:g}), got {gap:.3g}")
+
+    def _head_gap(self) -> float:
+        """Largest difference, relative to the largest logit, between the head on packed hidden states and the model."""
         ids = torch.arange(8, device=self.device) % self.model.config.vocab_size
         cu = torch.tensor([0, 3, 8], dtype=torch.int32, device=self.device)
         positions = torch.cat([torch.arange(3), torch.arange(5)]).to(self.device)
@@ -105,12 +121,7 @@ class Policy:
                 own = torch.cat([self.model(input_ids=ids[None, a:b], use_cache=False).logits[0].float()
                                  for a, b in ((0, 3), (3, 8))])
         self.model.train(was_training)
-        gap = ((ours - own).abs().max() / own.abs().max().clamp_min(1)).item()
-        bar = PARITY_BAR if hidden.dtype == torch.float32 else 3e-2  # bfloat16: 8 bits, over a few layers
-        if not gap <= bar:
-            raise ValueError(
-                f"model {type(self.model).__name__}: expected packed hidden states times the LM head to give the model's "
-                f"own logits (relative gap at most {bar:g}), got {gap:.3g}; this architecture is not supported")
+        return ((ours - own).abs().max() / own.abs().max().clamp_min(1)).item()
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -118,8 +129,9 @@ def disable_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+        for name in ("attention_dropout", "activation_dropout", "hidden_dropout", "dropout", "layerdrop"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def pick_device(name: str) -> torch.device:
@@ -142,8 +154,8 @@ def load_policy(path: str, config: ModelConfig) -> Policy:
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=getattr(torch, config.dtype), trust_remote_code=trust, attn_implementation=ATTENTION,
             **({} if "gguf_file" in kwargs else {"use_safetensors": True}), **kwargs)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"model.path: could not load {path!r}: {str(error).strip().splitlines()[0]}") from error
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ValueError(f"model.path: could not load {path!r}: {(str(error).strip() or repr(error)).splitlines()[0]}") from error
     if tokenizer.eos_token_id is None:
         raise ValueError(f"model.path: expected a tokenizer with an end-of-sequence token, got none in {path!r}")
     return Policy(model.to(pick_device(config.device)), tokenizer, config)
@@ -195,9 +207,16 @@ def _tokenizer_kwargs(kwargs: dict) -> dict:
     return {key: value for key, value in kwargs.items() if key == "gguf_file"}
 
 
-def context_length(policy: Policy) -> int | None:
-    """Longest sequence the model was made for, or None where its configuration does not say."""
-    return getattr(policy.model.config, "max_position_embeddings", None)
+def longest_prompt(policy: Policy, sampling: SamplingConfig) -> int:
+    """Most tokens that a prompt may have: sampling.max_prompt_tokens, or what the context leaves beside a completion.
+
+    ValueError where the context is too short for any prompt.
+    """
+    limit = getattr(policy.model.config, "max_position_embeddings", None)  # None where the model has no limit
+    if limit is not None and sampling.max_new_tokens >= limit:
+        raise ValueError(f"sampling.max_new_tokens: expected less than the model's context of {limit} tokens, "
+                         f"got {sampling.max_new_tokens}")
+    return min(sampling.max_prompt_tokens, (limit or 2**62) - sampling.max_new_tokens)
 
 
 def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask, *, scaling=None, dropout=0.0,
@@ -212,6 +231,8 @@ def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, att
     if softcap is not None or s_aux is not None or dropout:
         raise ValueError(f"{type(module).__name__}: packed attention has no attention softcap, sinks or dropout; "
                          f"got softcap={softcap}, sinks={s_aux is not None}, dropout={dropout}")
+    if torch.is_autocast_enabled(query.device.type):  # rotary embeddings give float32 queries and keys, values stay narrow
+        query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]
     window = (-1, 0) if sliding_window is None else (sliding_window - 1, 0)
     if q.is_cuda and q.dtype != torch.float32:

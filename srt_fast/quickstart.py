@@ -7,6 +7,7 @@ quickstart runs every line that a 7B model runs.
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
 import json
 import os
@@ -67,7 +68,8 @@ def build_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
 def cache_folder(config: Config) -> Path:
     """Where the warm-started model of this configuration is kept: $XDG_CACHE_HOME/srt-fast/quickstart-<hash>."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    recipe = [FORMAT, asdict(config.warm_start), config.task.params, config.task.template]
+    stop = [config.evaluation.prompts, config.sampling.max_new_tokens]  # these decide when the band is reached
+    recipe = [FORMAT, asdict(config.warm_start), asdict(config.task), stop]
     return root / "srt-fast" / f"quickstart-{hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]}"
 
 
@@ -78,7 +80,7 @@ def ensure_warm_started(config: Config, progress: Callable[..., None], checkpoin
     Raises ValueError if pass@1 does not reach the band within warm_start.max_steps.
     """
     folder = cache_folder(config)
-    if config.warm_start.cache and (folder / "config.json").is_file():
+    if (folder / "config.json").is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix="building-", dir=folder.parent))
@@ -86,13 +88,13 @@ def ensure_warm_started(config: Config, progress: Callable[..., None], checkpoin
         tokenizer = build_tokenizer()
         build_model(config, tokenizer).save_pretrained(building)
         tokenizer.save_pretrained(building)
-        policy = load_policy(str(building), replace(config.model, autocast="off"))
+        policy = load_policy(str(building), replace(config.model, dtype="float32", autocast="off"))
         _supervise(policy, config, progress, checkpoint)
         policy.model.save_pretrained(building)
-        if not config.warm_start.cache:
-            folder = Path(tempfile.mkdtemp(prefix="srt-fast-")) / "quickstart"
-        if not (folder / "config.json").is_file():  # else another process finished first, with the same model
-            building.rename(folder)
+        building.rename(folder)
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:  # another process finished first, with the same model
+            raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return folder
@@ -108,7 +110,8 @@ def _supervise(policy: Policy, config: Config, progress: Callable[..., None], ch
     sampler = HFSampler(policy, config.sampling.max_sequences, checkpoint)
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=warm.lr, betas=(0.9, 0.95), weight_decay=0.01)
     rng = random.Random(config.warm_start.seed)
-    scale, before, pass1 = 1.0, None, 0.0
+    scale, pass1 = 1.0, 0.0
+    before = copy.deepcopy((policy.model.state_dict(), optimizer.state_dict(), pass1))
     for step in range(1, warm.max_steps + 1):
         checkpoint()
         for group in optimizer.param_groups:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from srt_fast.checkpoint import CheckpointError, list_checkpoints, save_checkpoint
+from srt_fast.checkpoint import CheckpointError, list_checkpoints, save_checkpoint, write_atomically
 from srt_fast.config import Config, from_dict, to_dict
 from srt_fast.metrics import MetricsWriter
 from srt_fast.progress import RunProgress
@@ -48,10 +48,10 @@ class Run:
         except Timeout:
             raise ValueError(f"run_dir: another process is using {self.folder}; wait for it or name another folder") from None
         self._started = time.perf_counter()
-        (self.folder / "config.json").write_text(json.dumps(to_dict(self.config), indent=2) + "\n")
         saved = self.last_checkpoint()
         resume_step = (int(saved.name.removeprefix("step-")) if saved else -1) if self._resuming else None
         self.metrics = MetricsWriter(self.folder, self.config.log, resume_step)
+        write_atomically(self.folder / "config.json", json.dumps(to_dict(self.config), indent=2) + "\n")
         self.signals.__enter__()
         self.progress.__enter__()
         return self
@@ -75,15 +75,11 @@ class Run:
     def save(self, step: int, write: Callable[[Path], None], *, needed: bool) -> None:
         """Write a checkpoint. Where that fails (a full disk) and it is not `needed`, log an event and go on."""
         try:
-            path = save_checkpoint(self.folder / "checkpoints", step, write, self.config.checkpoint.keep)
+            save_checkpoint(self.folder / "checkpoints", step, write, self.config.checkpoint.keep, self.folder / "model")
         except CheckpointError as error:
             if needed:
                 raise
             self.event(step, "checkpoint_failed", str(error))
-            return
-        link = self.folder / "model"
-        link.unlink(missing_ok=True)
-        link.symlink_to(path.relative_to(self.folder) / "model")
 
     def event(self, step: int, name: str, message: str, **values) -> None:
         """A logged, shown event: something was skipped, dropped or failed."""
@@ -105,7 +101,7 @@ class Run:
             "pass1_start": start.get("pass1"), "pass1_end": end.get("pass1"),
             "maj_start": start.get("maj"), "maj_end": end.get("maj"),
             "seconds": round(self.seconds, 1), "run_dir": str(self.folder)}
-        (self.folder / "summary.json").write_text(json.dumps(summary) + "\n")
+        write_atomically(self.folder / "summary.json", json.dumps(summary) + "\n")
         write_report(self.folder)
         return summary
 
@@ -122,7 +118,11 @@ def load_config(folder: str | Path) -> Config:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ValueError(f"expected a run folder with config.json, got {str(folder)!r} without one")
-    return from_dict(json.loads(path.read_text()))
+    try:
+        values = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: expected JSON, got: {error}") from None
+    return from_dict(values)
 
 
 def _default_folder(config: Config) -> Path:

@@ -62,7 +62,7 @@ class Totals:
     def add(self, result: PolicyLoss, batch: PackedBatch) -> None:
         self.loss += result.loss.item()
         self.entropy += result.entropies.nansum().item()
-        self.tokens += len(batch.targets)
+        self.tokens += result.entropies.isfinite().sum().item()  # tokens that a correction masks have none
         if not self.updates:  # later updates are off policy: there the gap is not an error
             gap = (result.logprobs - batch.sampler_logprobs).abs().nan_to_num()
             self.sampler_gap = max(self.sampler_gap, gap.max().item())
@@ -76,4 +76,4 @@ class Totals:
         if not self.updates:
             return {"updates": 0}
         return {"loss": self.loss / self.updates, "grad_norm": self.grad_norm / self.updates,
-                "entropy": self.entropy / self.tokens, "sampler_gap": self.sampler_gap, "updates": self.updates}
+                "entropy": self.entropy / max(self.tokens, 1), "sampler_gap": self.sampler_gap, "updates": self.updates}

@@ -18,7 +18,7 @@ from srt_fast.config import Config
 from srt_fast.evaluate import evaluate
 from srt_fast.feedback import DESIGNS, Groups, Reward
 from srt_fast.learner import Learner
-from srt_fast.policy import context_length, load_policy, load_reference, quiet_transformers
+from srt_fast.policy import load_policy, load_reference, longest_prompt, quiet_transformers
 from srt_fast.progress import RunProgress
 from srt_fast.rollout import Problem, Rollouts
 from srt_fast.run import Run
@@ -84,6 +84,7 @@ class Trainer:
                 if "start" not in run.evaluations:
                     self._evaluate("start")
                 while self.step < self.config.train.steps:
+                    self._evaluate_if_due()  # a signal during a step's evaluation leaves it to the resumed run
                     self._one_step()
                 self._evaluate("end")
             except Interrupted:
@@ -97,10 +98,11 @@ class Trainer:
     def _load(self) -> None:
         config, run, train = self.config, self.run, self.config.train
         saved = run.last_checkpoint()
-        start = starting_model(config, run.progress, run.signals.check)
+        with_kl = train.reward_kl_coef or config.objective().kl_coef
+        start = starting_model(config, run.progress, run.signals.check) if with_kl or not saved else None
         self.policy = load_policy(str(saved / "model") if saved else start, config.model)
-        reference = load_reference(start, config.model) if train.reward_kl_coef or config.objective().kl_coef else None
-        self.max_prompt = self._longest_prompt()
+        reference = load_reference(start, config.model) if with_kl else None
+        self.max_prompt = longest_prompt(self.policy, config.sampling)
         self.reader = AnswerReader(self.policy.tokenizer, config.task.answer_rule)
         self.sampler = HFSampler(self.policy, config.sampling.max_sequences, run.signals.check)
         self.learner = Learner(config, self.policy, reference, run.signals.check)
@@ -114,13 +116,6 @@ class Trainer:
             run.load_state_dict(state["run"])
             self.step = state["step"]
             run.progress.note(f"resumed from {saved} at step {self.step}")
-
-    def _longest_prompt(self) -> int:
-        limit, sampling = context_length(self.policy), self.config.sampling
-        if limit is not None and sampling.max_new_tokens >= limit:
-            raise ValueError(f"sampling.max_new_tokens: expected less than the model's context of {limit} tokens, "
-                             f"got {sampling.max_new_tokens}")
-        return min(sampling.max_prompt_tokens, (limit or 2**62) - sampling.max_new_tokens)
 
     def _position(self) -> dict:
         """What a step changes before its optimizer update: enough to run the step again."""
@@ -171,10 +166,14 @@ class Trainer:
             self.run.metrics.samples(step, samples)
         if step == last:
             return
-        if config.evaluation.every and step % config.evaluation.every == 0:
-            self._evaluate("latest")
+        self._evaluate_if_due()
         if config.checkpoint.every and step % config.checkpoint.every == 0:
             self._save(needed=False)
+
+    def _evaluate_if_due(self) -> None:
+        every = self.config.evaluation.every
+        if every and self.step and self.step % every == 0:
+            self._evaluate("latest")
 
     def _evaluate(self, name: str) -> None:
         """Evaluate and remember the result as "start", "latest" or "end"."""

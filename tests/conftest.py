@@ -1,6 +1,10 @@
 """Shared fixtures: a tiny Llama with the quickstart's tokenizer, on disk and loaded."""
 
-import pytest
+import os
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests' exact comparisons are of the CPU path, also on a machine with a GPU
+
+import pytest  # noqa: E402
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,4 +1,5 @@
 import random
+from pathlib import Path
 
 import numpy
 import pytest
@@ -14,21 +15,22 @@ def write(text):
 def test_keeps_the_last_and_clears_what_a_crash_left(tmp_path):
     (tmp_path / ".writing-step-000001").mkdir()
     for step in (1, 2, 3, 3):
-        save_checkpoint(tmp_path, step, write(str(step)), keep=2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000003"]
+        save_checkpoint(tmp_path, step, write(str(step)), keep=2, link=tmp_path / "model")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "step-000002", "step-000003"]
+    assert (tmp_path / "model").readlink() == Path("step-000003/model")
     assert list_checkpoints(tmp_path)[-1] == tmp_path / "step-000003"
 
 
 def test_a_failed_write_leaves_the_earlier_checkpoint(tmp_path):
-    save_checkpoint(tmp_path, 1, write("one"), keep=1)
+    save_checkpoint(tmp_path, 1, write("one"), keep=1, link=tmp_path / "model")
 
     def fails(folder):
         (folder / "half").write_text("half")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(CheckpointError, match="No space left"):
-        save_checkpoint(tmp_path, 2, fails, keep=1)
-    assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
+        save_checkpoint(tmp_path, 2, fails, keep=1, link=tmp_path / "model")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "step-000001"]
 
 
 def test_every_random_generator_comes_back(tmp_path):

@@ -14,7 +14,10 @@ def score(policy, prompt, tokens, temperature):
 
 @torch.no_grad()
 def test_logprobs_are_the_models_at_every_temperature(tiny_policy):
-    """Left padding, batching and temperature change nothing: the sampler's log-probs are the trainer's."""
+    """Left padding, batching, temperature and the model's own generation settings change nothing: the sampler's
+    log-probs are the trainer's, and its settings survive."""
+    own = tiny_policy.model.generation_config
+    own.repetition_penalty, own.min_p, own.no_repeat_ngram_size = 3.0, 0.9, 2
     for temperature in (1.0, 0.7):
         torch.manual_seed(1)
         rollouts = HFSampler(tiny_policy, max_sequences=5).sample(PROMPTS, 3, temperature=temperature, max_new_tokens=6)
@@ -23,6 +26,8 @@ def test_logprobs_are_the_models_at_every_temperature(tiny_policy):
         for i, (a, b) in enumerate(zip(cu, cu[1:], strict=False)):
             expected = score(tiny_policy, PROMPTS[i // 3], rollouts.tokens[a:b].tolist(), temperature)
             torch.testing.assert_close(rollouts.logprobs[a:b], expected, rtol=0, atol=1e-5)
+    assert rollouts.logprobs.min() < -5  # min_p 0.9 would have left likely tokens only
+    assert tiny_policy.model.generation_config.repetition_penalty == 3.0
 
 
 def test_ends_at_the_first_end_token_and_counts_cut_ones(tiny_policy):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from srt_fast.policy import Policy
 from srt_fast.rollout import Rollouts
@@ -54,10 +55,9 @@ class HFSampler:
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=policy.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=policy.device)
         recorder = _Recorder(temperature)
-        # A fresh GenerationConfig: a model's own may ask for top-k or a repetition penalty, which would bias the ratio.
         generation = GenerationConfig(do_sample=temperature > 0, temperature=1.0, top_k=0, top_p=1.0,
                                       max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=pad)
-        with policy.autocast():
+        with policy.autocast(), _without_own_settings(policy.model):
             out = policy.model.generate(input_ids=ids, attention_mask=mask, generation_config=generation,
                                         logits_processor=LogitsProcessorList([recorder]))
         completions = out[:, width:]
@@ -74,6 +74,17 @@ def stop_tokens(policy: Policy) -> list[int]:
     extra = getattr(policy.model.generation_config, "eos_token_id", None)
     extra = extra if isinstance(extra, list) else [] if extra is None else [extra]
     return list(dict.fromkeys([policy.tokenizer.eos_token_id, *extra]))
+
+
+@contextlib.contextmanager
+def _without_own_settings(model: PreTrainedModel):
+    """generate() fills what a GenerationConfig leaves open from the model's own, where a repetition penalty or min_p
+    would bias the ratio."""
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 class _Recorder(LogitsProcessor):
