@@ -198,7 +198,11 @@ def test_prompts_longer_than_the_context(tiny_config, tmp_path):
     task = {"kind": "jsonl", "name": str(tmp_path / "mixed.jsonl"), "params": {}, "test_time": True}
     _, _, told = run(override(tiny_config, {"task": task, "evaluation.prompts": 2, "train.steps": 2}), tmp_path / "mixed")
     assert any(row.get("event") == "prompts_dropped" and row["count"] > 0 for row in told)
-    with pytest.raises(ValueError, match="max_prompt_tokens: expected prompts of at most 2 tokens"):
+    with pytest.raises(ValueError, match="max_prompt_tokens: expected held-out prompts of at most 2 tokens"):
         run(override(tiny_config, {"task": task, "sampling.max_prompt_tokens": 2}), tmp_path / "none")
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps({"problem": "1" * 80 + f"+{i}="}) + "\n" for i in range(9)))
+    task |= {"name": str(tmp_path / "long.jsonl"), "eval_name": str(tmp_path / "mixed.jsonl"), "test_time": False}
+    with pytest.raises(ValueError, match="max_prompt_tokens: expected prompts of at most 61 tokens"):
+        run(override(tiny_config, {"task": task, "evaluation.prompts": 60}), tmp_path / "all")
     with pytest.raises(ValueError, match="context of 64 tokens"):
         run(override(tiny_config, {"sampling.max_new_tokens": 64}), tmp_path / "long")
