@@ -33,7 +33,7 @@ class Run:
         self.folder = Path(resume or config.run_dir or _default_folder(config))
         if resume is not None:
             _check_same(load_config(self.folder), config)
-        elif (self.folder / "config.json").exists():
+        elif _holds_a_run(self.folder):
             raise ValueError(f"run_dir: {self.folder} already holds a run; continue it with --resume {self.folder}, "
                              "or name another folder")
         self.progress, self.signals = RunProgress(quiet=quiet), StopSignals()
@@ -123,6 +123,12 @@ def load_config(folder: str | Path) -> Config:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: expected JSON, got: {error}") from None
     return from_dict(values)
+
+
+def _holds_a_run(folder: Path) -> bool:
+    """Whether there is anything to lose: a run that failed before its first row may be started again."""
+    metrics = folder / "metrics.jsonl"
+    return bool(list_checkpoints(folder / "checkpoints")) or (metrics.is_file() and metrics.stat().st_size > 0)
 
 
 def _default_folder(config: Config) -> Path:

@@ -18,7 +18,7 @@ from srt_fast.config import Config
 from srt_fast.evaluate import evaluate
 from srt_fast.feedback import DESIGNS, Groups, Reward
 from srt_fast.learner import Learner
-from srt_fast.policy import load_policy, load_reference, longest_prompt, quiet_transformers
+from srt_fast.policy import check_path, load_policy, load_reference, longest_prompt, quiet_transformers
 from srt_fast.progress import RunProgress
 from srt_fast.rollout import Problem, Rollouts
 from srt_fast.run import Run
@@ -63,7 +63,9 @@ class Trainer:
 
     def __init__(self, config: Config, *, resume: str | Path | None = None, quiet: bool = False):
         self.config = config
-        config.objective()  # an objective that does not exist is an error now
+        config.objective()  # an objective or a model that does not exist is an error now, before anything is written
+        if config.model.path != "quickstart":
+            check_path(config.model.path)
         self.task = make_task(config)
         if config.feedback.kind == "oracle" and not self.task.train_has_gold:
             raise ValueError("feedback.kind: 'oracle' needs gold answers, expected task.gold_column to name them, got none")

@@ -161,6 +161,12 @@ def test_a_resume_may_not_become_another_run(tiny_config, tmp_path):
     assert longer["steps"] == 2
 
 
+def test_a_model_that_is_not_there_leaves_no_folder(tiny_config, tmp_path):
+    with pytest.raises(ValueError, match="model.path: .*does not exist"):
+        Trainer(override(tiny_config, {"model.path": "./nowhere"}))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_second_process_on_the_folder_is_refused(tiny_config):
     first = Trainer(tiny_config, quiet=True)
     second = Trainer(tiny_config, quiet=True)
