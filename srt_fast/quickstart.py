@@ -23,7 +23,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from srt_fast.config import Config
+from srt_fast.config import Config, EvalConfig
 from srt_fast.evaluate import evaluate
 from srt_fast.packing import pack
 from srt_fast.policy import Policy, load_policy
@@ -36,6 +36,7 @@ from srt_fast.tasks.wording import prompt_ids
 from srt_kernels.linear_logprob import linear_logprob
 
 FORMAT = 1  # part of the cache key: raise it when the data or the recipe of the warm start changes
+HELD_OUT = 256  # sums that pass@1 is measured on
 SPECIALS = ("<|pad|>", "<|begin|>", "<|end|>")
 MERGES = (("\\", "b"), ("o", "x"), ("\\b", "ox"), ("e", "d"), ("\\box", "ed"), ("\\boxed", "{"))
 """Byte-pair merges: digits stay single tokens, and \\boxed{ becomes one."""
@@ -68,8 +69,8 @@ def build_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
 def cache_folder(config: Config) -> Path:
     """Where the warm-started model of this configuration is kept: $XDG_CACHE_HOME/srt-fast/quickstart-<hash>."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    stop = [config.evaluation.prompts, config.sampling.max_new_tokens]  # these decide when the band is reached
-    recipe = [FORMAT, asdict(config.warm_start), asdict(config.task), stop]
+    task = [config.task.params, config.task.template, config.task.answer_rule, config.task.verifier]
+    recipe = [FORMAT, asdict(config.warm_start), task]
     return root / "srt-fast" / f"quickstart-{hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]}"
 
 
@@ -107,7 +108,11 @@ def _supervise(policy: Policy, config: Config, progress: Callable[..., None], ch
     """
     warm = config.warm_start
     task = make_task(config)
-    sampler = HFSampler(policy, config.sampling.max_sequences, checkpoint)
+    sampler = HFSampler(policy, HELD_OUT, checkpoint)
+    # Judged the same way whatever the run's own evaluation and sampling are: the cached model serves all of them.
+    judging = EvalConfig(prompts=HELD_OUT, samples=1, temperature=1.0)
+    longest = 2 * task.max_digits + 5  # the sum's columns twice, \boxed{, } and the end
+    config = replace(config, sampling=replace(config.sampling, max_new_tokens=longest))
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=warm.lr, betas=(0.9, 0.95), weight_decay=0.01)
     rng = random.Random(config.warm_start.seed)
     scale, pass1 = 1.0, 0.0
@@ -120,7 +125,7 @@ def _supervise(policy: Policy, config: Config, progress: Callable[..., None], ch
         loss, tokens = _supervised_step(policy, optimizer, task, config, rng)
         pace = tokens / (time.perf_counter() - started)
         if step % (40 if pass1 < 0.5 * warm.pass1_low else 10) == 0:
-            result = evaluate(policy, sampler, task, config, replace(config.evaluation, samples=1, temperature=1.0))
+            result = evaluate(policy, sampler, task, config, judging)
             pass1 = result["pass1"]
             if warm.pass1_low <= pass1 <= warm.pass1_high:
                 progress(step, loss=loss, pass1=pass1, tokens_per_second=pace)
