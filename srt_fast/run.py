@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -42,25 +43,25 @@ class Run:
 
     def __enter__(self) -> Run:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.folder / ".lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(f"run_dir: another process is using {self.folder}; wait for it or name another folder") from None
         self._started = time.perf_counter()
-        saved = self.last_checkpoint()
-        resume_step = (int(saved.name.removeprefix("step-")) if saved else -1) if self._resuming else None
-        self.metrics = MetricsWriter(self.folder, self.config.log, resume_step)
-        write_atomically(self.folder / "config.json", json.dumps(to_dict(self.config), indent=2) + "\n")
-        self.signals.__enter__()
-        self.progress.__enter__()
+        with contextlib.ExitStack() as opened:  # closes what is open should a later line fail
+            try:
+                opened.enter_context(FileLock(self.folder / ".lock", timeout=0))
+            except Timeout:
+                raise ValueError(f"run_dir: another process is using {self.folder}; "
+                                 "wait for it or name another folder") from None
+            saved = self.last_checkpoint()
+            resume_step = (int(saved.name.removeprefix("step-")) if saved else -1) if self._resuming else None
+            self.metrics = MetricsWriter(self.folder, self.config.log, resume_step)
+            opened.callback(self.metrics.close)
+            write_atomically(self.folder / "config.json", json.dumps(to_dict(self.config), indent=2) + "\n")
+            opened.enter_context(self.signals)
+            opened.enter_context(self.progress)
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(self, *exception) -> None:
-        self.progress.__exit__(*exception)
-        self.signals.__exit__(*exception)
-        self.metrics.close()
-        self._lock.release()
+        self._opened.__exit__(*exception)
 
     @property
     def seconds(self) -> float:

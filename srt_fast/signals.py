@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 
 
 class Interrupted(Exception):
@@ -14,14 +15,18 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """Context manager. `check()` raises Interrupted once a signal has arrived; a second signal acts at once."""
+    """Context manager. `check()` raises Interrupted once a signal has arrived; a second signal acts at once.
+
+    Outside the main thread Python allows no signal handlers, and then signals do what they did before.
+    """
 
     def __init__(self):
         self._arrived: int | None = None
         self._previous: dict[int, object] = {}
 
     def __enter__(self):
-        for number in (signal.SIGINT, signal.SIGTERM):
+        in_main = threading.current_thread() is threading.main_thread()
+        for number in (signal.SIGINT, signal.SIGTERM) if in_main else ():
             self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
