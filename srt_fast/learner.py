@@ -11,7 +11,7 @@ from transformers import get_scheduler
 
 from srt_fast.config import Config
 from srt_fast.feedback import Reward
-from srt_fast.packing import active_rollouts, pack
+from srt_fast.packing import active_rollouts, count_tokens, pack
 from srt_fast.policy import Policy
 from srt_fast.rollout import PackedBatch, Rollouts
 from srt_fast.step_metrics import Totals
@@ -58,7 +58,7 @@ class Learner:
         every_row = objective.kl_coef > 0 or objective.entropy_coef != 0
         active = active_rollouts(advantages, reward.keep, rollouts.cu_seqlens, every_row=every_row)
         lengths = rollouts.cu_seqlens.diff()
-        values["tokens_saved"] = _tokens(rollouts, everything) - _tokens(rollouts, active)
+        values["tokens_saved"] = count_tokens(rollouts, everything) - count_tokens(rollouts, active)
         old = self._logprobs(self._policy, rollouts, active) if train.minibatches > 1 else None
         ref = self._logprobs(self._reference, rollouts, active) if objective.kl_coef else None
         bounds = torch.linspace(0, len(rollouts.prompts), train.minibatches + 1).long()
@@ -81,11 +81,10 @@ class Learner:
         return values | totals.metrics()
 
     def _backward(self, batch: PackedBatch, old: Tensor | None, ref: Tensor | None, normalizer: Tensor) -> PolicyLoss:
-        hidden, head = self._policy.hidden(batch.input_ids, batch.position_ids, batch.cu_input), self._policy.head
+        tensors, options = self._head_inputs(self._policy, batch)
         result = linear_policy_loss(
-            hidden, head.weight, batch.targets, batch.advantages, batch.cu_seqlens, self._objective, bias=head.bias,
-            softcap=head.softcap, temperature=self._config.sampling.temperature * head.temperature_factor,
-            row_index=batch.row_index, sampler_logprobs=batch.sampler_logprobs, normalizer=normalizer,
+            *tensors, batch.advantages, batch.cu_seqlens, self._objective, **options,
+            sampler_logprobs=batch.sampler_logprobs, normalizer=normalizer,
             old_logprobs=None if old is None else old[batch.token_index],
             ref_logprobs=None if ref is None else ref[batch.token_index])
         result.loss.backward()
@@ -107,12 +106,17 @@ class Learner:
         nothing = torch.zeros(len(rollouts.cut), device=out.device)
         for batch in pack(rollouts, nothing, indices, self._config.train.token_budget):
             self._check()
-            head = policy.head
-            out[batch.token_index] = linear_logprob(
-                policy.hidden(batch.input_ids, batch.position_ids, batch.cu_input), head.weight, batch.targets, bias=head.bias,
-                softcap=head.softcap, temperature=self._config.sampling.temperature * head.temperature_factor,
-                row_index=batch.row_index)[0]
+            tensors, options = self._head_inputs(policy, batch)
+            out[batch.token_index] = linear_logprob(*tensors, **options)[0]
         return out
+
+    def _head_inputs(self, policy: Policy, batch: PackedBatch) -> tuple[tuple[Tensor, Tensor, Tensor], dict]:
+        """What both ops take of a model: hidden states, head and targets; and the head's options at our temperature."""
+        head = policy.head
+        hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.cu_input)
+        return (hidden, head.weight, batch.targets), {
+            "bias": head.bias, "softcap": head.softcap, "row_index": batch.row_index,
+            "temperature": self._config.sampling.temperature * head.temperature_factor}
 
     def _sequence_kl(self, rollouts: Rollouts, everything: Tensor) -> Tensor:
         """[R] k3 estimate of the KL to the starting model, summed over each completion (joschu.net/blog/kl-approx.html)."""
@@ -120,9 +124,3 @@ class Learner:
         k3 = log_ratio.exp() - 1 - log_ratio
         rollout = torch.repeat_interleave(everything, rollouts.cu_seqlens.diff(), output_size=len(k3))
         return torch.zeros(len(everything), device=k3.device).index_add(0, rollout, k3)
-
-
-def _tokens(rollouts: Rollouts, indices: Tensor) -> int:
-    """Tokens, prompts included, that a training pass over these rollouts takes."""
-    prompt_of = torch.bucketize(indices, rollouts.cu_groups[1:].long(), right=True).tolist()
-    return rollouts.cu_seqlens.diff()[indices].sum().item() + sum(len(rollouts.prompts[prompt]) for prompt in prompt_of)

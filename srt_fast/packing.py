@@ -24,10 +24,7 @@ def pack(rollouts: Rollouts, advantages: Tensor, indices: Tensor, token_budget: 
     Longest first makes the first micro-batch the largest one: what does not fit in memory fails at once. A rollout
     longer than the budget gets a micro-batch of its own.
     """
-    prompt_of = torch.bucketize(indices, rollouts.cu_groups[1:].long(), right=True).tolist()
-    completion = rollouts.cu_seqlens.diff()[indices].tolist()
-    rows = [(index, prompt, len(rollouts.prompts[prompt]) + length)
-            for index, prompt, length in zip(indices.tolist(), prompt_of, completion, strict=True)]
+    rows = _rows(rollouts, indices)
     rows.sort(key=lambda row: -row[2])
     batches, current, used = [], [], 0
     for row in rows:
@@ -39,6 +36,19 @@ def pack(rollouts: Rollouts, advantages: Tensor, indices: Tensor, token_budget: 
     if current:
         batches.append(current)
     return [_pack_one(rollouts, advantages, batch) for batch in batches]
+
+
+def count_tokens(rollouts: Rollouts, indices: Tensor) -> int:
+    """Tokens, prompts included, that a training pass over these rollouts takes."""
+    return sum(length for _, _, length in _rows(rollouts, indices))
+
+
+def _rows(rollouts: Rollouts, indices: Tensor) -> list[tuple[int, int, int]]:
+    """(rollout, its prompt, tokens of prompt and completion) of each index."""
+    prompt_of = torch.bucketize(indices, rollouts.cu_groups[1:].long(), right=True).tolist()
+    completion = rollouts.cu_seqlens.diff()[indices].tolist()
+    return [(index, prompt, len(rollouts.prompts[prompt]) + length)
+            for index, prompt, length in zip(indices.tolist(), prompt_of, completion, strict=True)]
 
 
 def _pack_one(rollouts: Rollouts, advantages: Tensor, rows: list[tuple[int, int, int]]) -> PackedBatch:
