@@ -130,17 +130,21 @@ def _configure(argv: list[str], command: str) -> tuple[Config, str | None]:
         raise ValueError(f"expected one recipe, got {named[0]!r} and --recipe {named[1]!r}")
     file = known.config or (named[0] if named and Path(named[0]).suffix in (".yaml", ".yml", ".toml") else None)
     values = _read(file) if file else {}
-    base = named[0] if named and named[0] != file else values.get("recipe", "quickstart")
-    if file and base not in RECIPES and base == values.get("recipe"):  # a printed configuration of a model of one's own
-        config = for_model(str(values.get("model", {}).get("path", base)))
-    else:
-        config = _recipe(base)
-        values.pop("recipe", None)
+    base = named[0] if named and named[0] != file else str(values.get("recipe", "quickstart"))
     try:
-        config = override(config, values)
+        config = override(_base_config(base, values), values)
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
+        raise ValueError(f"{file}: {error}" if file else str(error)) from None
     return _parse(rest, config, f"{command} {base}"), None
+
+
+def _base_config(base: str, values: dict) -> Config:
+    """What a file's values are laid over. Takes `recipe` out of them, unless it is the name of a model's own run."""
+    model = values.get("model")
+    if base == str(values.get("recipe")) and base not in RECIPES and isinstance(model, dict) and "path" in model:
+        return for_model(str(model["path"]))  # a printed configuration of a model of one's own
+    values.pop("recipe", None)
+    return _recipe(base)
 
 
 def _recipe(name: str) -> Config:

@@ -7,7 +7,7 @@ import yaml
 
 from srt_fast import cli
 from srt_fast.config import override, to_dict
-from srt_fast.recipes import RECIPES
+from srt_fast.recipes import RECIPES, for_model
 
 
 def configure(*argv: str):
@@ -36,6 +36,9 @@ def test_a_printed_recipe_is_a_file_that_gives_it_back(tmp_path, capsys):
     ("train: {lrr: 1}", "train.lrr: unknown field"),
     ("train: {lr: fast}", "train.lr: expected a valid number"),
     ("sampling: {group_size: 1}", "sampling.group_size: expected greater than or equal to 2, got 1"),
+    ("recipe: quickstrat", "expected a recipe (quickstart"),
+    ("recipe: [3]", "expected a recipe (quickstart"),
+    ("model: foo", "model: expected a table of fields"),
     ("- 1", "expected a table of fields"),
     ("a: [", "expected valid YAML"),
 ])
@@ -44,6 +47,12 @@ def test_bad_files_name_file_and_field(tmp_path, capsys, text, message):
     assert cli.main(["train", str(tmp_path / "bad.yaml")]) == 2
     error = capsys.readouterr().err
     assert message in error and "bad.yaml" in error and "Traceback" not in error
+
+
+def test_a_printed_configuration_of_a_model_of_ones_own_gives_it_back(tiny_model, tmp_path, capsys):
+    assert cli.main(["recipes", tiny_model]) == 0
+    (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
+    assert configure(str(tmp_path / "mine.yaml")) == for_model(tiny_model)
 
 
 @pytest.mark.parametrize(("argv", "message"), [

@@ -1,7 +1,7 @@
 r"""The embedded task: sums of mixed difficulty, operands zero-padded and lowest digit first: "740+580=" is 47 + 85 = 132.
 
 Lowest digit first puts every pair of digits at the same distance from the digit of the sum that needs them, which a
-tiny model with rotary positions learns some 200 steps sooner (LOG.md).
+tiny model with rotary positions learns more surely (LOG.md).
 """
 
 from __future__ import annotations
