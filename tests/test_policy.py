@@ -40,15 +40,16 @@ def packed_logits(policy: Policy, sequences: list[list[int]]) -> torch.Tensor:
 @pytest.mark.parametrize("config", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
 def test_packed_and_one_at_a_time_agree(config):
     policy = make_policy(config)
+    policy.model.double()  # sums over the vocabulary cancel: what fp32 leaves of them depends on the number of threads
     sequences = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15, 16, 17], [3, 4, 5], [20, 21]]  # equal lengths, length one
     alone = torch.cat([policy.model(input_ids=torch.tensor([s]), use_cache=False).logits[0] for s in sequences])
     together = packed_logits(policy, sequences)
-    assert (together - alone).abs().max() <= 1e-5
+    assert (together - alone).abs().max() <= 1e-12
     together.sum().backward()
     packed_grad = policy.model.get_input_embeddings().weight.grad.clone()
     policy.model.zero_grad()
     sum(policy.model(input_ids=torch.tensor([s]), use_cache=False).logits.sum() for s in sequences).backward()
-    torch.testing.assert_close(packed_grad, policy.model.get_input_embeddings().weight.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(packed_grad, policy.model.get_input_embeddings().weight.grad, rtol=1e-9, atol=1e-10)
 
 
 def test_gradient_checkpointing_gives_the_same_gradient():

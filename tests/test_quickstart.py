@@ -46,7 +46,8 @@ def test_warm_start_stops_in_the_band_is_cached_and_self_training_improves_on_it
     assert 0.3 <= summary["pass1_start"] <= 0.7 and summary["maj_start"] > summary["pass1_start"]
     rows = read_metrics(Path(summary["run_dir"]) / "metrics.jsonl")
     accuracy = [row["pass1"] for row in rows if row["kind"] == "train"]  # 256 samples a step; ten held-out sums say little
-    assert sum(accuracy[-4:]) / 4 >= sum(accuracy[:4]) / 4 + 0.1
+    # Three times the noise of the difference of two means of 1024 samples, 0.018.
+    assert sum(accuracy[-4:]) / 4 >= sum(accuracy[:4]) / 4 + 0.054
 
 
 def test_a_band_out_of_reach_is_an_error_and_leaves_nothing(small):

@@ -3,82 +3,171 @@
 The derivative of a token-level objective by a token's log-prob depends on that log-prob and on what is known before,
 so the gradient is formed in the chunk where the logits live: logits, dX, dW, and nothing is computed again in backward,
 which only scales what forward saved (dX [M, H] in hidden's dtype, dW [V, H] in weight's). Where it depends on a whole
-completion (sequence ratio, or sequence correction without old_logprobs) a pass for the log-probs comes first: four.
+completion (sequence ratio, or sequence correction without old_logprobs) chunks hold whole completions; one that is
+longer than a chunk has a pass for its log-probs first: four GEMMs for that one.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .linear_logprob import Grads, Head, head_pass, make_head
+from .checks import check_tensors, expect
+from .head import Given, Grads, Head, check_finite, gradient_scale, head_logprobs, head_pass
+from .linear_logprob import HEAD, group_name, make_named_head
 from .objective import Objective
-from .policy_loss import PolicyLoss, TokenInputs, finish, token_inputs, token_terms
+from .policy_loss import ROLLOUTS, PolicyLoss, TokenInputs, check_objective, finish, split_normalizer, token_inputs, token_terms
+from .segments import segment_reduce
+
+
+class Formed:
+    """Gradients of rows from an objective, where the rows' log-probs are."""
+
+    g = h = None
+
+    def __init__(self, objective: Objective, inputs: TokenInputs):
+        self.objective, self.inputs = objective, inputs
+        self.row_local = not _needs_whole_rollouts(objective, inputs)
+
+    def grads(self, part: slice, logprobs: Tensor) -> tuple[Tensor, Tensor | None]:
+        inputs = self.inputs.select(torch.arange(part.start, part.stop, device=logprobs.device))
+        return token_terms(self.objective, logprobs, inputs).grads, _dentropies(self.objective, inputs)
 
 
 def _needs_whole_rollouts(objective: Objective, inputs: TokenInputs) -> bool:
     return objective.ratio == "sequence" or (objective.correction.startswith("sequence") and inputs.correction is None)
 
 
-def _active_rows(objective: Objective, inputs: TokenInputs) -> Tensor:
-    """[n] int64: the tokens whose loss has a gradient, as far as is known before the log-probs are."""
+def _dentropies(objective: Objective, inputs: TokenInputs) -> Tensor | None:
+    return -objective.entropy_coef * inputs.weights if objective.entropy_coef > 0 else None
+
+
+def _active(objective: Objective, inputs: TokenInputs) -> Tensor:
+    """[N] bool: the tokens whose loss has a gradient, as far as is known before the log-probs are."""
     active = inputs.advantages != 0
     if inputs.correction is not None:
         active = active & (inputs.correction != 0)
     if objective.kl_coef > 0 or objective.entropy_coef > 0:
-        active = torch.ones_like(active)
-    elif _needs_whole_rollouts(objective, inputs):
-        rollouts = torch.zeros(len(inputs.cu_seqlens), dtype=torch.bool, device=active.device)
-        active = rollouts.index_fill_(0, inputs.rollout[active], True)[inputs.rollout]
-    return active.nonzero().squeeze(1)
-
-
-def _dlogprobs(objective: Objective, logprobs: Tensor, inputs: TokenInputs) -> Tensor:
-    """dL/dlogprob [n] of tokens, by autograd of the objective itself."""
-    with torch.enable_grad():
-        leaf = logprobs.detach().requires_grad_()
-        loss = (inputs.weights * token_terms(objective, leaf, inputs).losses).sum()
-        return torch.autograd.grad(loss, leaf)[0]
-
-
-def _solve(
-    objective: Objective, head: Head, inputs: TokenInputs, wants: tuple[bool, bool, bool]
-) -> tuple[Tensor, Tensor, Grads]:
-    """Log-probs [n], entropies [n] and the wanted gradients of the loss."""
-    h = -objective.entropy_coef * inputs.weights if objective.entropy_coef > 0 else None
-    if not any(wants):
-        return head_pass(head)
+        return torch.ones_like(active)
     if _needs_whole_rollouts(objective, inputs):
-        logprobs, entropies, _ = head_pass(head)
-        g = _dlogprobs(objective, logprobs, inputs)
-        index = torch.arange(len(g), device=g.device) if h is not None else g.nonzero().squeeze(1)  # not the clipped
-
-        def known(part, _):
-            return g[index[part]], None if h is None else h[index[part]]
-
-        return logprobs, entropies, head_pass(head.select(index), known, wants)[2]
-    positions = torch.arange(len(head.targets), device=head.targets.device)
-
-    def formed(part, logprobs):
-        return _dlogprobs(objective, logprobs, inputs.select(positions[part])), None if h is None else h[part]
-
-    return head_pass(head, formed, wants)
+        return segment_reduce(active, "max", inputs.cu_seqlens)[inputs.rollout] > 0
+    return active
 
 
-class _AttachGradients(torch.autograd.Function):
-    """A loss whose gradients are known: backward scales them, and leaves them as they are for another backward."""
+def _active_rows(active: Tensor, head: Head) -> Tensor:
+    """[n] int64 positions of the active tokens. On a GPU the one host sync: how many, and is there nan among them?"""
+    if not active.is_cuda:
+        return active.nonzero().squeeze(1)
+    spoilt = ~head.hidden.isfinite().all(1)
+    spoilt = active & (spoilt if head.rows is None else spoilt[head.rows])
+    count, bad, first = torch.stack([active.sum(), spoilt.sum(), spoilt.long().argmax()]).tolist()
+    if bad:
+        expect(False, "hidden", "finite values", f"nan or inf in the hidden row of token {first}")
+    return active.nonzero_static(size=count).squeeze(1)
 
-    @staticmethod
-    def forward(ctx, hidden, weight, bias, loss, *grads):
-        ctx.save_for_backward(*grads)
-        return loss.clone()
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dloss):
-        grads = (None if grad is None else grad * dloss for grad in ctx.saved_tensors)
-        return *grads, None, None, None, None
+def _whole_rollouts(bounds: list[int], chunk: int) -> list[slice]:
+    """Chunks that end where rollouts end, of at most `chunk` rows each."""
+    parts, start = [], 0
+    for stop, following in zip(bounds[1:], [*bounds[2:], None], strict=False):
+        if stop > start and (following is None or following - start > chunk):
+            parts.append(slice(start, stop))
+            start = stop
+    return parts
+
+
+def _solve_rollouts(objective: Objective, head: Head, inputs: TokenInputs, grads: Grads) -> tuple[Tensor, Tensor]:
+    """head_pass for an objective that needs whole rollouts."""
+    lengths = inputs.cu_seqlens.diff()
+    bounds = inputs.cu_seqlens.tolist()
+    if max(lengths.tolist(), default=0) <= head.chunk:
+        return head_pass(head, Formed(objective, inputs), grads, _whole_rollouts(bounds, head.chunk))
+    results = [torch.empty_like(head.targets, dtype=head.dtype) for _ in range(2)]
+    is_long = (lengths > head.chunk)[inputs.rollout]
+    short, long = (~is_long).nonzero().squeeze(1), is_long.nonzero().squeeze(1)
+    rest = inputs.select(short)
+    parts = _whole_rollouts(rest.cu_seqlens.tolist(), head.chunk)
+    of_short = head_pass(head.select(short), Formed(objective, rest), grads, parts)
+    sub, inputs = head.select(long), inputs.select(long)
+    logprobs, entropies = of_long = head_logprobs(sub)
+    for result, some, others in zip(results, of_short, of_long, strict=True):
+        result.index_copy_(0, short, some).index_copy_(0, long, others)
+    g, h = token_terms(objective, logprobs, inputs).grads, _dentropies(objective, inputs)
+    kept = g.nonzero().squeeze(1) if h is None else torch.arange(len(g), device=g.device)  # not the clipped
+    head_pass(sub.select(kept), Given(g=g[kept], h=None if h is None else h[kept]), grads)
+    return results[0], results[1]
+
+
+def _solve(objective: Objective, head: Head, inputs: TokenInputs, grads: Grads | None) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies [n]; gradients into `grads` where there are any to take."""
+    if grads is None:
+        return head_logprobs(head)
+    if _needs_whole_rollouts(objective, inputs):
+        return _solve_rollouts(objective, head, inputs, grads)
+    return head_pass(head, Formed(objective, inputs), grads)
+
+
+@torch.library.custom_op(
+    "srt_kernels::linear_policy_loss", mutates_args=(),
+    schema=f"({HEAD}, {ROLLOUTS}, bool all_rows, bool[] wants)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)  # fmt: skip
+def _forward(hidden, weight, targets, bias, row_index, temperature, softcap, chunk_rows, group, *rest):
+    """-> loss, means, log-probs [N], entropies [N], dX, dW, dbias (empty where not wanted; times head.scale)."""
+    *rollouts, all_rows, wants = rest
+    head = make_named_head(hidden, weight, targets, bias, row_index, temperature, softcap, chunk_rows, group)
+    objective, inputs = token_inputs(targets, head.dtype, *rollouts)
+    index = None
+    active = torch.ones_like(targets, dtype=torch.bool) if all_rows else _active(objective, inputs)
+    if active.is_cuda or not all_rows:
+        index = _active_rows(active, head)
+    if index is not None and len(index) < len(targets):
+        head, inputs = head.select(index), inputs.select(index)
+    grads = Grads(head, tuple(wants)) if any(wants) else None
+    logprobs, entropies = _solve(objective, head, inputs, grads)
+    if not logprobs.is_cuda:
+        check_finite(head, logprobs)
+    loss, means = finish(objective, inputs, token_terms(objective, logprobs, inputs), entropies)
+    if len(logprobs) < len(targets):
+        logprobs, entropies = (
+            t.new_full((len(targets),), torch.nan).index_copy_(0, index, t) for t in (logprobs, entropies)
+        )
+    if grads is None:
+        return loss, means, logprobs, entropies, *(hidden.new_empty(0) for _ in range(3))
+    leaves = (hidden, weight, hidden if bias is None else bias)
+    dx, dw, dbias = (grad.to(leaf.dtype) for grad, leaf in zip(grads.finish(head), leaves, strict=True))
+    return loss, means, logprobs, entropies, dx, dw, dbias
+
+
+@_forward.register_fake
+def _(hidden, weight, targets, bias, *rest):
+    wants, dtype = rest[-1], torch.promote_types(hidden.dtype, torch.float32)
+    loss, means = hidden.new_empty((), dtype=dtype), hidden.new_empty(5, dtype=torch.float64)
+    logprobs, entropies = (targets.new_empty(targets.shape, dtype=dtype) for _ in range(2))
+    leaves = zip(wants, (hidden, weight, hidden if bias is None else bias), strict=True)
+    return loss, means, logprobs, entropies, *(leaf.new_empty(leaf.shape if want else (0,)) for want, leaf in leaves)
+
+
+def _save(ctx, inputs, output):
+    hidden, _, targets = inputs[:3]
+    ctx.scale = gradient_scale(hidden, targets)
+    ctx.inputs = len(inputs)
+    ctx.save_for_backward(*output[4:])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, dloss, *_):
+    """Scales what forward saved, and leaves it as it is for another backward."""
+    grads = [None] * ctx.inputs
+    if dloss is not None:
+        for place, saved in zip((0, 1, 3), ctx.saved_tensors, strict=True):
+            if ctx.needs_input_grad[place]:
+                grads[place] = (saved * (dloss / ctx.scale)).to(saved.dtype)
+    return tuple(grads)
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def linear_policy_loss(
@@ -99,33 +188,28 @@ def linear_policy_loss(
     normalizer: float | Tensor | None = None,
     all_rows: bool = False,
     chunk_rows: int | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> PolicyLoss:
     """Policy-gradient loss of packed completions; differentiable once in hidden, weight and bias.
 
-    hidden, weight, targets, row_index, temperature, bias, softcap, chunk_rows: see linear_logprob. advantages,
+    hidden, weight, targets, row_index, temperature, bias, softcap, chunk_rows, group: see linear_logprob. advantages,
     cu_seqlens, objective, the log-probs and normalizer: see policy_loss. Returns fp32 (fp64 for fp64 hidden states).
 
     Tokens whose loss has no gradient for certain (advantage or correction 0, no KL and no entropy term) are left out
     before the logits: their gradient is exactly zero, their log-prob and entropy are nan, and the statistics are means
     over the others. all_rows computes them too. A loss without such tokens is 0 and still part of the graph.
-    Under torch.no_grad one GEMM; with a frozen weight two. Finding the tokens is the one host sync on a GPU.
+    Under torch.no_grad one GEMM; with a frozen weight two. On a GPU there is one host sync, for the number of rows and
+    for nan or inf in their hidden states, which are a ValueError; another for objectives of whole completions.
     """
-    head = make_head(hidden, weight, targets, temperature, bias, softcap, row_index, chunk_rows)
-    given = {"old_logprobs": old_logprobs, "ref_logprobs": ref_logprobs, "sampler_logprobs": sampler_logprobs}
-    inputs = token_inputs(objective, targets, head.weight.dtype, advantages, cu_seqlens, given, normalizer)
-    index = None if all_rows else _active_rows(objective, inputs)
-    if index is not None and len(index) < len(targets):
-        head, inputs = head.select(index), inputs.select(index)
-    wants = tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in (hidden, weight, bias))
-    logprobs, entropies, (dx, dw, dbias) = _solve(objective, head, inputs, wants)
-    with torch.no_grad():
-        loss, means = finish(objective, inputs, token_terms(objective, logprobs, inputs), entropies, len(logprobs))
-    if any(wants):
-        dw = None if dw is None else dw.to(weight.dtype)
-        dbias = None if dbias is None else dbias.to(bias.dtype)
-        loss = _AttachGradients.apply(hidden, weight, bias, loss, dx, dw, dbias)
-    if len(logprobs) < len(targets):
-        logprobs, entropies = (
-            t.new_full((len(targets),), torch.nan).index_copy_(0, index, t) for t in (logprobs, entropies)
-        )
-    return PolicyLoss(loss=loss, logprobs=logprobs, entropies=entropies, **means)
+    check_objective(objective)
+    check_tensors(
+        hidden=hidden, weight=weight, targets=targets, bias=bias, row_index=row_index, advantages=advantages,
+        cu_seqlens=cu_seqlens, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs, sampler_logprobs=sampler_logprobs,
+    )  # fmt: skip
+    wants = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (hidden, weight, bias)]
+    loss, means, logprobs, entropies, *_ = _forward(
+        hidden, weight, targets, bias, row_index, float(temperature), softcap, chunk_rows, group_name(group),
+        advantages, cu_seqlens, objective.json, old_logprobs, ref_logprobs, sampler_logprobs,
+        *split_normalizer(normalizer), all_rows, wants,
+    )  # fmt: skip
+    return PolicyLoss.of(loss, means, logprobs, entropies)

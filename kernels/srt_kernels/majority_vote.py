@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .group_advantage import check_offsets, check_tensor, expect, segment_ids, segment_reduce
+from .checks import check_offsets, check_tensor, expect
+from .segments import segment_ids, segment_reduce
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import math
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
+
+from .token_terms import SURROGATES
 
 CHOICES = {
     "ratio": ("none", "token", "sequence"),
-    "surrogate": ("clip", "cispo", "sapo", "reinforce"),
+    "surrogate": tuple(SURROGATES),
     "reduction": ("token", "sequence", "fixed"),
     "kl": ("k1", "k2", "k3"),
     "correction": ("none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
@@ -27,8 +31,8 @@ class Objective:
 
     ratio: Literal["none", "token", "sequence"] = "token"
     """r = exp(logprob - old logprob) of each token; exp of its mean over the completion (GSPO); or 1."""
-    surrogate: Literal["clip", "cispo", "sapo", "reinforce"] = "clip"
-    """Policy term; [x] is x without gradient.
+    surrogate: str = "clip"
+    """Policy term, a row of SURROGATES in token_terms.py; [x] is x without gradient.
     clip: -min(r A, clamp(r, 1 - clip_low, 1 + clip_high) A), with r at most delta where A < 0.
     cispo: -[min(r, clip_high)] A logprob: clip_high is the greatest ratio itself, at least 1.
     sapo: -4 / tau sigmoid(tau (r - 1)) A, with tau_pos where A > 0, else tau_neg.
@@ -63,6 +67,16 @@ class Objective:
     correction_cap: float = 3.0
     """Greatest correction."""
 
+    @property
+    def json(self) -> str:
+        """For torch.library ops, whose arguments are tensors, numbers and strings."""
+        return self._json
+
+    @staticmethod
+    @functools.cache
+    def from_json(text: str) -> Objective:
+        return Objective(**json.loads(text))
+
     def __post_init__(self):
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
@@ -74,6 +88,7 @@ class Objective:
         if self.max_length is not None and (type(self.max_length) is not int or self.max_length < 1):
             raise ValueError(f"max_length: expected an int of at least 1, or None, got {self.max_length!r}")
         self._check_parts_fit()
+        object.__setattr__(self, "_json", json.dumps(asdict(self)))  # once, not where torch.compile traces
 
     def _check_parts_fit(self):
         if self.reduction == "fixed" and self.max_length is None:

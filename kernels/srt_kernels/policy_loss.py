@@ -1,21 +1,26 @@
 """policy_loss: the objectives of objective.py from log-probs that someone else computed.
 
-Also home of the per-token arithmetic that linear_policy_loss runs inside its chunks: one function of [n] log-probs,
-whose gradient autograd takes there as here.
+Also home of what linear_policy_loss asks of an objective inside its chunks: losses and gradients of n log-probs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-from .group_advantage import check_offsets, check_tensor, expect, segment_ids, segment_reduce
+from .checks import check_offsets, check_tensor, check_tensors, expect
+from .jit import on_torch, use_triton
 from .objective import Objective
+from .segments import segment_ids, segment_reduce
+from .token_terms import SURROGATES, correction_of
+from .token_terms import token_terms as terms_of_token
 
-MAX_LOG_RATIO = 20.0  # exp of more says nothing but "far off", and ends in inf
-
+TERMS = ("grads", "losses", "ratio", "clipped", "kl", "correction")
+# What an op's schema says of the rollouts; token_inputs takes them in this order.
+ROLLOUTS = """Tensor advantages, Tensor cu_seqlens, str objective, Tensor? old_logprobs, Tensor? ref_logprobs,
+Tensor? sampler_logprobs, float? number, Tensor? normalizer"""
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyLoss:
@@ -28,7 +33,17 @@ class PolicyLoss:
     clip_fraction: Tensor  # part of the tokens whose ratio clip or delta left without gradient, or cispo capped
     kl: Tensor  # mean KL estimate to the reference; 0 without ref_logprobs
     correction: Tensor  # mean sampler correction
-    rows: int  # tokens that were computed, at most N
+    rows: Tensor  # int64, tokens that were computed, at most N
+
+    @classmethod
+    def of(cls, loss: Tensor, means: Tensor, logprobs: Tensor, entropies: Tensor | None) -> PolicyLoss:
+        """From what an op gives; means [5] as `finish` has them."""
+        ratio, clip_fraction, kl, correction, rows = means.detach().unbind()
+        return cls(
+            loss=loss, logprobs=logprobs.detach(), entropies=None if entropies is None else entropies.detach(),
+            ratio=ratio.float(), clip_fraction=clip_fraction.float(), kl=kl.float(), correction=correction.float(),
+            rows=rows.long(),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,81 +70,52 @@ class TokenInputs:
 class TokenTerms:
     """What an objective says of n tokens. loss = sum of weights * (losses - entropy_coef * entropies)."""
 
-    losses: Tensor  # [n], differentiable in the log-probs
+    grads: Tensor  # [n], derivative of the loss by the token's log-prob
+    losses: Tensor  # [n]
     ratio: Tensor  # [n]
-    clipped: Tensor  # [n] bool
+    clipped: Tensor  # [n], 1 where it was
     kl: Tensor  # [n]
     correction: Tensor  # [n]
 
 
-def _clip(o: Objective, ratio: Tensor, advantages: Tensor, logprobs: Tensor) -> tuple[Tensor, Tensor]:
-    bound = torch.inf if o.delta is None else o.delta  # binds where A < 0 only: delta > 1 + clip_high
-    clamped = ratio.clamp(1 - o.clip_low, 1 + o.clip_high)
-    losses = -torch.minimum(ratio.clamp(max=bound) * advantages, clamped * advantages)
-    gains, shrinks = advantages > 0, advantages < 0
-    clipped = (gains & (ratio > 1 + o.clip_high)) | (shrinks & ((ratio < 1 - o.clip_low) | (ratio > bound)))
-    return losses, clipped
+def _spread(sums: Tensor, inputs: TokenInputs) -> Tensor:
+    """[R] of rollouts -> [n] of their tokens."""
+    return sums[inputs.rollout]
 
 
-def _cispo(o: Objective, ratio: Tensor, advantages: Tensor, logprobs: Tensor) -> tuple[Tensor, Tensor]:
-    return -ratio.detach().clamp(max=o.clip_high) * advantages * logprobs, ratio > o.clip_high
-
-
-def _sapo(o: Objective, ratio: Tensor, advantages: Tensor, logprobs: Tensor) -> tuple[Tensor, Tensor]:
-    tau = torch.where(advantages > 0, o.tau_pos, o.tau_neg).to(ratio.dtype)
-    return -4 / tau * torch.sigmoid(tau * (ratio - 1)) * advantages, torch.zeros_like(ratio, dtype=torch.bool)
-
-
-def _reinforce(o: Objective, ratio: Tensor, advantages: Tensor, logprobs: Tensor) -> tuple[Tensor, Tensor]:
-    return -ratio.detach() * advantages * logprobs, torch.zeros_like(ratio, dtype=torch.bool)
-
-
-SURROGATES = {"clip": _clip, "cispo": _cispo, "sapo": _sapo, "reinforce": _reinforce}
-
-
-def _kl(objective: Objective, logprobs: Tensor, ref: Tensor) -> Tensor:
-    if objective.kl == "k1":
-        return logprobs - ref
-    if objective.kl == "k2":
-        return (logprobs - ref).square() / 2
-    difference = (ref - logprobs).clamp(max=MAX_LOG_RATIO)
-    return difference.expm1() - difference
-
-
-def _corrections(o: Objective, old: Tensor, sampler: Tensor, rollout: Tensor, cu_seqlens: Tensor) -> Tensor:
+def _corrections(o: Objective, old: Tensor, inputs: TokenInputs) -> Tensor:
     """[n] sampler corrections, capped. old is without gradient, and so are they."""
-    difference = old - sampler
+    difference = old - inputs.sampler
     if o.correction.startswith("sequence"):
-        difference = segment_reduce(difference, "sum", cu_seqlens)[rollout].to(difference.dtype)
-    corrections = difference.clamp(max=MAX_LOG_RATIO).exp()
-    if o.correction.endswith("truncate"):
-        return corrections.clamp(max=o.correction_cap)
-    return corrections.where(corrections <= o.correction_cap, 0.0)
+        difference = _spread(segment_reduce(difference, "sum", inputs.cu_seqlens), inputs)
+    return on_torch(correction_of)(difference, o.correction_cap, o.correction.endswith("mask"))
 
 
 def token_terms(objective: Objective, logprobs: Tensor, inputs: TokenInputs) -> TokenTerms:
-    """The objective at n log-probs, token by token."""
-    old = logprobs.detach() if inputs.old is None else inputs.old
-    log_ratio = logprobs - old
-    token_ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
-    ratio = token_ratio
-    if objective.ratio == "none":
-        ratio = torch.ones_like(logprobs)
-    elif objective.ratio == "sequence":
-        lengths = inputs.cu_seqlens.diff().clamp(min=1)
-        means = segment_reduce(log_ratio, "sum", inputs.cu_seqlens) / lengths
-        ratio = means.clamp(max=MAX_LOG_RATIO).exp()[inputs.rollout].to(logprobs.dtype)
-    losses, clipped = SURROGATES[objective.surrogate](objective, ratio, inputs.advantages, logprobs)
-    correction = inputs.correction
-    if correction is None:
-        correction = _corrections(objective, old, inputs.sampler, inputs.rollout, inputs.cu_seqlens)
-    losses, kl = losses * correction, torch.zeros_like(logprobs)
-    if inputs.ref is not None:
-        kl = _kl(objective, logprobs, inputs.ref)
-        kl = kl * token_ratio if objective.kl_bias_correction else kl
-    if objective.kl_coef > 0:
-        losses = losses + objective.kl_coef * kl
-    return TokenTerms(losses=losses, ratio=ratio, clipped=clipped, kl=kl, correction=correction)
+    """The objective at n log-probs. Sequence-level quantities need whole rollouts."""
+    if use_triton(logprobs):
+        from .policy_kernel import policy_terms
+
+        return TokenTerms(**dict(zip(TERMS, policy_terms(objective, logprobs, inputs), strict=True)))
+    o, dtype, logprobs = objective, logprobs.dtype, logprobs.double()
+    old = logprobs if inputs.old is None else inputs.old
+    log_ratio = token_log_ratio = logprobs - old
+    lengths = inputs.cu_seqlens.diff().clamp(min=1)
+    if o.ratio == "sequence":
+        means = segment_reduce(token_log_ratio, "sum", inputs.cu_seqlens) / lengths
+        log_ratio = _spread(means, inputs)
+    correction = inputs.correction if inputs.correction is not None else _corrections(o, old, inputs)
+    losses, dlog_ratio, dlogprob, ratio, clipped, kl = on_torch(terms_of_token)(
+        logprobs, log_ratio, token_log_ratio, inputs.ref, inputs.advantages, correction, o.clip_low, o.clip_high,
+        torch.inf if o.delta is None else o.delta, o.tau_pos, o.tau_neg, o.kl_coef, on_torch(SURROGATES[o.surrogate]),
+        o.ratio, "none" if inputs.ref is None else o.kl, o.kl_bias_correction,
+    )  # fmt: skip
+    through_ratio = inputs.weights * dlog_ratio
+    if o.ratio == "sequence":
+        means = segment_reduce(through_ratio, "sum", inputs.cu_seqlens) / lengths
+        through_ratio = _spread(means, inputs)
+    terms = (inputs.weights * dlogprob + through_ratio, losses, ratio, clipped, kl, correction)
+    return TokenTerms(**dict(zip(TERMS, (term.to(dtype) for term in terms), strict=True)))
 
 
 def token_weights(objective: Objective, cu_seqlens: Tensor, rollout: Tensor, normalizer: float | Tensor | None):
@@ -142,53 +128,60 @@ def token_weights(objective: Objective, cu_seqlens: Tensor, rollout: Tensor, nor
     return weights / objective.max_length if objective.reduction == "fixed" else weights
 
 
+def split_normalizer(normalizer: float | Tensor | None) -> tuple[float | None, Tensor | None]:
+    """A number or a tensor, in an argument of its own each."""
+    is_tensor = isinstance(normalizer, Tensor)
+    return None if is_tensor or normalizer is None else float(normalizer), normalizer if is_tensor else None
+
+
 def token_inputs(
-    objective: Objective,
     tokens: Tensor,
     dtype: torch.dtype,
     advantages: Tensor,
     cu_seqlens: Tensor,
-    logprobs: dict[str, Tensor | None],
-    normalizer: float | Tensor | None,
-) -> TokenInputs:
-    """Check what a loss over `tokens` [N] was given about its rollouts, and bring it to one value per token.
-
-    logprobs: old_logprobs, ref_logprobs and sampler_logprobs by name.
-    """
-    _check_rollouts(objective, tokens, advantages, cu_seqlens, logprobs, normalizer)
-    total = len(tokens)
+    objective: str,
+    old_logprobs: Tensor | None,
+    ref_logprobs: Tensor | None,
+    sampler_logprobs: Tensor | None,
+    number: float | None,
+    normalizer: Tensor | None,
+) -> tuple[Objective, TokenInputs]:
+    """Check what a loss over `tokens` [N] was given about its rollouts, and bring it to one value per token."""
+    objective = Objective.from_json(objective)
+    logprobs = {"old_logprobs": old_logprobs, "ref_logprobs": ref_logprobs, "sampler_logprobs": sampler_logprobs}
+    _check_rollouts(objective, tokens, advantages, cu_seqlens, logprobs, number, normalizer)
+    total, rollouts = len(tokens), len(cu_seqlens) - 1
     rollout = segment_ids(cu_seqlens, total)
+    per_rollout = advantages[rollout] if len(advantages) == rollouts else advantages
+    # In fp64 outside the kernels: see normalise in head.py.
+    dtype = torch.float32 if use_triton(advantages) and dtype == torch.float32 else torch.float64
     old, ref, sampler = (None if t is None else t.detach().to(dtype) for t in logprobs.values())
-    correction = None
-    if objective.correction == "none":
-        correction = torch.ones(total, dtype=dtype, device=rollout.device)
-    elif old is not None:
-        correction = _corrections(objective, old, sampler, rollout, cu_seqlens)
-    per_rollout = len(advantages) == len(cu_seqlens) - 1
-    return TokenInputs(
-        advantages=(advantages[rollout] if per_rollout else advantages).detach().to(dtype),
-        weights=token_weights(objective, cu_seqlens, rollout, normalizer).to(dtype),
+    inputs = TokenInputs(
+        advantages=per_rollout.detach().to(dtype),
+        weights=token_weights(objective, cu_seqlens, rollout, normalizer if number is None else number).to(dtype),
         rollout=rollout,
         cu_seqlens=cu_seqlens,
         old=old,
         ref=ref,
         sampler=sampler,
-        correction=correction,
+        correction=torch.ones(total, dtype=dtype, device=rollout.device) if objective.correction == "none" else None,
     )
+    if objective.correction != "none" and old is not None:
+        inputs = replace(inputs, correction=_corrections(objective, old, inputs))
+    return objective, inputs
 
 
-def _check_rollouts(objective, tokens, advantages, cu_seqlens, logprobs, normalizer) -> None:
+def check_objective(objective: Objective) -> None:
     expect(isinstance(objective, Objective), "objective", "an Objective", type(objective).__name__)
+
+
+def _check_rollouts(objective, tokens, advantages, cu_seqlens, logprobs, number, normalizer) -> None:
     total, device = len(tokens), tokens.device
     check_offsets("cu_seqlens", cu_seqlens, total, device)
     check_tensor("advantages", advantages, (None,), "float", device)
     sizes = (len(cu_seqlens) - 1, total)
-    expect(
-        len(advantages) in sizes,
-        "advantages",
-        f"shape [{sizes[0]}] (rollouts) or [{sizes[1]}] (tokens)",
-        len(advantages),
-    )
+    expected = f"shape [{sizes[0]}] (rollouts) or [{sizes[1]}] (tokens)"
+    expect(len(advantages) in sizes, "advantages", expected, len(advantages))
     for name, tensor in logprobs.items():
         if tensor is not None:
             check_tensor(name, tensor, (total,), "float", device)
@@ -197,26 +190,68 @@ def _check_rollouts(objective, tokens, advantages, cu_seqlens, logprobs, normali
     if objective.correction != "none":
         expected = f"a tensor with correction {objective.correction!r}"
         expect(logprobs["sampler_logprobs"] is not None, "sampler_logprobs", expected, None)
-    if isinstance(normalizer, Tensor):
+    if normalizer is not None:
         expect(normalizer.dim() == 0, "normalizer", "a number or a tensor without dimensions", list(normalizer.shape))
         expect(normalizer.device == device, "normalizer", f"device {device}", normalizer.device)
-    if normalizer is not None and (not isinstance(normalizer, Tensor) or device.type == "cpu"):
-        expect(float(normalizer) > 0, "normalizer", "more than 0", normalizer)
+        number = float(normalizer) if device.type == "cpu" else None
+    expect(number is None or number > 0, "normalizer", "more than 0", number)
 
 
 def finish(
-    objective: Objective, inputs: TokenInputs, terms: TokenTerms, entropies: Tensor | None, rows: int
-) -> tuple[Tensor, dict]:
-    """The loss, summed in fp64, and the detached means of PolicyLoss."""
-    losses = terms.losses
+    objective: Objective, inputs: TokenInputs, terms: TokenTerms, entropies: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The loss, summed in fp64, and [5] fp64: the means MEANS and the number of tokens."""
+    losses, rows = terms.losses, len(terms.losses)
     if objective.entropy_coef > 0:
         losses = losses - objective.entropy_coef * entropies
     loss = (inputs.weights * losses).double().sum().to(losses.dtype)
-    means = {
-        name: getattr(terms, name).detach().double().sum() / max(1, rows) for name in ("ratio", "kl", "correction")
-    }
-    means["clip_fraction"] = terms.clipped.double().sum() / max(1, rows)
-    return loss, {name: mean.float() for name, mean in means.items()} | {"rows": rows}
+    terms = torch.stack([terms.ratio, terms.clipped, terms.kl, terms.correction]).double()
+    count = torch.full((1,), rows, dtype=torch.float64, device=loss.device)
+    return loss, torch.cat([terms.sum(1) / max(1, rows), count])
+
+
+@torch.library.custom_op(
+    "srt_kernels::policy_loss", mutates_args=(),
+    schema=f"(Tensor logprobs, Tensor? entropies, {ROLLOUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+)  # fmt: skip
+def _forward(logprobs: Tensor, entropies: Tensor | None, *rollouts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """-> loss, means, dlogprobs [N], dentropies [N]."""
+    check_tensor("logprobs", logprobs, (None,), "float", logprobs.device)
+    dtype = torch.promote_types(logprobs.dtype, torch.float32)
+    objective, inputs = token_inputs(logprobs, dtype, *rollouts)
+    if entropies is not None:
+        check_tensor("entropies", entropies, (len(logprobs),), "float", logprobs.device)
+    needed = objective.entropy_coef > 0
+    expect(not needed or entropies is not None, "entropies", "a tensor with entropy_coef above 0", None)
+    terms = token_terms(objective, logprobs.to(dtype), inputs)
+    loss, means = finish(objective, inputs, terms, entropies)
+    return loss, means, terms.grads.clone(), (-objective.entropy_coef * inputs.weights).to(dtype)
+
+
+@_forward.register_fake
+def _(logprobs, *_):
+    dtype = torch.promote_types(logprobs.dtype, torch.float32)
+    loss, means = logprobs.new_empty((), dtype=dtype), logprobs.new_empty(5, dtype=torch.float64)
+    return loss, means, *(logprobs.new_empty(logprobs.shape, dtype=dtype) for _ in range(2))
+
+
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(*output[2:])
+    ctx.dtypes = [t if t is None else t.dtype for t in inputs[:2]]
+    ctx.inputs = len(inputs)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, dloss, *_):
+    grads = [None] * ctx.inputs
+    if dloss is not None:
+        for place, saved in enumerate(ctx.saved_tensors):
+            if ctx.needs_input_grad[place]:
+                grads[place] = (saved * dloss).to(ctx.dtypes[place])
+    return tuple(grads)
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def policy_loss(
@@ -231,7 +266,7 @@ def policy_loss(
     entropies: Tensor | None = None,
     normalizer: float | Tensor | None = None,
 ) -> PolicyLoss:
-    """Loss of packed completions from the log-probs [N] of their tokens; differentiable in logprobs and entropies.
+    """Loss of packed completions from the log-probs [N] of their tokens; differentiable once in logprobs and entropies.
 
     advantages [R], or [N] per token (R wins where they are equal); cu_seqlens [R+1] int32; old_logprobs [N] of the
     policy that the ratio is against (None: on policy, the ratio is exactly 1); ref_logprobs [N] for the KL;
@@ -239,16 +274,13 @@ def policy_loss(
     normalizer: the tokens (reduction "token") or completions (others) of the global batch, by default those of this
     call; micro-batches that are given the global one sum to the loss of the whole batch. Raises ValueError.
     """
-    check_tensor("logprobs", logprobs, (None,), "float", logprobs.device)
-    given = {"old_logprobs": old_logprobs, "ref_logprobs": ref_logprobs, "sampler_logprobs": sampler_logprobs}
-    dtype = torch.promote_types(logprobs.dtype, torch.float32)
-    inputs = token_inputs(objective, logprobs, dtype, advantages, cu_seqlens, given, normalizer)
-    if entropies is not None:
-        check_tensor("entropies", entropies, (len(logprobs),), "float", logprobs.device)
-    expect(
-        objective.entropy_coef == 0 or entropies is not None, "entropies", "a tensor with entropy_coef above 0", None
-    )
-    terms = token_terms(objective, logprobs.to(dtype), inputs)
-    loss, means = finish(objective, inputs, terms, entropies, len(logprobs))
-    detached = None if entropies is None else entropies.detach()
-    return PolicyLoss(loss=loss, logprobs=logprobs.detach(), entropies=detached, **means)
+    check_objective(objective)
+    check_tensors(
+        logprobs=logprobs, entropies=entropies, advantages=advantages, cu_seqlens=cu_seqlens, old_logprobs=old_logprobs,
+        ref_logprobs=ref_logprobs, sampler_logprobs=sampler_logprobs,
+    )  # fmt: skip
+    loss, means, *_ = _forward(
+        logprobs, entropies, advantages, cu_seqlens, objective.json, old_logprobs, ref_logprobs, sampler_logprobs,
+        *split_normalizer(normalizer),
+    )  # fmt: skip
+    return PolicyLoss.of(loss, means, logprobs.detach(), None if entropies is None else entropies.detach())

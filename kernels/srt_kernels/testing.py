@@ -32,11 +32,15 @@ def packed_rollouts(
     lengths: list[int], *, hidden_size: int = 48, vocab_size: int = 331, shared: bool = False, with_bias: bool = True,
     temperature: float = 1.0, softcap: float | None = None, noise: float = 0.3, seed: int = 0,
 ) -> PackedRollouts:  # fmt: skip
-    """Rollouts of `lengths` tokens in fp32 on the CPU. N = sum(lengths); M = N, or fewer used rows if shared."""
-    generator = torch.Generator().manual_seed(seed)
+    """Rollouts of `lengths` tokens in fp32 on the default device. N = sum(lengths); M = N, or fewer used rows if shared.
+
+    The same on every device but for the rounding of the head: random numbers are drawn on the CPU.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    device = torch.get_default_device()
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=generator, device="cpu").to(device)
 
     total, spread = sum(lengths), SPREAD * temperature  # so that the temperature leaves entropies alone
     offset = OFFSET if softcap is None else softcap / 3  # most of the logits where the cap bends, few where it is flat
@@ -45,12 +49,12 @@ def packed_rollouts(
     bias = normal(vocab_size) if with_bias else torch.zeros(vocab_size)
     row_index = torch.arange(total)
     if shared and total:
-        row_index = torch.randint(total, (total,), generator=generator)
+        row_index = torch.randint(total, (total,), generator=generator, device="cpu").to(device)
     targets = torch.empty(total, dtype=torch.int64)
     for start in range(0, total, 256):  # [256, V] at a time, for benches
         z = hidden[row_index[start : start + 256]] @ weight.T + bias
         z = z if softcap is None else softcap * torch.tanh(z / softcap)
-        drawn = torch.multinomial((z / temperature).softmax(-1), 1, generator=generator)
+        drawn = torch.multinomial((z / temperature).softmax(-1).cpu(), 1, generator=generator)
         targets[start : start + 256] = drawn.squeeze(1)
     settings = {"temperature": temperature, "softcap": softcap, "bias": bias, "row_index": row_index}
     logprobs, _ = linear_logprob(hidden, weight, targets, **settings)

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from srt_kernels import majority_vote, reference
+
+hypothesis = pytest.importorskip("hypothesis")  # not on every machine with a GPU
+st = pytest.importorskip("hypothesis.strategies")
+given, settings = hypothesis.given, hypothesis.settings
 
 KEY = st.sampled_from([0, 1, 2, -3, 2**63 - 1, -(2**63)])  # few, so that they meet; both ends of int64
 GROUPS = st.lists(st.lists(st.tuples(KEY, st.sampled_from([0.0, 0.5, 1.0, 0.1, 2.0])), max_size=9), max_size=6)

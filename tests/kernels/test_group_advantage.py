@@ -4,11 +4,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from srt_kernels import group_advantage, reference
 from srt_kernels.group_advantage import KINDS
+
+hypothesis = pytest.importorskip("hypothesis")  # not on every machine with a GPU
+st = pytest.importorskip("hypothesis.strategies")
+given, settings = hypothesis.given, hypothesis.settings
 
 REWARD = st.sampled_from([0.0, 1.0, 0.1, -2.5, 0.3, math.nan])
 GROUPS = st.lists(st.lists(REWARD, max_size=7), max_size=6)

@@ -1,15 +1,17 @@
 """linear_logprob against the fp64 reference: values and gradients, error budgets, GEMMs and memory."""
 
-from importlib import import_module
-
 import pytest
 import torch
+from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from srt_kernels import linear_logprob, reference
-from srt_kernels.linear_logprob import CPU_CHUNK, CPU_SLAB, make_head
+from srt_kernels import linear_logprob, reference, torch_rows
+from srt_kernels.head import CPU_CHUNK, SLAB, make_head
+from srt_kernels.jit import use_triton
 from srt_kernels.testing import assert_close, packed_rollouts, relative_error
 
+# What is of the PyTorch path, or of bf16, which Triton's interpreter gets wrong (it takes the bits for an integer).
+cpu_path = pytest.mark.skipif(use_triton(torch.zeros(1)), reason="this run is of the Triton kernels")
 LENGTHS = [3, 0, 1, 7, 9, 1, 0, 6]  # an empty one first to last but one, ones of one token; N = 27
 NATS, RELATIVE = 5e-6, 5e-6  # fp32 budgets: log-probs and entropies in nats, gradients in norm
 
@@ -22,8 +24,11 @@ class Counter(TorchDispatchMode):
         self.gemms, self.largest = 0, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "srt_kernels":  # look into it
+            with self:
+                return OPDEFS[f"srt_kernels::{func.overloadpacket.__name__}"]._init_fn(*args)
         out = func(*args, **(kwargs or {}))
-        self.gemms += func.overloadpacket.__name__ in ("mm", "addmm", "addmm_", "bmm")
+        self.gemms += func.overloadpacket.__name__ in ("mm", "addmm", "addmm_", "bmm", "_linear_pointwise")
         self.largest = max([self.largest] + [t.numel() for t in (out,) if isinstance(t, torch.Tensor)])
         return out
 
@@ -54,7 +59,7 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("chunk_rows", [5, None])  # crosses rollouts and leaves a ragged last chunk; all at once
 def test_equals_the_reference(case, chunk_rows, monkeypatch):
-    monkeypatch.setattr(import_module("srt_kernels.linear_logprob"), "CPU_SLAB", 3 * 331 * 8)  # ragged slabs in a chunk
+    monkeypatch.setattr(torch_rows, "SLAB", 3 * 331 * 8)  # ragged slabs in a chunk
     batch = packed_rollouts(LENGTHS, **case)
     truth = run(reference.linear_logprob, batch, torch.float64, case)
     for dtype, nats, relative in ((torch.float64, 1e-12, 1e-12), (torch.float32, NATS, RELATIVE)):
@@ -92,7 +97,7 @@ def test_logprob_of_a_sure_token():
 
 def test_masked_vocabulary():
     """A bias of -inf (padding of the vocabulary) takes a token out and leaves everything else finite."""
-    batch = packed_rollouts([12])
+    batch = packed_rollouts([7])
     bias = torch.where(torch.arange(331) == 330, -torch.inf, 0.0)
     hidden = batch.hidden.clone().requires_grad_()
     logprobs, entropies = linear_logprob(hidden, batch.weight, batch.targets % 330, bias=bias)
@@ -103,6 +108,7 @@ def test_masked_vocabulary():
     assert hidden.grad.isfinite().all()
 
 
+@cpu_path
 def test_bfloat16_hidden_states():
     """fp32 logits from bf16 operands: log-probs as exact as in fp32, gradients as exact as their own type allows."""
     batch = packed_rollouts([27])
@@ -121,6 +127,7 @@ def test_bfloat16_hidden_states():
     assert wide[1].grad.dtype == torch.float32 and relative_error(wide[1].grad, high[1].grad) <= RELATIVE
 
 
+@cpu_path
 def test_autocast_does_not_reach_the_logits():
     batch = packed_rollouts([20])
     plain = linear_logprob(batch.hidden, batch.weight, batch.targets)
@@ -128,6 +135,7 @@ def test_autocast_does_not_reach_the_logits():
         assert torch.equal(linear_logprob(batch.hidden, batch.weight, batch.targets)[0], plain[0])
 
 
+@cpu_path
 def test_four_gemms_and_no_logits_tensor():
     batch = packed_rollouts([60], hidden_size=8)
     hidden, weight, _ = head_leaves(batch)
@@ -137,10 +145,14 @@ def test_four_gemms_and_no_logits_tensor():
     assert counter.gemms == 4 * 3 and counter.largest == 20 * 331  # three chunks
 
 
-def test_default_chunk_and_slab_are_what_they_say():
+def test_default_chunk_is_what_it_says():
+    """A budget of bytes; for operands that are cast up, as much as the copy of the weight takes where that is more."""
     batch = packed_rollouts([4], vocab_size=8192)
-    head = make_head(batch.hidden, batch.weight, batch.targets, 1.0, None, None, None, None)
-    assert head.chunk == CPU_CHUNK // (8192 * 4) and head.slab == CPU_SLAB // (8192 * 4)
+    arguments = (batch.targets, 1.0, None, None, None, None)
+    assert make_head(batch.hidden, batch.weight, *arguments).chunk == CPU_CHUNK // (8192 * 4)
+    wide = torch.zeros(4, 4096, dtype=torch.bfloat16)
+    head = make_head(wide, torch.zeros(8192, 4096, dtype=torch.bfloat16), *arguments)
+    assert head.chunk == 4096 + SLAB // (8192 * 4)
 
 
 def test_gradcheck_of_the_reference():

@@ -1,0 +1,271 @@
+"""The LM head that linear_logprob and linear_policy_loss share: logits by chunks, their statistics, their gradient.
+
+A chunk of C rows makes its logits by one GEMM in fp32. Where a gradient is asked for, they are overwritten by it, and
+two GEMMs make dX and dW of that: one [C, V] buffer in all. rows of it go through row_kernel.py (Triton) or torch_rows.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from . import gemm
+from .checks import check_range, check_tensor, expect
+from .jit import use_triton
+
+# Bytes of logits in a chunk and, on a CPU, in a slab that its caches hold. CPU, one thread, H = 576, V = 49152, N = 512:
+# 0.77 s with slabs of 1 to 16 MiB, 0.83 s without, 0.96 s with autograd over [N, V]. Small slabs mean many parallel
+# regions, and where other processes hold the cores each waits for a thread: 1 MiB took 5.8 s there, 16 1.3 s.
+CPU_CHUNK, GPU_CHUNK, SLAB = 64 << 20, 2 << 30, 16 << 20
+FLOOR = 1e-30  # of a factor that is divided by: exp of a shard's peak below the peak of the whole vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """An LM head over the rows it is asked about: z = softcap(hidden[rows] @ weight.T + bias) / temperature."""
+
+    hidden: Tensor  # [M, H] as given
+    weight: Tensor  # [V, H] in the GEMMs' dtype: hidden's on a GPU, else fp32 (fp64 for fp64 hidden states)
+    bias: Tensor | None  # [V] compute dtype
+    targets: Tensor  # [n] int64
+    rows: Tensor | None  # [n] int64, None: row i is that of target i
+    temperature: float
+    softcap: float | None
+    chunk: int  # rows of a chunk
+    group: dist.ProcessGroup | None  # whose rank r holds the vocabulary from r V on
+    vocab_start: int  # of this rank
+    scale: float  # of saved gradients: a power of two that keeps those of fp16 above its smallest number, else 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of log-probs and accumulators."""
+        return torch.promote_types(self.weight.dtype, torch.float32)
+
+    @property
+    def exact_in_bf16(self) -> bool:
+        """The operands of the logits are bf16 numbers, whatever they are stored as."""
+        return self.hidden.dtype == torch.bfloat16
+
+    def select(self, index: Tensor) -> Head:
+        """The same head over targets[index]."""
+        return replace(self, targets=self.targets[index], rows=index if self.rows is None else self.rows[index])
+
+    def inputs(self, part: slice) -> Tensor:
+        """[C, H] hidden rows for the GEMMs."""
+        rows = self.hidden[part] if self.rows is None else self.hidden[self.rows[part]]
+        return rows.to(self.weight.dtype)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Of C rows, each [C], over the whole vocabulary."""
+
+    peak: Tensor  # max z of this shard without the target
+    top: Tensor  # max z
+    total: Tensor  # sum exp(z - top)
+    q: Tensor  # 1 - p of the target
+    z_target: Tensor
+    logprobs: Tensor
+    entropies: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Gradients of n rows that are known before their logits."""
+
+    g: Tensor  # [n] dL/dlogprob
+    h: Tensor | None  # [n] dL/dentropy
+    objective = inputs = None
+    row_local = True
+
+    def grads(self, part: slice, logprobs: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.g[part], None if self.h is None else self.h[part]
+
+
+class Grads:
+    """Accumulators for the gradients that `wants` names: of hidden [M, H], weight [V, H], bias [V]; else None."""
+
+    def __init__(self, head: Head, wants: tuple[bool, bool, bool]):
+        in_order = head.rows is None and head.group is None  # dX of a row is written once, in its own dtype
+        hidden, dtype = head.hidden, head.dtype
+        self.dx = torch.zeros_like(hidden, dtype=hidden.dtype if in_order else dtype) if wants[0] else None
+        self.dw = torch.empty_like(head.weight, dtype=dtype) if wants[1] else None
+        self.dbias = torch.zeros_like(head.weight[:, 0], dtype=dtype) if wants[2] else None
+        self.started = False
+
+    def add(self, head: Head, part: slice, x: Tensor, d: Tensor, factor: Tensor | None) -> None:
+        """Add a chunk: x [C, H], d [C, V], to be multiplied by factor [C]. In order of the chunks: no atomics."""
+        if self.dx is not None:
+            rows = gemm.times_weight(d, head.weight, head.exact_in_bf16, self.dx.dtype)
+            rows = rows if factor is None else rows.mul_(factor[:, None])
+            if head.rows is None:
+                self.dx[part] = rows
+            elif rows.device.type == "cpu":  # each has a fixed order on its device only
+                self.dx.index_add_(0, head.rows[part], rows)
+            else:
+                self.dx.index_put_((head.rows[part],), rows, accumulate=True)
+        if self.dw is not None:
+            scaled = x if factor is None else x * factor[:, None]
+            gemm.add_outer_(self.dw, d, scaled, self.started, head.exact_in_bf16)
+        if self.dbias is not None:
+            self.dbias += d.sum(0, dtype=head.dtype) if factor is None else d.t() @ factor
+        self.started = True
+
+    def finish(self, head: Head) -> tuple[Tensor, Tensor, Tensor]:
+        """dX (summed over the shards), dW and dbias, times head.scale; empty where not wanted."""
+        if self.dw is not None and not self.started:
+            self.dw.zero_()
+        if self.dx is not None and head.group is not None:
+            dist.all_reduce(self.dx, group=head.group)
+        grads = (self.dx, self.dw, self.dbias)
+        return tuple(head.hidden.new_empty(0, dtype=head.dtype) if grad is None else grad for grad in grads)
+
+
+def make_head(
+    hidden, weight, targets, temperature, bias, softcap, row_index, chunk_rows, group: dist.ProcessGroup | None = None
+) -> Head:
+    """Check the arguments of an LM head and cast weight and bias for the GEMMs."""
+    world, rank = (1, 0) if group is None else (dist.get_world_size(group), dist.get_rank(group))
+    _check_head(hidden, weight, targets, temperature, bias, softcap, row_index, chunk_rows, world)
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    narrow = hidden.dtype if gemm.has_mixed(hidden) else dtype
+    # A weight wider than the hidden states is first rounded to their type, as autocast does.
+    rounded = weight.detach().to(hidden.dtype) if weight.dtype.itemsize > hidden.dtype.itemsize else weight.detach()
+    row_bytes = len(weight) * dtype.itemsize
+    budget = GPU_CHUNK if hidden.is_cuda else CPU_CHUNK
+    if narrow != weight.dtype and not hidden.is_cuda:  # the copy of the weight is in memory anyway: as much for a chunk
+        budget = max(budget, rounded.numel() * dtype.itemsize + SLAB)
+    return Head(
+        hidden=hidden.detach(), weight=rounded.to(narrow), bias=None if bias is None else bias.detach().to(dtype),
+        targets=targets, rows=row_index, temperature=temperature, softcap=softcap,
+        chunk=chunk_rows or max(1, budget // row_bytes), group=group, vocab_start=rank * len(weight),
+        scale=gradient_scale(hidden, targets),
+    )  # fmt: skip
+
+
+def gradient_scale(hidden: Tensor, targets: Tensor) -> float:
+    """Of gradients in fp16, whose smallest number is 6e-8: theirs are about 1 / N. A power of two, so exact; else 1."""
+    return 16.0 * 2 ** len(targets).bit_length() if hidden.dtype == torch.float16 else 1.0
+
+
+def _check_head(hidden, weight, targets, temperature, bias, softcap, row_index, chunk_rows, world) -> None:
+    device = hidden.device
+    check_tensor("hidden", hidden, (None, None), "float", device)
+    check_tensor("weight", weight, (None, hidden.shape[1]), "float", device)
+    check_tensor("targets", targets, (None,), (torch.int64,), device)
+    expect(len(weight) > 0, "weight", "at least one row", 0)
+    if row_index is None:
+        expect(len(hidden) == len(targets), "hidden", f"{len(targets)} rows without row_index", len(hidden))
+    else:
+        check_tensor("row_index", row_index, (len(targets),), (torch.int64,), device)
+        check_range("row_index", row_index, len(hidden))
+    if bias is not None:
+        check_tensor("bias", bias, (len(weight),), "float", device)
+    expect(0 < temperature < float("inf"), "temperature", "a finite number above 0", temperature)
+    expect(softcap is None or 0 < softcap < float("inf"), "softcap", "None or a finite number above 0", softcap)
+    expect(chunk_rows is None or chunk_rows >= 1, "chunk_rows", "None or at least 1", chunk_rows)
+    check_range("targets", targets, len(weight) * world)
+
+
+def check_finite(head: Head, logprobs: Tensor) -> None:
+    """Raise ValueError that names the first hidden row that made a log-prob nan. A host sync: for CPU tensors."""
+    bad = logprobs.isnan().nonzero()
+    if len(bad):
+        row = bad[0, 0].item() if head.rows is None else head.rows[bad[0, 0]].item()
+        fault = "hidden" if not head.hidden[row].isfinite().all() else "weight or bias"
+        expect(False, fault, "finite values", f"nan or inf in what makes the logits of hidden row {row}")
+
+
+def _engine(head: Head):
+    if use_triton(head.weight):
+        from . import row_kernel
+
+        return row_kernel
+    from . import torch_rows
+
+    return torch_rows
+
+
+def normalise(statistics: Tensor, group: dist.ProcessGroup | None) -> Stats:
+    """Stats of [4, C]: peak, s, dot, z_target as in row_kernel.py, each of a shard; z_target is 0 in all but one.
+
+    Log-prob as -softplus(log s + peak - z_target): right also where 1 - p is below fp32's resolution of p. In fp64, as
+    vectorised functions of fp32 on a CPU round the last few elements of a tensor otherwise than the rest.
+    """
+    dtype = statistics.dtype
+    peak, s, dot, z_target = statistics.double()
+    highest = peak
+    if group is not None:
+        highest = peak.clone()
+        dist.all_reduce(highest, dist.ReduceOp.MAX, group)
+        below, shrink = peak - highest, (peak - highest).exp()
+        sums = torch.stack([s * shrink, (dot + below * s) * shrink, z_target])
+        dist.all_reduce(sums, group=group)
+        s, dot, z_target = sums
+    x = highest + s.log() - z_target
+    top = torch.maximum(highest, z_target)
+    below, others, own = highest - top, (highest - top).exp(), (z_target - top).exp()
+    total = s * others + own
+    entropies = total.log() - ((dot + below * s) * others + own * (z_target - top)) / total
+    rows = (peak, top, total, x.sigmoid(), z_target, -softplus(x), entropies)
+    return Stats(*(row.to(dtype) for row in rows))
+
+
+def ranges(total: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+@torch.no_grad()
+def head_logprobs(head: Head) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies [n], one GEMM."""
+    total = len(head.targets)
+    logprobs, entropies = (torch.empty(total, dtype=head.dtype, device=head.hidden.device) for _ in range(2))
+    fused = use_triton(head.weight)
+    if fused:
+        from .logprob_kernel import CHUNK, head_statistics
+    with torch.autocast(head.hidden.device.type, enabled=False):  # it would send the GEMMs to bf16
+        for part in ranges(total, CHUNK if fused else head.chunk):
+            x, targets = head.inputs(part), head.targets[part]
+            if fused:
+                statistics = head_statistics(x, targets, head)
+            else:
+                statistics = _engine(head).row_stats(gemm.logits(x, head), targets, head)
+            stats = normalise(statistics, head.group)
+            logprobs[part], entropies[part] = stats.logprobs, stats.entropies
+    return logprobs, entropies
+
+
+@torch.no_grad()
+def head_pass(head: Head, source, grads: Grads, parts: Iterable[slice] | None = None) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies [n], and gradients into `grads`, chunk by chunk: one GEMM, and one for each gradient.
+
+    source.grads(part, log-probs of the part) -> dL/dlogprob, dL/dentropy (or None) of the part. parts: the chunks.
+    """
+    total, engine = len(head.targets), _engine(head)
+    logprobs, entropies = (torch.empty(total, dtype=head.dtype, device=head.hidden.device) for _ in range(2))
+    one_kernel = use_triton(head.weight) and source.row_local and head.group is None
+    parts = list(ranges(total, head.chunk) if parts is None else parts)
+    with torch.autocast(head.hidden.device.type, enabled=False):
+        buffer = gemm.buffer(head, max((part.stop - part.start for part in parts), default=0))
+        for part in parts:
+            x, targets = head.inputs(part), head.targets[part]
+            z, factor = gemm.logits(x, head, buffer), None
+            if one_kernel:
+                d = engine.row_fused(z, targets, source, part, logprobs[part], entropies[part], head)
+            else:
+                stats = normalise(engine.row_stats(z, targets, head), head.group)
+                logprobs[part], entropies[part] = stats.logprobs, stats.entropies
+                g, h = source.grads(part, stats.logprobs)
+                if h is None and not g.is_cuda and not g.any():
+                    continue  # all clipped; on a GPU the look would be a host sync
+                d = engine.row_dlogits(z, targets, stats, g, h, head)
+            if isinstance(d, tuple):
+                d, factor = d
+            grads.add(head, part, x, d, factor)
+            del z, d  # before the next chunk takes as much
+    return logprobs, entropies
