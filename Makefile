@@ -1,4 +1,6 @@
 # make smollm: a real 135M model on reasoning-gym, about 13 minutes on two cores.
+# make bench: loss ops against their peers on this CPU.  make gpu: tests of the ops and the benches on a GPU.
+# make oldest: tests of the ops on the oldest torch and Triton (brings gigabytes of CUDA packages).
 # make train: install and self-train the embedded model.  make test: install what the tests need and run them all.
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +8,10 @@ TORCH = 2.13.0
 ARGS ?=
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: train smollm test lint clean
+GPU_PYTHON = PYTHONPATH=.:kernels:$$PYTHONPATH $(PYTHON)
+OPS = tests/kernels --confcutdir=tests/kernels
+
+.PHONY: train smollm test lint oldest bench gpu clean
 
 train: $(VENV)/.trainer
 	$(VENV)/bin/srt-fast train quickstart $(ARGS)
@@ -19,6 +24,22 @@ test: $(VENV)/.tests
 
 lint: $(VENV)/.tests
 	$(VENV)/bin/ruff check .
+
+oldest:
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check torch==2.11.0 'numpy<2.3' pytest hypothesis
+	PYTHONPATH=kernels:bench $(VENV)-oldest/bin/python -m pytest $(OPS)
+	TRITON_INTERPRET=1 PYTHONPATH=kernels:bench $(VENV)-oldest/bin/python -m pytest $(OPS)
+
+bench: $(VENV)/.tests
+	$(VENV)/bin/python -m pytest bench/test_microbench.py
+	$(VENV)/bin/python bench/loss.py --shape 576,49152 896,151936 --rounds 3 --out bench/results/cpu.json $(ARGS)
+	$(VENV)/bin/python bench/loss.py --scaling --dtype float32 --rounds 3 --out bench/results/cpu_scaling.json
+
+# Within 10 minutes, installing nothing: a python3 with torch, triton and pytest. Peers that cannot be imported are listed.
+gpu:
+	SRT_TEST_DEVICE=cuda $(GPU_PYTHON) -m pytest $(OPS) --ignore=tests/kernels/test_aot.py
+	$(GPU_PYTHON) bench/loss.py --device cuda --budget 330 --out bench/results/ $(ARGS)
 
 # The CUDA build where nvidia-smi answers. Else the CPU build: from pip's own sources (a mirror, a folder of wheels), or
 # PyTorch's index. Plain `pip install torch` would bring gigabytes of CUDA to a machine without a GPU.
@@ -39,4 +60,4 @@ $(VENV)/.tests: $(VENV)/.torch pyproject.toml
 	touch $@ $(VENV)/.trainer
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest build *.egg-info

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_offsets, check_tensor, check_tensors, expect
-from .jit import use_triton
+from .jit import on_its_device, use_triton
 from .segments import segment_ids, segment_reduce
 
 KINDS = ("grpo", "mean", "rloo", "batch")
@@ -20,6 +20,7 @@ def _divided_by_rms(centred: Tensor, known: Tensor) -> Tensor:
 @torch.library.custom_op(
     "srt_kernels::group_advantage", mutates_args=(), schema="(Tensor rewards, Tensor cu_groups, str kind) -> Tensor"
 )
+@on_its_device
 def _advantages(rewards: Tensor, cu_groups: Tensor, kind: str) -> Tensor:
     check_tensor("rewards", rewards, (None,), "float", rewards.device)
     check_offsets("cu_groups", cu_groups, len(rewards), rewards.device)

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .jit import OPTIONS
+
 BLOCK, WARPS = 128, 1
 
 
@@ -59,6 +61,6 @@ def group_advantages(rewards: Tensor, cu_groups: Tensor, kind: str, eps: float) 
     groups = len(cu_groups) - 1
     if groups and len(rewards):
         group_kernel[(groups,)](
-            rewards.contiguous(), cu_groups, advantages, eps, KIND=kind, BLOCK=BLOCK, num_warps=WARPS
+            rewards.contiguous(), cu_groups.contiguous(), advantages, eps, KIND=kind, BLOCK=BLOCK, num_warps=WARPS, **OPTIONS
         )
     return advantages

@@ -58,7 +58,7 @@ class Head:
     def inputs(self, part: slice) -> Tensor:
         """[C, H] hidden rows for the GEMMs."""
         rows = self.hidden[part] if self.rows is None else self.hidden[self.rows[part]]
-        return rows.to(self.weight.dtype)
+        return rows.to(self.weight.dtype).contiguous()
 
 
 @dataclass(frozen=True)
@@ -139,10 +139,11 @@ def make_head(
     row_bytes = len(weight) * dtype.itemsize
     budget = GPU_CHUNK if hidden.is_cuda else CPU_CHUNK
     if narrow != weight.dtype and not hidden.is_cuda:  # the copy of the weight is in memory anyway: as much for a chunk
-        budget = max(budget, rounded.numel() * dtype.itemsize + SLAB)
+        budget = max(budget, rounded.numel() * dtype.itemsize + 2 * SLAB)
     return Head(
-        hidden=hidden.detach(), weight=rounded.to(narrow), bias=None if bias is None else bias.detach().to(dtype),
-        targets=targets, rows=row_index, temperature=temperature, softcap=softcap,
+        hidden=hidden.detach(), weight=rounded.to(narrow),
+        bias=None if bias is None else bias.detach().to(dtype).contiguous(),
+        targets=targets.contiguous(), rows=row_index, temperature=temperature, softcap=softcap,
         chunk=chunk_rows or max(1, budget // row_bytes), group=group, vocab_start=rank * len(weight),
         scale=gradient_scale(hidden, targets),
     )  # fmt: skip

@@ -14,6 +14,8 @@ try:
 except ImportError:  # a CPU needs none
     triton = None
 
+OPTIONS = {"enable_fp_fusion": True}  # of every launch: a * b + c in one instruction, which Triton 3.10 stops doing by default
+
 
 def use_triton(tensor: Tensor) -> bool:
     """Whether ops on `tensor` run Triton kernels: on a GPU, and on a CPU in Triton's interpreter (TRITON_INTERPRET=1).
@@ -25,6 +27,17 @@ def use_triton(tensor: Tensor) -> bool:
         raise ValueError(f"device: expected triton to be installed for tensors on {tensor.device}, got no triton")
     interpreted = triton is not None and tensor.device.type == "cpu" and triton.knobs.runtime.interpret
     return (on_gpu or interpreted) and tensor.dtype != torch.float64
+
+
+def on_its_device(function: Callable) -> Callable:
+    """For an op's body: Triton launches on the current GPU, which need not be that of the tensors."""
+
+    @functools.wraps(function)
+    def run(*arguments):
+        with torch.cuda.device_of(next(argument for argument in arguments if isinstance(argument, Tensor))):
+            return function(*arguments)
+
+    return run
 
 
 def shared(function: Callable) -> Callable:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .checks import check_tensors
 from .head import Given, Grads, check_finite, head_logprobs, head_pass, make_head
+from .jit import on_its_device
 
 HEAD = """Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, Tensor? row_index, float temperature, float? softcap,
 int? chunk_rows, str group"""
@@ -35,6 +36,7 @@ def make_named_head(hidden, weight, targets, bias, row_index, temperature, softc
 
 
 @torch.library.custom_op("srt_kernels::linear_logprob", mutates_args=(), schema=f"({HEAD}) -> (Tensor, Tensor)")
+@on_its_device
 def _forward(*arguments) -> tuple[Tensor, Tensor]:
     head = make_named_head(*arguments)
     logprobs, entropies = head_logprobs(head)
@@ -53,6 +55,7 @@ def _(hidden, weight, targets, *_):
     "srt_kernels::linear_logprob_backward", mutates_args=(),
     schema=f"(Tensor? dlogprobs, Tensor? dentropies, bool[] wants, {HEAD}) -> (Tensor, Tensor, Tensor)",
 )  # fmt: skip
+@on_its_device
 def _backward(dlogprobs: Tensor | None, dentropies: Tensor | None, wants: Sequence[bool], *arguments):
     head = make_named_head(*arguments)
     hidden, weight, targets, bias = arguments[:4]

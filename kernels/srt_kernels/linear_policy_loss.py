@@ -9,12 +9,15 @@ longer than a chunk has a pass for its log-probs first: four GEMMs for that one.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from .checks import check_tensors, expect
 from .head import Given, Grads, Head, check_finite, gradient_scale, head_logprobs, head_pass
+from .jit import on_its_device
 from .linear_logprob import HEAD, group_name, make_named_head
 from .objective import Objective
 from .policy_loss import ROLLOUTS, PolicyLoss, TokenInputs, check_objective, finish, split_normalizer, token_inputs, token_terms
@@ -79,12 +82,11 @@ def _whole_rollouts(bounds: list[int], chunk: int) -> list[slice]:
 
 def _solve_rollouts(objective: Objective, head: Head, inputs: TokenInputs, grads: Grads) -> tuple[Tensor, Tensor]:
     """head_pass for an objective that needs whole rollouts."""
-    lengths = inputs.cu_seqlens.diff()
-    bounds = inputs.cu_seqlens.tolist()
-    if max(lengths.tolist(), default=0) <= head.chunk:
+    bounds = inputs.cu_seqlens.tolist()  # a host sync
+    if all(stop - start <= head.chunk for start, stop in itertools.pairwise(bounds)):
         return head_pass(head, Formed(objective, inputs), grads, _whole_rollouts(bounds, head.chunk))
     results = [torch.empty_like(head.targets, dtype=head.dtype) for _ in range(2)]
-    is_long = (lengths > head.chunk)[inputs.rollout]
+    is_long = (inputs.cu_seqlens.diff() > head.chunk)[inputs.rollout]
     short, long = (~is_long).nonzero().squeeze(1), is_long.nonzero().squeeze(1)
     rest = inputs.select(short)
     parts = _whole_rollouts(rest.cu_seqlens.tolist(), head.chunk)
@@ -113,6 +115,7 @@ def _solve(objective: Objective, head: Head, inputs: TokenInputs, grads: Grads |
     schema=f"({HEAD}, {ROLLOUTS}, bool all_rows, bool[] wants)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )  # fmt: skip
+@on_its_device
 def _forward(hidden, weight, targets, bias, row_index, temperature, softcap, chunk_rows, group, *rest):
     """-> loss, means, log-probs [N], entropies [N], dX, dW, dbias (empty where not wanted; times head.scale)."""
     *rollouts, all_rows, wants = rest
@@ -158,12 +161,15 @@ def _save(ctx, inputs, output):
 
 
 def _differentiate(ctx, dloss, *_):
-    """Scales what forward saved, and leaves it as it is for another backward."""
+    """Scales what forward saved: in place, unless the graph is kept for another backward or torch.compile traces."""
     grads = [None] * ctx.inputs
-    if dloss is not None:
-        for place, saved in zip((0, 1, 3), ctx.saved_tensors, strict=True):
-            if ctx.needs_input_grad[place]:
-                grads[place] = (saved * (dloss / ctx.scale)).to(saved.dtype)
+    if dloss is None:
+        return tuple(grads)
+    keep = torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph()
+    factor = dloss / ctx.scale
+    for place, saved in zip((0, 1, 3), ctx.saved_tensors, strict=True):
+        if ctx.needs_input_grad[place]:
+            grads[place] = (saved * factor).to(saved.dtype) if keep else saved.mul_(factor)
     return tuple(grads)
 
 

@@ -14,14 +14,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .row_kernel import LOG2E, LOWEST, load_bias, logits_of
+from .jit import OPTIONS
+from .row_kernel import LOG2E, LOWEST, logits_of
 
 CHUNK = 1 << 14  # rows of partials at a time: 12 bytes x 1e3 tiles x 16384 rows = 200 MB
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Block sizes that compile without spills (tests/test_aot.py): rows, vocabulary, hidden; warps and stages."""
+    """Block sizes that compile without spills (tests/kernels/test_aot.py): rows, vocabulary, hidden; warps and stages."""
 
     BM: int
     BN: int
@@ -30,7 +31,7 @@ class Tile:
     num_stages: int
 
 
-HOPPER, AMPERE, SAFE = Tile(128, 256, 64, 8, 3), Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 2)
+HOPPER, AMPERE, SAFE = Tile(128, 128, 64, 8, 3), Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 2)
 TILES = {90: HOPPER, 100: HOPPER, 103: HOPPER, 80: AMPERE}  # compute capability; others take SAFE
 
 
@@ -66,8 +67,9 @@ def tiles_kernel(
         product = tl.dot(x, w, product, input_precision="ieee")
     target = tl.load(target_ptr + rows, mask=rows < N, other=-1) - vocab_start
     inside = (columns < V)[None, :] & (rows >= 0)[:, None]
-    bias = load_bias(bias_ptr, columns[None, :], (columns < V)[None, :], HAS_BIAS)
-    z = logits_of(product, bias, inside, softcap, inv_temperature, HAS_SOFTCAP)
+    z = logits_of(
+        product, bias_ptr, columns[None, :], (columns < V)[None, :], inside, softcap, inv_temperature, HAS_BIAS, HAS_SOFTCAP
+    )
     own = columns[None, :] == target[:, None]
     first = column_tile * BN
     here = (rows < N) & (target >= first) & (target < tl.minimum(first + BN, V))
@@ -88,7 +90,7 @@ def combine_kernel(partial_ptr, stats_ptr, N, tiles, BLOCK: tl.constexpr):
     """stats [3, N] of partial [3, tiles, N], tile after tile."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = rows < N
-    size = tiles.to(tl.int64) * N
+    size = tiles * N  # below 2^31: N is at most CHUNK
     top = tl.full((BLOCK,), LOWEST, tl.float32)
     total_s = tl.zeros((BLOCK,), tl.float32)
     total_dot = tl.zeros((BLOCK,), tl.float32)
@@ -120,7 +122,7 @@ def head_statistics(x: Tensor, targets: Tensor, head) -> Tensor:
     tiles_kernel[(triton.cdiv(total, tile.BM) * tiles,)](
         x, weight, head.bias, targets, partial, stats[3], total, vocabulary, x.shape[1], x.stride(0), weight.stride(0),
         head.vocab_start, head.softcap or 1.0, 1 / head.temperature, HAS_BIAS=head.bias is not None,
-        HAS_SOFTCAP=head.softcap is not None, **vars(tile),
+        HAS_SOFTCAP=head.softcap is not None, **vars(tile), **OPTIONS,
     )  # fmt: skip
-    combine_kernel[(triton.cdiv(total, 128),)](partial, stats, total, tiles, BLOCK=128, num_warps=4)
+    combine_kernel[(triton.cdiv(total, 128),)](partial, stats, total, tiles, BLOCK=128, num_warps=4, **OPTIONS)
     return stats

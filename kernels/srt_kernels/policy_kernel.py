@@ -7,10 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .jit import OPTIONS
 from .objective import Objective
 from .token_terms import SURROGATES, correction_of, token_terms
 
-BLOCK, WARPS = 1024, 4  # tokens at a time: rollouts have hundreds to thousands
+BLOCK, WARPS = 1024, 8  # tokens at a time: rollouts have hundreds to thousands
 
 
 @triton.jit
@@ -117,8 +118,8 @@ def policy_terms(objective: Objective, logprobs: Tensor, inputs) -> Tensor:
 
     policy_kernel[(len(inputs.cu_seqlens) - 1,)](
         logprobs, pointer(inputs.old), pointer(inputs.ref), pointer(inputs.correction), pointer(inputs.sampler),
-        pointer(inputs.advantages), pointer(inputs.weights), inputs.cu_seqlens, terms, total, **scalars(objective),
+        pointer(inputs.advantages), pointer(inputs.weights), pointer(inputs.cu_seqlens), terms, total, **scalars(objective),
         **constants(objective, has_old=inputs.old is not None, has_ref=inputs.ref is not None),
-        SAMPLER=sampler, BLOCK=BLOCK, num_warps=WARPS,
+        SAMPLER=sampler, BLOCK=BLOCK, num_warps=WARPS, **OPTIONS,
     )  # fmt: skip
     return terms

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_offsets, check_tensor, check_tensors, expect
-from .jit import on_torch, use_triton
+from .jit import on_its_device, on_torch, use_triton
 from .objective import Objective
 from .segments import segment_ids, segment_reduce
 from .token_terms import SURROGATES, correction_of
@@ -214,6 +214,7 @@ def finish(
     "srt_kernels::policy_loss", mutates_args=(),
     schema=f"(Tensor logprobs, Tensor? entropies, {ROLLOUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
 )  # fmt: skip
+@on_its_device
 def _forward(logprobs: Tensor, entropies: Tensor | None, *rollouts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """-> loss, means, dlogprobs [N], dentropies [N]."""
     check_tensor("logprobs", logprobs, (None,), "float", logprobs.device)

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .jit import OPTIONS
 from .policy_kernel import constants, scalars
 from .token_terms import correction_of, expm1, token_terms
 
@@ -39,21 +40,17 @@ def tanh(x):
 
 
 @triton.jit
-def logits_of(raw, bias, inside, softcap, inv_temperature, HAS_SOFTCAP: tl.constexpr):
-    """fp32 logits from what the GEMM gave, LOWEST outside."""
-    z = raw.to(tl.float32) + bias
+def logits_of(
+    raw, bias_ptr, columns, exists, inside, softcap, inv_temperature, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr
+):
+    """fp32 logits from what the GEMM gave, LOWEST where not inside. exists: where the bias may be read."""
+    z = raw.to(tl.float32)
+    if HAS_BIAS:
+        z += tl.load(bias_ptr + columns, mask=exists, other=0.0)
     if HAS_SOFTCAP:
         z = softcap * tanh(z / softcap)
     z *= inv_temperature
     return tl.where(inside & ~(z < LOWEST), z, LOWEST)  # nan stays nan
-
-
-@triton.jit
-def load_bias(bias_ptr, columns, inside, HAS_BIAS: tl.constexpr):
-    bias = 0.0
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    return bias
 
 
 @triton.jit
@@ -69,9 +66,9 @@ def read_row(
     for start in range(0, V, BLOCK):
         columns = start + lanes
         raw = tl.load(row_ptr + columns, mask=columns < V, other=0.0, eviction_policy="evict_last")
-        inside = (columns < V) & (columns != target)
-        bias = load_bias(bias_ptr, columns, inside, HAS_BIAS)
-        z = logits_of(raw, bias, inside, softcap, inv_temperature, HAS_SOFTCAP)
+        exists = columns < V  # alone, as a mask with the target's place would make the bias' loads narrow
+        inside = exists & (columns != target)
+        z = logits_of(raw, bias_ptr, columns, exists, inside, softcap, inv_temperature, HAS_BIAS, HAS_SOFTCAP)
         d = z - peak
         e = tl.exp2(-tl.abs(d) * LOG2E)
         higher = d > 0  # z is the peak from here on, and what was summed shrinks by e
@@ -84,9 +81,7 @@ def read_row(
     s = tl.sum(shrink * s, 0)
     here = (target >= 0) & (target < V)
     raw = tl.load(row_ptr + target, mask=here, other=0.0)
-    z_target = logits_of(
-        raw, load_bias(bias_ptr, target, here, HAS_BIAS), here, softcap, inv_temperature, HAS_SOFTCAP
-    )
+    z_target = logits_of(raw, bias_ptr, target, here, here, softcap, inv_temperature, HAS_BIAS, HAS_SOFTCAP)
     return top, s, dot, tl.where(here, z_target, 0.0)
 
 
@@ -119,8 +114,7 @@ def write_row(
         inside = columns < V
         raw = tl.load(row_ptr + columns, mask=inside, other=0.0, eviction_policy="evict_first")
         tl.debug_barrier()
-        bias = load_bias(bias_ptr, columns, inside, HAS_BIAS)
-        z = logits_of(raw, bias, inside, softcap, inv_temperature, HAS_SOFTCAP)
+        z = logits_of(raw, bias_ptr, columns, inside, inside, softcap, inv_temperature, HAS_BIAS, HAS_SOFTCAP)
         p = tl.exp2((z - top) * LOG2E) / total
         d = tl.where(columns == target, g * q, -g * p)
         if HAS_H:
@@ -221,7 +215,8 @@ def fused_kernel(
 def _head_arguments(head) -> dict:
     return dict(
         softcap=head.softcap or 1.0, inv_temperature=1 / head.temperature, HAS_BIAS=head.bias is not None,
-        HAS_SOFTCAP=head.softcap is not None, BLOCK=min(BLOCK, triton.next_power_of_2(len(head.weight))), num_warps=WARPS,
+        HAS_SOFTCAP=head.softcap is not None, BLOCK=min(BLOCK, triton.next_power_of_2(len(head.weight))),
+        num_warps=WARPS, **OPTIONS,
     )  # fmt: skip
 
 

@@ -3,6 +3,15 @@ SRT_TEST_DEVICE=cuda the kernels on a GPU. Needs torch, triton and pytest only: 
 
 import os
 
+import pytest
 import torch
 
-torch.set_default_device(os.environ.get("SRT_TEST_DEVICE", "cpu"))
+DEVICE = os.environ.get("SRT_TEST_DEVICE", "cpu")
+torch.set_default_device(DEVICE)
+
+
+def pytest_collection_modifyitems(items):
+    skip = pytest.mark.skip(reason="bad values are an assertion on the device, which ends the process's use of it")
+    for item in items:
+        if DEVICE != "cpu" and item.originalname == "test_bad_input":
+            item.add_marker(skip)

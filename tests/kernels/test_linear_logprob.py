@@ -152,7 +152,7 @@ def test_default_chunk_is_what_it_says():
     assert make_head(batch.hidden, batch.weight, *arguments).chunk == CPU_CHUNK // (8192 * 4)
     wide = torch.zeros(4, 4096, dtype=torch.bfloat16)
     head = make_head(wide, torch.zeros(8192, 4096, dtype=torch.bfloat16), *arguments)
-    assert head.chunk == 4096 + SLAB // (8192 * 4)
+    assert head.chunk == 4096 + 2 * SLAB // (8192 * 4)
 
 
 def test_gradcheck_of_the_reference():

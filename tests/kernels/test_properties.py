@@ -3,6 +3,7 @@
 import pytest
 import torch
 from test_linear_logprob import LENGTHS, NATS, RELATIVE, cpu_path, head_leaves
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from srt_kernels import Objective, linear_logprob, linear_policy_loss, reference
 from srt_kernels.jit import use_triton
@@ -147,3 +148,18 @@ def test_nan_is_reported_with_its_row():
             linear_logprob(hidden, batch.weight, batch.targets)
         with pytest.raises(ValueError, match="weight or bias: expected finite values"):
             linear_logprob(batch.hidden, batch.weight * torch.inf, batch.targets)
+
+
+def test_where_kernels_run(monkeypatch):
+    """A GPU without Triton is an error, fp64 stays on PyTorch, and a GPU of unknown kind gets safe block sizes."""
+    from srt_kernels import jit, logprob_kernel
+
+    with FakeTensorMode():
+        narrow, wide = (torch.empty(1, dtype=dtype, device="cuda") for dtype in (torch.bfloat16, torch.float64))
+    assert use_triton(narrow) and not use_triton(wide)
+    for capability, tile in (((9, 0), logprob_kernel.HOPPER), ((8, 0), logprob_kernel.AMPERE), ((7, 5), logprob_kernel.SAFE)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_, found=capability: found)
+        assert logprob_kernel.tile_of(torch.device("cuda"), torch.bfloat16) == tile
+    monkeypatch.setattr(jit, "triton", None)
+    with pytest.raises(ValueError, match="device: expected triton to be installed for tensors on cuda:0, got no triton"):
+        use_triton(narrow)

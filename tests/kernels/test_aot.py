@@ -1,0 +1,85 @@
+"""What bench/aot.py asks of every kernel, here of each kernel's largest variant on each GPU: no spills, 128-bit loads,
+shared memory that the chip has, tensor cores. No GPU is needed: the kernels are compiled and not run."""
+
+import importlib
+import pkgutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton")
+if triton.knobs.runtime.interpret:
+    pytest.skip("TRITON_INTERPRET=1: the interpreter compiles nothing", allow_module_level=True)
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))  # a folder of scripts, no package
+
+import aot  # noqa: E402
+from triton.runtime.jit import JITFunction  # noqa: E402
+
+import srt_kernels  # noqa: E402
+from srt_kernels import row_kernel  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+FIRST = {variant.kernel: variant for variant in reversed(aot.VARIANTS)}  # of a kernel's variants, the largest
+ONES = {variant.kernel: variant for variant in aot.VARIANTS if "one " in variant.name}
+HOPPER = aot.CHIPS["90"]
+
+
+def variant_of(kernel, name):
+    return next(variant for variant in aot.VARIANTS if (variant.kernel, variant.name) == (kernel, name))
+
+
+def check(variant, chip):
+    assert aot.broken_rules(aot.compile_variant(variant, chip), variant, chip) == []
+
+
+def test_every_kernel_has_variants():
+    modules = [importlib.import_module(f"srt_kernels.{info.name}") for info in pkgutil.iter_modules(srt_kernels.__path__)]
+    values = [value for module in modules for value in vars(module).values() if isinstance(value, JITFunction)]
+    assert set(FIRST) == {value.__name__ for value in values if value.__name__.endswith("_kernel")}
+
+
+@pytest.mark.parametrize("chip", aot.CHIPS.values(), ids=lambda chip: chip.name)
+@pytest.mark.parametrize("kernel", FIRST)
+def test_rules(kernel, chip):
+    check(FIRST[kernel], chip)
+
+
+@pytest.mark.parametrize("kernel", ONES)
+def test_sizes_of_one(kernel):
+    """The JIT makes a constant of an argument that is 1, which Triton's language treats otherwise than a number."""
+    check(ONES[kernel], HOPPER)
+
+
+def test_wide_vocabulary_block_spills(monkeypatch):
+    """The rule sees spills where there are some."""
+    monkeypatch.setattr(row_kernel, "BLOCK", 8 * row_kernel.BLOCK)
+    variant = variant_of("stats_kernel", "plain")
+    compiled = aot.compile_variant(variant, HOPPER)
+    assert compiled.spilled > 0 and compiled.spills > 0
+    assert aot.broken_rules(compiled, variant, HOPPER)[0].startswith("spills")
+
+
+def test_odd_vocabulary_has_no_wide_loads():
+    """The rule sees narrow loads: of 50257 logits no four are known to be inside together."""
+    variant = replace(variant_of("stats_kernel", "V 50257"), streams=1)
+    compiled = aot.compile_variant(variant, HOPPER)
+    assert compiled.wide_loads == 0 and compiled.narrow_loads >= 16
+    assert aot.broken_rules(compiled, variant, HOPPER)[0].startswith("128-bit loads")
+
+
+@pytest.mark.parametrize(
+    "arch, registers, shared, warps, occupancy",
+    [
+        ("90", 32, 0, 4, 64),  # all 64: 128 would find registers
+        ("90", 255, 0, 8, 8),  # two warps in each quarter of the registers: one block of eight
+        ("90", 129, 0, 4, 12),  # 136 are taken: three in each quarter
+        ("90", 32, 112 << 10, 4, 8),  # two blocks of 113 KiB in 228
+        ("80", 32, 112 << 10, 4, 4),  # one in 164
+        ("90", 257, 0, 8, 0),  # a warp in each quarter, and the block has eight
+        ("gfx942", 96, 0, 8, 16),  # five waves in each SIMD: two blocks of eight
+    ],
+)
+def test_occupancy(arch, registers, shared, warps, occupancy):
+    assert aot.CHIPS[arch].occupancy(registers, shared, warps) == occupancy
