@@ -43,8 +43,13 @@ def _head(dtype: str, extras: bool = False, vocabulary: int = VOCABULARY, rows: 
     return Head(
         hidden=_meta(rows, HIDDEN, dtype=FLOATS[dtype]), weight=_meta(vocabulary, HIDDEN, dtype=FLOATS[dtype]),
         bias=_meta(vocabulary) if extras else None, targets=_meta(rows, dtype=torch.int64), rows=None, temperature=0.7,
-        softcap=30.0 if extras else None, chunk=rows, group=None, vocab_start=0, scale=1.0,
+        softcap=30.0 if extras else None, chunk=rows, group=None, vocab_start=0, unique=True,
     )  # fmt: skip
+
+
+def _scale(head: Head) -> Tensor | None:
+    """As Grads has it."""
+    return _meta() if head.weight.dtype == torch.float16 else None
 
 
 def _logits(head: Head) -> Tensor:
@@ -73,7 +78,7 @@ def _dlogits(dtype: str, entropy: bool, **head) -> None:
     head = _head(dtype, **head)
     rows = partial(_meta, len(head.hidden))
     stats = Stats(**{name: rows() for name in Stats.__dataclass_fields__})
-    row_kernel.row_dlogits(_logits(head), head.targets, stats, rows(), rows() if entropy else None, head)
+    row_kernel.row_dlogits(_logits(head), head.targets, stats, rows(), rows() if entropy else None, head, _scale(head))
 
 
 def _fused(dtype: str, objective: Objective | None = None, entropy: bool = True, **head) -> None:
@@ -83,7 +88,7 @@ def _fused(dtype: str, objective: Objective | None = None, entropy: bool = True,
     rows = partial(_meta, total)
     given = Given(g=rows(), h=rows() if entropy else None)
     source = given if objective is None else Formed(objective, _inputs(objective, total))
-    row_kernel.row_fused(_logits(head), head.targets, source, slice(0, total), rows(), rows(), head)
+    row_kernel.row_fused(_logits(head), head.targets, source, slice(0, total), rows(), rows(), head, _scale(head))
 
 
 def _logprob(dtype: str, tile: logprob_kernel.Tile | None = None, **head) -> None:

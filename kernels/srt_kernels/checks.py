@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from types import NoneType
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 
@@ -53,3 +56,13 @@ def check_tensors(device: torch.device | None = None, **tensors: object) -> None
             expect(isinstance(tensor, Tensor), name, "a tensor", type(tensor).__name__)
             device = tensor.device if device is None else device
             expect(tensor.device == device, name, f"device {device}", tensor.device)
+
+
+def check_settings(temperature: object, softcap: object, chunk_rows: object, group: object) -> None:
+    """Types of a head's settings; make_head checks their values."""
+    for name, value, kinds, expected in (
+        ("temperature", temperature, (int, float), "a number"), ("softcap", softcap, (int, float, NoneType), "a number or None"),
+        ("chunk_rows", chunk_rows, (int, NoneType), "an int or None"),
+        ("group", group, (dist.ProcessGroup, NoneType), "a torch.distributed.ProcessGroup or None"),
+    ):  # fmt: skip
+        expect(isinstance(value, kinds), name, expected, type(value).__name__)

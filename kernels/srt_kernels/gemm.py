@@ -1,8 +1,8 @@
 """The three GEMMs of an LM head, with fp32 results from whatever operands the device is fast with.
 
-GPU (CUDA): operands in hidden's dtype, products in fp32 by cuBLAS. Elsewhere operands are cast up to fp32, which costs
-4 V H bytes for the weight, as the fp32 accumulator of dW does anyway; a bf16 GEMM on a CPU would round the logits to
-bf16, 0.03 nats rms in log-probs.
+CUDA: operands in hidden's dtype, products in fp32 by cuBLAS. CPU: halves are cast up, the weight slice by slice (which
+the caches hold: faster than a whole copy, and no memory); a bf16 GEMM there would round the logits to bf16, 0.03 nats
+rms in log-probs. ROCm: operands are cast up once.
 """
 
 from __future__ import annotations
@@ -15,16 +15,14 @@ from torch import Tensor
 from .jit import use_triton
 
 LEAST_ROWS = 16  # of a CPU GEMM: with fewer, libraries take other kernels, and a row's sum has another order
+SLICE = 16 << 20  # bytes of a slice of the weight in fp32
 
 
-def has_mixed(hidden: Tensor) -> bool:
-    """Whether GEMMs of hidden's dtype can have fp32 results: torch has that for CUDA (not for ROCm or CPUs).
-
-    Triton's interpreter gets it for fp16, by casts, so that kernels see on a CPU what they see on a GPU.
-    """
-    if hidden.is_cuda:
-        return torch.version.hip is None
-    return hidden.dtype == torch.float16 and use_triton(hidden)
+def operand_dtype(hidden: Tensor) -> torch.dtype:
+    """Of the GEMMs' operands. Triton's interpreter computes with the bits of bf16 as integers: fp32 there."""
+    on_rocm = hidden.is_cuda and torch.version.hip is not None
+    interpreted_bf16 = not hidden.is_cuda and hidden.dtype == torch.bfloat16 and use_triton(hidden)
+    return torch.float32 if on_rocm or interpreted_bf16 else hidden.dtype
 
 
 def _mixed(x: Tensor) -> bool:
@@ -37,35 +35,50 @@ def _linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _takes_linear(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and torch.backends.mkldnn.is_available() and hasattr(torch.ops, "mkldnn")
+    found = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return found and x.dtype == torch.float32
 
 
 @contextmanager
-def _bf16_operands(allowed: bool):
-    """fp32 GEMMs may round their operands to bf16, where all but dlogits are bf16 numbers anyway; sums stay in fp32.
-
-    CPUs with AMX do and are fast; others get oneDNN's fp32 GEMM. The setting is the process's, for these few calls.
-    """
-    setting = torch.backends.mkldnn.matmul
+def _fp32_precision(setting, value: str | None):
+    """What fp32 GEMMs may round their operands to, for these few calls; the setting is the process's. None: as it is."""
     before = setting.fp32_precision
-    if allowed:
-        setting.fp32_precision = "bf16"
+    if value is not None:
+        setting.fp32_precision = value
     try:
         yield
     finally:
-        if allowed:
+        if value is not None:
             setting.fp32_precision = before
+
+
+def _bf16_operands(allowed: bool):
+    """fp32 GEMMs may round operands to bf16, where all but dlogits are bf16 numbers anyway; sums stay in fp32.
+
+    CPUs with AMX do and are fast; others get oneDNN's fp32 GEMM.
+    """
+    return _fp32_precision(torch.backends.mkldnn.matmul, "bf16" if allowed else None)
+
+
+def _exact():
+    """fp32 GEMMs of a GPU without TF32, whatever the process has chosen for its model."""
+    return _fp32_precision(torch.backends.cuda.matmul, "ieee")
 
 
 def _full(x: Tensor) -> Tensor:
     """For a CPU GEMM."""
-    return x.float() if x.dtype == torch.float16 else x
+    return x.float() if x.dtype.itemsize == 2 else x
 
 
 def _at_least(x: Tensor) -> Tensor:
     x = _full(x)
     missing = LEAST_ROWS - len(x)
     return x if missing <= 0 else torch.cat([x, x.new_zeros(missing, x.shape[1])])
+
+
+def _slices(weight: Tensor) -> list[slice]:
+    rows = max(1, SLICE // (4 * weight.shape[1]))
+    return [slice(start, min(start + rows, len(weight))) for start in range(0, len(weight), rows)]
 
 
 def buffer(head, rows: int) -> Tensor | None:
@@ -82,23 +95,34 @@ def logits(x: Tensor, head, buffer: Tensor | None = None) -> Tensor:
         out = None if buffer is None else buffer[: len(x), : len(head.weight)]
         if _mixed(x):
             return torch.mm(x, head.weight.t(), out_dtype=torch.float32, out=out)
-        return torch.mm(x, head.weight.t(), out=out)
-    full, weight = _at_least(x), _full(head.weight)
-    if not head.exact_in_bf16 and _takes_linear(full):
-        return _linear(full, weight)[: len(x)]
-    with _bf16_operands(head.exact_in_bf16):
+        with _exact():
+            return torch.mm(x, head.weight.t(), out=out)
+    full, weight = _at_least(x), head.weight
+    if weight.dtype.itemsize > 2:  # by the BLAS, not by _linear: its longer sums make log-probs worse by half
         return torch.mm(full, weight.t())[: len(x)]
+    z = full.new_empty(len(full), len(weight))
+    with _bf16_operands(head.exact_in_bf16):
+        for part in _slices(weight):
+            torch.mm(full, weight[part].float().t(), out=z[:, part])
+    return z[: len(x)]
 
 
 def times_weight(d: Tensor, weight: Tensor, exact_in_bf16: bool, dtype: torch.dtype) -> Tensor:
     """dX [C, H] = d [C, V] @ weight, in `dtype` on a GPU and in the operands' dtype elsewhere."""
     if d.is_cuda:
-        return torch.mm(d, weight, out_dtype=dtype) if _mixed(d) and dtype != d.dtype else torch.mm(d, weight)
-    full, weight = _at_least(d), _full(weight)
-    if not exact_in_bf16 and _takes_linear(full):
-        return _linear(full, weight.t())[: len(d)]
+        if _mixed(d) and dtype != d.dtype:
+            return torch.mm(d, weight, out_dtype=dtype)
+        with _exact():
+            return torch.mm(d, weight)
+    full = _at_least(d)
+    if weight.dtype.itemsize > 2:
+        product = _linear(full, weight.t()) if _takes_linear(full) else torch.mm(full, weight)
+        return product[: len(d)]
+    dx = full.new_zeros(len(full), weight.shape[1])
     with _bf16_operands(exact_in_bf16):
-        return torch.mm(full, weight)[: len(d)]
+        for part in _slices(weight):
+            dx.addmm_(full[:, part], weight[part].float())
+    return dx[: len(d)]
 
 
 def add_outer_(dw: Tensor, d: Tensor, x: Tensor, started: bool, exact_in_bf16: bool) -> None:
@@ -109,9 +133,14 @@ def add_outer_(dw: Tensor, d: Tensor, x: Tensor, started: bool, exact_in_bf16: b
         else:
             torch.mm(d.t(), x, out_dtype=torch.float32, out=dw)
         return
-    d, x = (d, x) if d.is_cuda else (_full(d), _full(x))
-    with _bf16_operands(exact_in_bf16 and not d.is_cuda):
-        if started:
-            dw.addmm_(d.t(), x)
-        else:
-            torch.mm(d.t(), x, out=dw)
+    if d.is_cuda:
+        with _exact():
+            dw.addmm_(d.t(), x) if started else torch.mm(d.t(), x, out=dw)
+        return
+    d, x = _full(d), _full(x)
+    with _bf16_operands(exact_in_bf16):
+        for part in _slices(dw):  # the library copies what it is given: a slice, not the chunk
+            if started:
+                dw[part].addmm_(d[:, part].t(), x)
+            else:
+                torch.mm(d[:, part].t(), x, out=dw[part])

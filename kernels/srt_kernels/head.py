@@ -21,7 +21,7 @@ from .jit import use_triton
 # Bytes of logits in a chunk and, on a CPU, in a slab that its caches hold. CPU, one thread, H = 576, V = 49152, N = 512:
 # 0.77 s with slabs of 1 to 16 MiB, 0.83 s without, 0.96 s with autograd over [N, V]. Small slabs mean many parallel
 # regions, and where other processes hold the cores each waits for a thread: 1 MiB took 5.8 s there, 16 1.3 s.
-CPU_CHUNK, GPU_CHUNK, SLAB = 64 << 20, 2 << 30, 16 << 20
+CPU_CHUNK, GPU_CHUNK, SLAB = 96 << 20, 2 << 30, 16 << 20
 FLOOR = 1e-30  # of a factor that is divided by: exp of a shard's peak below the peak of the whole vocabulary
 
 
@@ -30,7 +30,7 @@ class Head:
     """An LM head over the rows it is asked about: z = softcap(hidden[rows] @ weight.T + bias) / temperature."""
 
     hidden: Tensor  # [M, H] as given
-    weight: Tensor  # [V, H] in the GEMMs' dtype: hidden's on a GPU, else fp32 (fp64 for fp64 hidden states)
+    weight: Tensor  # [V, H] in the dtype of the GEMMs' operands, which is hidden's but on ROCm
     bias: Tensor | None  # [V] compute dtype
     targets: Tensor  # [n] int64
     rows: Tensor | None  # [n] int64, None: row i is that of target i
@@ -39,7 +39,7 @@ class Head:
     chunk: int  # rows of a chunk
     group: dist.ProcessGroup | None  # whose rank r holds the vocabulary from r V on
     vocab_start: int  # of this rank
-    scale: float  # of saved gradients: a power of two that keeps those of fp16 above its smallest number, else 1
+    unique: bool  # no two targets have the same row
 
     @property
     def dtype(self) -> torch.dtype:
@@ -90,21 +90,26 @@ class Given:
 class Grads:
     """Accumulators for the gradients that `wants` names: of hidden [M, H], weight [V, H], bias [V]; else None."""
 
-    def __init__(self, head: Head, wants: tuple[bool, bool, bool]):
-        in_order = head.rows is None and head.group is None  # dX of a row is written once, in its own dtype
-        hidden, dtype = head.hidden, head.dtype
-        self.dx = torch.zeros_like(hidden, dtype=hidden.dtype if in_order else dtype) if wants[0] else None
-        self.dw = torch.empty_like(head.weight, dtype=dtype) if wants[1] else None
-        self.dbias = torch.zeros_like(head.weight[:, 0], dtype=dtype) if wants[2] else None
+    def __init__(self, head: Head, wants: tuple[bool, bool, bool], largest: Tensor):
+        """largest: 0-dim, about the largest |dL/dlogprob|, for the scale of dlogits in fp16."""
+        dtype, device = head.dtype, head.hidden.device
+        once = head.unique and head.group is None and head.hidden.dtype != torch.float16
+        self.dx = head.hidden.new_zeros(head.hidden.shape, dtype=head.hidden.dtype if once else dtype) if wants[0] else None
+        self.dw = torch.empty(head.weight.shape, dtype=dtype, device=device) if wants[1] else None
+        self.dbias = torch.zeros(len(head.weight), dtype=dtype, device=device) if wants[2] else None
+        in_fp16 = use_triton(head.weight) and head.weight.dtype == torch.float16  # else dlogits stay in fp32
+        self.scale = _fp16_scale(largest) if in_fp16 else None
         self.started = False
 
     def add(self, head: Head, part: slice, x: Tensor, d: Tensor, factor: Tensor | None) -> None:
         """Add a chunk: x [C, H], d [C, V], to be multiplied by factor [C]. In order of the chunks: no atomics."""
         if self.dx is not None:
             rows = gemm.times_weight(d, head.weight, head.exact_in_bf16, self.dx.dtype)
-            rows = rows if factor is None else rows.mul_(factor[:, None])
+            rows = (rows if factor is None else rows.mul_(factor[:, None])).to(self.dx.dtype)
             if head.rows is None:
                 self.dx[part] = rows
+            elif head.unique:
+                self.dx.index_copy_(0, head.rows[part], rows)
             elif rows.device.type == "cpu":  # each has a fixed order on its device only
                 self.dx.index_add_(0, head.rows[part], rows)
             else:
@@ -116,42 +121,47 @@ class Grads:
             self.dbias += d.sum(0, dtype=head.dtype) if factor is None else d.t() @ factor
         self.started = True
 
-    def finish(self, head: Head) -> tuple[Tensor, Tensor, Tensor]:
-        """dX (summed over the shards), dW and dbias, times head.scale; empty where not wanted."""
+    def finish(self, head: Head, dtypes: list[torch.dtype]) -> tuple[Tensor, Tensor, Tensor]:
+        """dX (summed over the shards), dW and dbias in their dtypes; empty where not wanted."""
         if self.dw is not None and not self.started:
             self.dw.zero_()
+        grads = [head.hidden.new_empty(0) if grad is None else grad for grad in (self.dx, self.dw, self.dbias)]
+        if self.scale is not None:
+            for grad in grads:
+                grad.div_(self.scale)
         if self.dx is not None and head.group is not None:
             dist.all_reduce(self.dx, group=head.group)
-        grads = (self.dx, self.dw, self.dbias)
-        return tuple(head.hidden.new_empty(0, dtype=head.dtype) if grad is None else grad for grad in grads)
+        return tuple(grad.to(dtype) for grad, dtype in zip(grads, dtypes, strict=True))
+
+
+def _fp16_scale(largest: Tensor) -> Tensor:
+    """0-dim fp32, a power of two that brings `largest` to between 8 and 16: fp16 ends at 6e-8 and at 65504."""
+    exponent = torch.frexp(largest.float())[1]
+    return torch.ldexp(torch.ones_like(largest, dtype=torch.float32), (4 - exponent).clamp(-40, 40))
 
 
 def make_head(
-    hidden, weight, targets, temperature, bias, softcap, row_index, chunk_rows, group: dist.ProcessGroup | None = None
-) -> Head:
-    """Check the arguments of an LM head and cast weight and bias for the GEMMs."""
+    hidden, weight, targets, temperature, bias, softcap, row_index, chunk_rows, group: dist.ProcessGroup | None = None,
+    forward_only: bool = False,
+) -> Head:  # fmt: skip
+    """Check the arguments of an LM head and cast weight and bias for the GEMMs (forward_only: our own on any GPU)."""
     world, rank = (1, 0) if group is None else (dist.get_world_size(group), dist.get_rank(group))
     _check_head(hidden, weight, targets, temperature, bias, softcap, row_index, chunk_rows, world)
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    narrow = hidden.dtype if gemm.has_mixed(hidden) else dtype
+    narrow = hidden.dtype if forward_only and hidden.is_cuda else gemm.operand_dtype(hidden)
     # A weight wider than the hidden states is first rounded to their type, as autocast does.
     rounded = weight.detach().to(hidden.dtype) if weight.dtype.itemsize > hidden.dtype.itemsize else weight.detach()
     row_bytes = len(weight) * dtype.itemsize
     budget = GPU_CHUNK if hidden.is_cuda else CPU_CHUNK
-    if narrow != weight.dtype and not hidden.is_cuda:  # the copy of the weight is in memory anyway: as much for a chunk
-        budget = max(budget, rounded.numel() * dtype.itemsize + 2 * SLAB)
+    rows = max(1, budget // row_bytes)
+    if hidden.is_cuda:  # so that chunks begin where loads are aligned, whatever V
+        rows = max(128, rows // 128 * 128)
     return Head(
         hidden=hidden.detach(), weight=rounded.to(narrow),
         bias=None if bias is None else bias.detach().to(dtype).contiguous(),
         targets=targets.contiguous(), rows=row_index, temperature=temperature, softcap=softcap,
-        chunk=chunk_rows or max(1, budget // row_bytes), group=group, vocab_start=rank * len(weight),
-        scale=gradient_scale(hidden, targets),
+        chunk=chunk_rows or rows, group=group, vocab_start=rank * len(weight), unique=row_index is None,
     )  # fmt: skip
-
-
-def gradient_scale(hidden: Tensor, targets: Tensor) -> float:
-    """Of gradients in fp16, whose smallest number is 6e-8: theirs are about 1 / N. A power of two, so exact; else 1."""
-    return 16.0 * 2 ** len(targets).bit_length() if hidden.dtype == torch.float16 else 1.0
 
 
 def _check_head(hidden, weight, targets, temperature, bias, softcap, row_index, chunk_rows, world) -> None:
@@ -257,14 +267,14 @@ def head_pass(head: Head, source, grads: Grads, parts: Iterable[slice] | None = 
             x, targets = head.inputs(part), head.targets[part]
             z, factor = gemm.logits(x, head, buffer), None
             if one_kernel:
-                d = engine.row_fused(z, targets, source, part, logprobs[part], entropies[part], head)
+                d = engine.row_fused(z, targets, source, part, logprobs[part], entropies[part], head, grads.scale)
             else:
                 stats = normalise(engine.row_stats(z, targets, head), head.group)
                 logprobs[part], entropies[part] = stats.logprobs, stats.entropies
                 g, h = source.grads(part, stats.logprobs)
                 if h is None and not g.is_cuda and not g.any():
                     continue  # all clipped; on a GPU the look would be a host sync
-                d = engine.row_dlogits(z, targets, stats, g, h, head)
+                d = engine.row_dlogits(z, targets, stats, g, h, head, grads.scale)
             if isinstance(d, tuple):
                 d, factor = d
             grads.add(head, part, x, d, factor)

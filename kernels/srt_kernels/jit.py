@@ -54,16 +54,7 @@ def shared(function: Callable) -> Callable:
 class TensorLanguage:
     """What shared functions may ask of triton.language, on tensors."""
 
-    abs, exp, log, sigmoid = torch.abs, torch.exp, torch.log, torch.sigmoid
-    where = torch.where
-
-    @staticmethod
-    def minimum(a: Tensor, b: Tensor | float) -> Tensor:
-        return torch.minimum(a, b) if isinstance(b, Tensor) else a.clamp(max=b)
-
-    @staticmethod
-    def maximum(a: Tensor, b: Tensor | float) -> Tensor:
-        return torch.maximum(a, b) if isinstance(b, Tensor) else a.clamp(min=b)
+    abs, exp, sigmoid, where = torch.abs, torch.exp, torch.sigmoid, torch.where
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .checks import check_tensors
+from .checks import check_settings, check_tensors
 from .head import Given, Grads, check_finite, head_logprobs, head_pass, make_head
 from .jit import on_its_device
 
@@ -28,17 +28,19 @@ def group_of(name: str) -> dist.ProcessGroup | None:
     return dist.distributed_c10d._resolve_process_group(name) if name else None
 
 
-def make_named_head(hidden, weight, targets, bias, row_index, temperature, softcap, chunk_rows, group: str):
+def make_named_head(
+    hidden, weight, targets, bias, row_index, temperature, softcap, chunk_rows, group: str, forward_only: bool = False
+):
     """make_head from what a torch.library op can take."""
     return make_head(
-        hidden, weight, targets, temperature, bias, softcap, row_index, chunk_rows, group_of(group)
+        hidden, weight, targets, temperature, bias, softcap, row_index, chunk_rows, group_of(group), forward_only
     )
 
 
 @torch.library.custom_op("srt_kernels::linear_logprob", mutates_args=(), schema=f"({HEAD}) -> (Tensor, Tensor)")
 @on_its_device
 def _forward(*arguments) -> tuple[Tensor, Tensor]:
-    head = make_named_head(*arguments)
+    head = make_named_head(*arguments, forward_only=True)
     logprobs, entropies = head_logprobs(head)
     if not logprobs.is_cuda:
         check_finite(head, logprobs)
@@ -62,16 +64,18 @@ def _backward(dlogprobs: Tensor | None, dentropies: Tensor | None, wants: Sequen
     g, h = (None if grad is None else grad.to(head.dtype) for grad in (dlogprobs, dentropies))
     if g is None:
         g = torch.zeros_like(targets, dtype=head.dtype)
-    grads = Grads(head, tuple(wants))
+    largest = g.abs().max() if len(g) else g.new_ones(())
+    if h is not None and len(h):
+        largest = torch.maximum(largest, h.abs().max())
+    grads = Grads(head, tuple(wants), largest)
     head_pass(head, Given(g=g, h=h), grads)
-    leaves = (hidden, weight, hidden if bias is None else bias)
-    return tuple((grad / head.scale).to(leaf.dtype) for grad, leaf in zip(grads.finish(head), leaves, strict=True))
+    return grads.finish(head, [leaf.dtype for leaf in (hidden, weight, hidden if bias is None else bias)])
 
 
 @_backward.register_fake
 def _(dlogprobs, dentropies, wants, hidden, weight, targets, bias, *_):
     leaves = zip(wants, (hidden, weight, hidden if bias is None else bias), strict=True)
-    return tuple(leaf.new_empty(leaf.shape if want else (0,)) for want, leaf in leaves)
+    return tuple(hidden.new_empty(leaf.shape if want else (0,), dtype=leaf.dtype) for want, leaf in leaves)
 
 
 def _save(ctx, inputs, output):
@@ -109,7 +113,7 @@ def linear_logprob(
     hidden [M, H] and weight [V, H] of any floating type; targets [N] int64; bias [V]; row_index [N] int64: the hidden
     row of each target, repeats allowed (None: N = M, in order). softcap is the model's (Gemma 2, arXiv 2408.00118) and
     comes before temperature, as in a sampler. Differentiable once in hidden, weight and bias. chunk_rows: rows of
-    logits at a time (None: 64 MiB of them on a CPU, 2 GiB elsewhere).
+    logits at a time (None: 96 MiB of them on a CPU, 2 GiB elsewhere).
 
     group: a process group whose rank r holds rows r V to (r + 1) V of the head, with the same hidden and targets (of
     the whole vocabulary) on all; results and dX are the whole vocabulary's, dW and dbias the rank's. Two all-reduces of
@@ -120,6 +124,7 @@ def linear_logprob(
     A row's result does not depend on the other rows.
     """
     check_tensors(hidden=hidden, weight=weight, targets=targets, bias=bias, row_index=row_index)
+    check_settings(temperature, softcap, chunk_rows, group)
     return _forward(
         hidden, weight, targets, bias, row_index, float(temperature), softcap, chunk_rows, group_name(group)
     )

@@ -15,13 +15,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .checks import check_tensors, expect
-from .head import Given, Grads, Head, check_finite, gradient_scale, head_logprobs, head_pass
+from .checks import check_settings, check_tensors, expect
+from .head import Given, Grads, Head, check_finite, head_logprobs, head_pass
 from .jit import on_its_device
 from .linear_logprob import HEAD, group_name, make_named_head
 from .objective import Objective
-from .policy_loss import ROLLOUTS, PolicyLoss, TokenInputs, check_objective, finish, split_normalizer, token_inputs, token_terms
+from .policy_loss import (
+    ROLLOUTS,
+    PolicyLoss,
+    TokenInputs,
+    check_objective,
+    differentiable_once,
+    finish,
+    split_normalizer,
+    token_inputs,
+    token_terms,
+)  # fmt: skip
 from .segments import segment_reduce
+
+LEAVES = (0, 1, 3)  # places of hidden, weight and bias among the op's arguments
 
 
 class Formed:
@@ -34,7 +46,7 @@ class Formed:
         self.row_local = not _needs_whole_rollouts(objective, inputs)
 
     def grads(self, part: slice, logprobs: Tensor) -> tuple[Tensor, Tensor | None]:
-        inputs = self.inputs.select(torch.arange(part.start, part.stop, device=logprobs.device))
+        inputs = self.inputs.select(part)
         return token_terms(self.objective, logprobs, inputs).grads, _dentropies(self.objective, inputs)
 
 
@@ -60,9 +72,9 @@ def _active(objective: Objective, inputs: TokenInputs) -> Tensor:
 
 def _active_rows(active: Tensor, head: Head) -> Tensor:
     """[n] int64 positions of the active tokens. On a GPU the one host sync: how many, and is there nan among them?"""
-    if not active.is_cuda:
+    if not active.is_cuda or len(active) == 0:
         return active.nonzero().squeeze(1)
-    spoilt = ~head.hidden.isfinite().all(1)
+    spoilt = ~torch.cat([rows.isfinite().all(1) for rows in head.hidden.split(1 << 13)])
     spoilt = active & (spoilt if head.rows is None else spoilt[head.rows])
     count, bad, first = torch.stack([active.sum(), spoilt.sum(), spoilt.long().argmax()]).tolist()
     if bad:
@@ -117,7 +129,7 @@ def _solve(objective: Objective, head: Head, inputs: TokenInputs, grads: Grads |
 )  # fmt: skip
 @on_its_device
 def _forward(hidden, weight, targets, bias, row_index, temperature, softcap, chunk_rows, group, *rest):
-    """-> loss, means, log-probs [N], entropies [N], dX, dW, dbias (empty where not wanted; times head.scale)."""
+    """-> loss, means, log-probs [N], entropies [N], dX, dW, dbias (empty where not wanted)."""
     *rollouts, all_rows, wants = rest
     head = make_named_head(hidden, weight, targets, bias, row_index, temperature, softcap, chunk_rows, group)
     objective, inputs = token_inputs(targets, head.dtype, *rollouts)
@@ -127,7 +139,9 @@ def _forward(hidden, weight, targets, bias, row_index, temperature, softcap, chu
         index = _active_rows(active, head)
     if index is not None and len(index) < len(targets):
         head, inputs = head.select(index), inputs.select(index)
-    grads = Grads(head, tuple(wants)) if any(wants) else None
+    sizes = inputs.weights * (inputs.advantages.abs() + objective.entropy_coef + objective.kl_coef)
+    largest = sizes.max() if len(sizes) else sizes.new_ones(())
+    grads = Grads(head, tuple(wants), largest) if any(wants) else None
     logprobs, entropies = _solve(objective, head, inputs, grads)
     if not logprobs.is_cuda:
         check_finite(head, logprobs)
@@ -138,9 +152,7 @@ def _forward(hidden, weight, targets, bias, row_index, temperature, softcap, chu
         )
     if grads is None:
         return loss, means, logprobs, entropies, *(hidden.new_empty(0) for _ in range(3))
-    leaves = (hidden, weight, hidden if bias is None else bias)
-    dx, dw, dbias = (grad.to(leaf.dtype) for grad, leaf in zip(grads.finish(head), leaves, strict=True))
-    return loss, means, logprobs, entropies, dx, dw, dbias
+    return loss, means, logprobs, entropies, *grads.finish(head, _saved_dtypes(hidden, weight, bias))
 
 
 @_forward.register_fake
@@ -148,28 +160,51 @@ def _(hidden, weight, targets, bias, *rest):
     wants, dtype = rest[-1], torch.promote_types(hidden.dtype, torch.float32)
     loss, means = hidden.new_empty((), dtype=dtype), hidden.new_empty(5, dtype=torch.float64)
     logprobs, entropies = (targets.new_empty(targets.shape, dtype=dtype) for _ in range(2))
-    leaves = zip(wants, (hidden, weight, hidden if bias is None else bias), strict=True)
-    return loss, means, logprobs, entropies, *(leaf.new_empty(leaf.shape if want else (0,)) for want, leaf in leaves)
+    leaves = (hidden, weight, hidden if bias is None else bias)
+    dtypes = _saved_dtypes(hidden, weight, bias) if any(wants) else [hidden.dtype] * 3
+    shapes = [leaf.shape if want else (0,) for want, leaf in zip(wants, leaves, strict=True)]
+    grads = (hidden.new_empty(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
+    return loss, means, logprobs, entropies, *grads
+
+
+def _saved_dtypes(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> list[torch.dtype]:
+    """Of the gradients by three leaves: each its own, but fp32 for fp16, where those of a mean over many tokens vanish
+    before backward multiplies them by a gradient scaler's factor."""
+    leaves = (hidden, weight, hidden if bias is None else bias)
+    return [torch.float32 if leaf.dtype == torch.float16 else leaf.dtype for leaf in leaves]
 
 
 def _save(ctx, inputs, output):
-    hidden, _, targets = inputs[:3]
-    ctx.scale = gradient_scale(hidden, targets)
     ctx.inputs = len(inputs)
+    ctx.dtypes = [None if inputs[place] is None else inputs[place].dtype for place in LEAVES]
     ctx.save_for_backward(*output[4:])
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx, dloss, *_):
-    """Scales what forward saved: in place, unless the graph is kept for another backward or torch.compile traces."""
+def _scaled(gradient: Tensor, factor: Tensor, in_place: bool) -> Tensor:
+    """gradient * factor (0-dim fp32), in fp32: a GPU rounds such a factor to the type of a half tensor."""
+    if not in_place:
+        return (gradient.float() if gradient.dtype.itemsize == 2 else gradient) * factor
+    for rows in gradient.split(1 << 13):
+        rows.copy_(rows * factor if rows.dtype.itemsize > 2 else rows.float().mul_(factor))
+    return gradient
+
+
+def _graph_is_kept() -> bool:
+    """Whether another backward may follow, which needs what forward saved as it is."""
+    asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+    return torch.compiler.is_compiling() or asked()
+
+
+def _differentiate(ctx, dloss, *others):
+    """Scales what forward saved, in place where no other backward can follow."""
+    differentiable_once(others)
     grads = [None] * ctx.inputs
     if dloss is None:
         return tuple(grads)
-    keep = torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph()
-    factor = dloss / ctx.scale
-    for place, saved in zip((0, 1, 3), ctx.saved_tensors, strict=True):
+    for place, saved, dtype in zip(LEAVES, ctx.saved_tensors, ctx.dtypes, strict=True):
         if ctx.needs_input_grad[place]:
-            grads[place] = (saved * factor).to(saved.dtype) if keep else saved.mul_(factor)
+            grads[place] = _scaled(saved, dloss, not _graph_is_kept()).to(dtype)
     return tuple(grads)
 
 
@@ -205,13 +240,15 @@ def linear_policy_loss(
     before the logits: their gradient is exactly zero, their log-prob and entropy are nan, and the statistics are means
     over the others. all_rows computes them too. A loss without such tokens is 0 and still part of the graph.
     Under torch.no_grad one GEMM; with a frozen weight two. On a GPU there is one host sync, for the number of rows and
-    for nan or inf in their hidden states, which are a ValueError; another for objectives of whole completions.
+    for nan or inf in their hidden states, which are a ValueError; objectives of whole completions have one more, and
+    four where a completion is longer than a chunk.
     """
     check_objective(objective)
     check_tensors(
         hidden=hidden, weight=weight, targets=targets, bias=bias, row_index=row_index, advantages=advantages,
         cu_seqlens=cu_seqlens, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs, sampler_logprobs=sampler_logprobs,
     )  # fmt: skip
+    check_settings(temperature, softcap, chunk_rows, group)
     wants = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (hidden, weight, bias)]
     loss, means, logprobs, entropies, *_ = _forward(
         hidden, weight, targets, bias, row_index, float(temperature), softcap, chunk_rows, group_name(group),

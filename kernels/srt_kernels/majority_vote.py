@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import check_offsets, check_tensor, expect
+from .checks import check_offsets, check_tensor, check_tensors, expect
 from .segments import segment_ids, segment_reduce
 
 
@@ -47,6 +47,7 @@ def majority_vote(keys: Tensor, cu_groups: Tensor, *, weights: Tensor | None = N
     or not finite.
     """
     expect(share_over in ("all", "valid"), "share_over", "'all' or 'valid'", repr(share_over))
+    check_tensors(keys=keys, cu_groups=cu_groups, weights=weights)
     check_tensor("keys", keys, (None,), (torch.int64,), keys.device)
     check_offsets("cu_groups", cu_groups, len(keys), keys.device)
     if weights is None:

@@ -91,9 +91,10 @@ def policy_kernel(
 
 def scalars(objective: Objective) -> dict:
     """The objective's numbers, by the names that the kernels have for them."""
-    delta = float("inf") if objective.delta is None else objective.delta
     names = ("clip_low", "clip_high", "tau_pos", "tau_neg", "kl_coef")
-    return {name: getattr(objective, name) for name in names} | {"delta": delta, "cap": objective.correction_cap}
+    numbers = {name: getattr(objective, name) for name in names} | {"cap": objective.correction_cap}
+    numbers["delta"] = float("inf") if objective.delta is None else objective.delta
+    return {name: float(number) for name, number in numbers.items()}  # the JIT would compile anew for whole numbers
 
 
 def constants(objective: Objective, *, has_old: bool, has_ref: bool) -> dict:

@@ -59,11 +59,15 @@ class TokenInputs:
     sampler: Tensor | None  # [n] log-probs; None where the objective has no correction
     correction: Tensor | None  # [n]; None where it has to wait for the log-probs
 
-    def select(self, index: Tensor) -> TokenInputs:
+    def select(self, index: Tensor | slice) -> TokenInputs:
         """The tokens at `index`, which increases. Sequence-level quantities need whole rollouts or none of them."""
         parts = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "cu_seqlens"}
         parts = {name: None if part is None else part[index] for name, part in parts.items()}
-        return TokenInputs(cu_seqlens=torch.searchsorted(index, self.cu_seqlens.long()), **parts)
+        if isinstance(index, slice):
+            offsets = (self.cu_seqlens - index.start).clamp(0, index.stop - index.start)
+        else:
+            offsets = torch.searchsorted(index, self.cu_seqlens.long())
+        return TokenInputs(cu_seqlens=offsets, **parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +82,11 @@ class TokenTerms:
     correction: Tensor  # [n]
 
 
-def _spread(sums: Tensor, inputs: TokenInputs) -> Tensor:
-    """[R] of rollouts -> [n] of their tokens."""
-    return sums[inputs.rollout]
-
-
 def _corrections(o: Objective, old: Tensor, inputs: TokenInputs) -> Tensor:
     """[n] sampler corrections, capped. old is without gradient, and so are they."""
     difference = old - inputs.sampler
     if o.correction.startswith("sequence"):
-        difference = _spread(segment_reduce(difference, "sum", inputs.cu_seqlens), inputs)
+        difference = segment_reduce(difference, "sum", inputs.cu_seqlens)[inputs.rollout]
     return on_torch(correction_of)(difference, o.correction_cap, o.correction.endswith("mask"))
 
 
@@ -102,8 +101,7 @@ def token_terms(objective: Objective, logprobs: Tensor, inputs: TokenInputs) -> 
     log_ratio = token_log_ratio = logprobs - old
     lengths = inputs.cu_seqlens.diff().clamp(min=1)
     if o.ratio == "sequence":
-        means = segment_reduce(token_log_ratio, "sum", inputs.cu_seqlens) / lengths
-        log_ratio = _spread(means, inputs)
+        log_ratio = (segment_reduce(token_log_ratio, "sum", inputs.cu_seqlens) / lengths)[inputs.rollout]
     correction = inputs.correction if inputs.correction is not None else _corrections(o, old, inputs)
     losses, dlog_ratio, dlogprob, ratio, clipped, kl = on_torch(terms_of_token)(
         logprobs, log_ratio, token_log_ratio, inputs.ref, inputs.advantages, correction, o.clip_low, o.clip_high,
@@ -112,8 +110,7 @@ def token_terms(objective: Objective, logprobs: Tensor, inputs: TokenInputs) -> 
     )  # fmt: skip
     through_ratio = inputs.weights * dlog_ratio
     if o.ratio == "sequence":
-        means = segment_reduce(through_ratio, "sum", inputs.cu_seqlens) / lengths
-        through_ratio = _spread(means, inputs)
+        through_ratio = (segment_reduce(through_ratio, "sum", inputs.cu_seqlens) / lengths)[inputs.rollout]
     terms = (inputs.weights * dlogprob + through_ratio, losses, ratio, clipped, kl, correction)
     return TokenTerms(**dict(zip(TERMS, (term.to(dtype) for term in terms), strict=True)))
 
@@ -131,6 +128,8 @@ def token_weights(objective: Objective, cu_seqlens: Tensor, rollout: Tensor, nor
 def split_normalizer(normalizer: float | Tensor | None) -> tuple[float | None, Tensor | None]:
     """A number or a tensor, in an argument of its own each."""
     is_tensor = isinstance(normalizer, Tensor)
+    fits = normalizer is None or is_tensor or isinstance(normalizer, int | float)
+    expect(fits, "normalizer", "a number, a tensor or None", type(normalizer).__name__)
     return None if is_tensor or normalizer is None else float(normalizer), normalizer if is_tensor else None
 
 
@@ -154,7 +153,7 @@ def token_inputs(
     rollout = segment_ids(cu_seqlens, total)
     per_rollout = advantages[rollout] if len(advantages) == rollouts else advantages
     # In fp64 outside the kernels: see normalise in head.py.
-    dtype = torch.float32 if use_triton(advantages) and dtype == torch.float32 else torch.float64
+    dtype = torch.float32 if use_triton(tokens) and dtype == torch.float32 else torch.float64
     old, ref, sampler = (None if t is None else t.detach().to(dtype) for t in logprobs.values())
     inputs = TokenInputs(
         advantages=per_rollout.detach().to(dtype),
@@ -243,7 +242,14 @@ def _save(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx, dloss, *_):
+def differentiable_once(gradients: tuple) -> None:
+    """Of the outputs that forward saved for backward: one that has a gradient was differentiated twice."""
+    if any(gradient is not None for gradient in gradients):
+        raise RuntimeError("the loss is differentiable once: its gradient is formed in forward and has none of its own")
+
+
+def _differentiate(ctx, dloss, *others):
+    differentiable_once(others)
     grads = [None] * ctx.inputs
     if dloss is not None:
         for place, saved in enumerate(ctx.saved_tensors):

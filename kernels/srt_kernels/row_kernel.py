@@ -34,7 +34,8 @@ def softplus(x):
 @triton.jit
 def tanh(x):
     """To fp32's relative precision: (e - 1) / (e + 1) with e = exp(2 |x|), e - 1 by its series near 0."""
-    a = tl.minimum(tl.abs(x), 10.0)
+    a = tl.abs(x)
+    a = tl.where(a > 10.0, 10.0, a)  # nan stays nan
     grown = expm1(2 * a)
     return tl.where(x < 0, -grown, grown) / (grown + 2)
 
@@ -146,10 +147,14 @@ def stats_kernel(
 @triton.jit
 def dlogits_kernel(
     z_ptr, out_ptr, bias_ptr, target_ptr, g_ptr, h_ptr, rows_ptr, stride, out_stride, V, rows, vocab_start, softcap,
-    inv_temperature, scale, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_H: tl.constexpr, BLOCK: tl.constexpr,
+    inv_temperature, scale_ptr, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_H: tl.constexpr, SCALED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """rows [5, rows]: log-prob, entropy, peak, sum, 1 - p of the target. dlogits come multiplied by scale."""
+    """rows [5, rows]: log-prob, entropy, peak, sum, 1 - p of the target. dlogits come multiplied by the scale."""
     row = tl.program_id(0)
+    scale = 1.0
+    if SCALED:
+        scale = tl.load(scale_ptr)
     at = rows_ptr + row
     h = 0.0
     if HAS_H:
@@ -165,11 +170,11 @@ def dlogits_kernel(
 @triton.jit
 def fused_kernel(
     z_ptr, out_ptr, bias_ptr, target_ptr, g_ptr, h_ptr, old_ptr, ref_ptr, correction_ptr, sampler_ptr, advantage_ptr, weight_ptr,
-    logprob_ptr, entropy_ptr, stride, out_stride, V, softcap, inv_temperature, scale,
+    logprob_ptr, entropy_ptr, scale_ptr, stride, out_stride, V, softcap, inv_temperature,
     clip_low, clip_high, delta, tau_pos, tau_neg, kl_coef, cap, entropy_coef,
     GIVEN: tl.constexpr, surrogate: tl.constexpr, RATIO: tl.constexpr, KL: tl.constexpr, KL_BIAS_CORRECTION: tl.constexpr,
     HAS_OLD: tl.constexpr, SAMPLER: tl.constexpr, MASK: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-    HAS_H: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_H: tl.constexpr, SCALED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Statistics, dL/dlogprob (GIVEN, or by the objective) and dlogits of a row: the logits are read from memory once,
     and a second time from the L2 cache where that holds the rows in flight."""
@@ -206,8 +211,12 @@ def fused_kernel(
         g = weight * (dlogprob + dlog_ratio)
         if HAS_H:
             h = -entropy_coef * weight
+    if SCALED:
+        scale = tl.load(scale_ptr)
+        g *= scale
+        h *= scale
     write_row(
-        row_ptr, out_ptr + row.to(tl.int64) * out_stride, bias_ptr, target, V, softcap, inv_temperature, g * scale, h * scale,
+        row_ptr, out_ptr + row.to(tl.int64) * out_stride, bias_ptr, target, V, softcap, inv_temperature, g, h,
         logprob, entropy, top, total, q, HAS_BIAS, HAS_SOFTCAP, HAS_H, BLOCK,
     )  # fmt: skip
 
@@ -229,18 +238,21 @@ def row_stats(z: Tensor, targets: Tensor, head) -> Tensor:
     return stats
 
 
-def row_dlogits(z: Tensor, targets: Tensor, stats, g: Tensor, h: Tensor | None, head) -> Tensor:
-    """Turn logits z [C, V] in place into the gradient by them, times head.scale: [C, V] of the weight's dtype."""
+def row_dlogits(z: Tensor, targets: Tensor, stats, g: Tensor, h: Tensor | None, head, scale: Tensor | None) -> Tensor:
+    """Turn logits z [C, V] in place into the gradient by them, times scale (0-dim): [C, V] of the weight's dtype."""
     out = z.view(head.weight.dtype)[:, : z.shape[1]]
     rows = torch.stack([stats.logprobs, stats.entropies, stats.top, stats.total, stats.q])
     dlogits_kernel[(len(z),)](
         z, out, head.bias, targets, g.contiguous(), None if h is None else h.contiguous(), rows, z.stride(0), out.stride(0),
-        z.shape[1], len(z), head.vocab_start, scale=head.scale, HAS_H=h is not None, **_head_arguments(head),
+        z.shape[1], len(z), head.vocab_start, scale_ptr=scale, HAS_H=h is not None, SCALED=scale is not None,
+        **_head_arguments(head),
     )  # fmt: skip
     return out
 
 
-def row_fused(z: Tensor, targets: Tensor, source, part: slice, logprobs: Tensor, entropies: Tensor, head) -> Tensor:
+def row_fused(
+    z: Tensor, targets: Tensor, source, part: slice, logprobs: Tensor, entropies: Tensor, head, scale: Tensor | None
+) -> Tensor:
     """row_stats and row_dlogits in one kernel, for gradients that need one row only.
 
     source: Given or Formed (head.py) over all rows, of which `part` are those of z. Writes log-probs and entropies [C].
@@ -258,13 +270,13 @@ def row_fused(z: Tensor, targets: Tensor, source, part: slice, logprobs: Tensor,
         tensors, sampler, coefficient = (None,) * 6, "none", 0.0
     else:
         choices = constants(objective, has_old=inputs.old is not None, has_ref=inputs.ref is not None)
-        numbers, coefficient = scalars(objective), objective.entropy_coef
+        numbers, coefficient = scalars(objective), float(objective.entropy_coef)
         sampler = "token" if inputs.correction is None else "none"
         names = ("old", "ref", "correction", "sampler", "advantages", "weights")
         tensors = tuple(of(getattr(inputs, name)) for name in names)
     fused_kernel[(len(z),)](
-        z, out, head.bias, targets, of(source.g), of(source.h), *tensors, logprobs, entropies, z.stride(0), out.stride(0),
-        z.shape[1], scale=head.scale, entropy_coef=coefficient, **numbers, GIVEN=given, **choices, SAMPLER=sampler,
-        HAS_H=source.h is not None if given else coefficient > 0, **_head_arguments(head),
+        z, out, head.bias, targets, of(source.g), of(source.h), *tensors, logprobs, entropies, scale, z.stride(0),
+        out.stride(0), z.shape[1], entropy_coef=coefficient, **numbers, GIVEN=given, **choices, SAMPLER=sampler,
+        HAS_H=source.h is not None if given else coefficient > 0, SCALED=scale is not None, **_head_arguments(head),
     )  # fmt: skip
     return out

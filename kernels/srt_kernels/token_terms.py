@@ -13,6 +13,7 @@ try:
 except ImportError:
     tl = None  # on_torch puts its own in place
 
+# Bounds by `where`, not minimum and maximum: those of Triton turn a nan into the bound.
 # A surrogate returns loss, dloss/dratio, dloss/dlogprob with the ratio held, and whether the ratio was clipped.
 
 
@@ -21,14 +22,15 @@ def clip(ratio, logprob, advantage, clip_low, clip_high, delta, tau_pos, tau_neg
     over = (advantage > 0) & (ratio > 1 + clip_high)
     under = (advantage < 0) & ((ratio < 1 - clip_low) | (ratio > delta))
     clipped = over | under
-    shrinking = tl.minimum(tl.maximum(ratio, 1 - clip_low), delta)
-    gain = tl.where(advantage > 0, tl.minimum(ratio, 1 + clip_high), shrinking)
+    capped = tl.where(ratio > 1 + clip_high, 1 + clip_high, ratio)
+    floored = tl.where(ratio < 1 - clip_low, 1 - clip_low, ratio)
+    gain = tl.where(advantage > 0, capped, tl.where(ratio > delta, delta, floored))
     return -gain * advantage, tl.where(clipped, 0.0, -advantage), 0.0 * advantage, clipped
 
 
 @shared
 def cispo(ratio, logprob, advantage, clip_low, clip_high, delta, tau_pos, tau_neg):
-    slope = -tl.minimum(ratio, clip_high) * advantage
+    slope = -tl.where(ratio > clip_high, clip_high, ratio) * advantage
     return slope * logprob, 0.0 * advantage, slope, ratio > clip_high
 
 
@@ -52,7 +54,7 @@ SURROGATES = {"clip": clip, "cispo": cispo, "sapo": sapo, "reinforce": reinforce
 @shared
 def bounded_exp(x):
     """exp of a log-ratio, at most exp(20): more says nothing but "far off", and ends in inf."""
-    return tl.exp(tl.minimum(x, 20.0))
+    return tl.exp(tl.where(x > 20.0, 20.0, x))
 
 
 @shared
@@ -72,7 +74,7 @@ def kl_terms(logprob, ref, KL):
     elif KL == "k2":
         return d * d / 2, d
     else:
-        q = tl.minimum(-d, 20.0)
+        q = tl.where(-d > 20.0, 20.0, -d)
         grown = expm1(q)
         return grown - q, tl.where(-d > 20.0, 0.0, -grown)
 

@@ -37,7 +37,7 @@ def row_stats(z: Tensor, targets: Tensor, head) -> Tensor:
         if head.temperature != 1:
             e.div_(head.temperature)
         z_target = e.gather(1, place[slab])
-        stats[3, slab] = z_target.where(here[slab], 0.0)
+        stats[3, slab] = z_target.clamp(min=LOWEST).where(here[slab], 0.0)
         e.scatter_(1, place[slab], z_target.masked_fill(here[slab], LOWEST))
         torch.amax(e, 1, keepdim=True, out=peak)
         peak.clamp_(min=LOWEST)
@@ -51,9 +51,11 @@ def row_stats(z: Tensor, targets: Tensor, head) -> Tensor:
 
 
 def row_dlogits(
-    e: Tensor, targets: Tensor, stats, g: Tensor, h: Tensor | None, head
+    e: Tensor, targets: Tensor, stats, g: Tensor, h: Tensor | None, head, scale: None = None
 ) -> tuple[Tensor, Tensor]:
     """Turn e [C, V] in place into D and return it with f [C] such that f D is the gradient by the raw logits.
+
+    scale is None: fp16 is cast up here.
 
     With g = dL/dlogprob and h = dL/dentropy [C]: dz_j = g (1[j is target] - p_j) - h p_j (log p_j + entropy), and
     p_j = e_j exp(peak - top) / total. Without h and softcap D is e but for the target's element: no pass over it.
@@ -83,4 +85,4 @@ def row_dlogits(
                 d.mul_(capped.square_().neg_().add_(1))
     at_target = (at_target * stats.total / shrink)[:, None].to(e.dtype)
     e.scatter_(1, place, at_target.where(here, e.gather(1, place)))
-    return e, (factor * head.scale).to(e.dtype)
+    return e, factor.to(e.dtype)

@@ -61,6 +61,7 @@ def test_opcheck(dtype):
     """Schemas, fake kernels and autograd registrations, by torch's own checks."""
     batch = packed_rollouts([3, 2, 4])
     hidden, weight = (t.to(dtype, copy=True).requires_grad_() for t in (batch.hidden, batch.weight))
+    weight = weight.detach().t().contiguous().t().requires_grad_()  # stored the other way round
     head = (hidden, weight, batch.targets, None, None, 1.0, None, 4, "")
     rollouts = (batch.advantages, batch.cu_seqlens, Objective.preset("srt").json, batch.old_logprobs, None, None, None, None)
     ops = torch.ops.srt_kernels

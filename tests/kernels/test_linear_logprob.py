@@ -6,7 +6,7 @@ from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from srt_kernels import linear_logprob, reference, torch_rows
-from srt_kernels.head import CPU_CHUNK, SLAB, make_head
+from srt_kernels.head import CPU_CHUNK, GPU_CHUNK, make_head
 from srt_kernels.jit import use_triton
 from srt_kernels.testing import assert_close, packed_rollouts, relative_error
 
@@ -106,6 +106,8 @@ def test_masked_vocabulary():
     assert_close("logprobs", logprobs.detach(), shorter[0], atol=NATS)
     assert_close("entropies", entropies.detach(), shorter[1], atol=NATS)
     assert hidden.grad.isfinite().all()
+    never, entropies = linear_logprob(batch.hidden, batch.weight, torch.full((7,), 330), bias=bias)  # a masked target
+    assert (never <= -1e29).all() and entropies.isfinite().all()
 
 
 @cpu_path
@@ -146,13 +148,9 @@ def test_four_gemms_and_no_logits_tensor():
 
 
 def test_default_chunk_is_what_it_says():
-    """A budget of bytes; for operands that are cast up, as much as the copy of the weight takes where that is more."""
     batch = packed_rollouts([4], vocab_size=8192)
-    arguments = (batch.targets, 1.0, None, None, None, None)
-    assert make_head(batch.hidden, batch.weight, *arguments).chunk == CPU_CHUNK // (8192 * 4)
-    wide = torch.zeros(4, 4096, dtype=torch.bfloat16)
-    head = make_head(wide, torch.zeros(8192, 4096, dtype=torch.bfloat16), *arguments)
-    assert head.chunk == 4096 + 2 * SLAB // (8192 * 4)
+    head = make_head(batch.hidden, batch.weight, batch.targets, 1.0, None, None, None, None)
+    assert head.chunk == (CPU_CHUNK if not batch.hidden.is_cuda else GPU_CHUNK) // (8192 * 4)
 
 
 def test_gradcheck_of_the_reference():
@@ -192,6 +190,8 @@ GOOD = dict(hidden=torch.ones(3, 4), weight=torch.ones(9, 4), targets=torch.zero
         (dict(row_index=torch.tensor([0, 1, 3])), r"row_index: expected values in \[0, 3\), got 0 to 3"),
         (dict(bias=torch.ones(8)), r"bias: expected shape \[9\], got \[8\]"),
         (dict(temperature=0.0), "temperature: expected a finite number above 0, got 0.0"),
+        (dict(temperature="1"), "temperature: expected a number, got str"),
+        (dict(group="tp"), "group: expected a torch.distributed.ProcessGroup or None, got str"),
         (dict(softcap=-1.0), "softcap: expected None or a finite number above 0, got -1.0"),
         (dict(chunk_rows=0), "chunk_rows: expected None or at least 1, got 0"),
     ],

@@ -5,7 +5,7 @@ import torch
 from test_linear_logprob import LENGTHS, NATS, RELATIVE, cpu_path, head_leaves
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from srt_kernels import Objective, linear_logprob, linear_policy_loss, reference
+from srt_kernels import Objective, linear_logprob, linear_policy_loss, policy_loss, reference
 from srt_kernels.jit import use_triton
 from srt_kernels.testing import assert_close, packed_rollouts, relative_error
 
@@ -115,22 +115,57 @@ def test_drift(dtype):
         assert relative_error(ours - start, truth - start) < budget and relative_error(truth, start) > 0.01
 
 
-def test_fp16():
+@pytest.mark.parametrize("name, normalizer", [("grpo", 1e5), ("gspo", None), ("rloo", 1e-2)])  # tiny, middling, large
+def test_fp16(name, normalizer):
     """Kernels on fp16 operands: fp32 logits and sums, gradients with no error but that of dlogits rounded to fp16, and
-    none lost to its small range: the loss is a mean over a large batch, and backward scales before it rounds."""
+    none lost or infinite in its small range: backward scales before it rounds. One rollout is longer than a chunk."""
     batch = packed_rollouts([20, 13], with_bias=False)
     small = [t.half() for t in (batch.hidden, batch.weight)]
-    arguments = (batch.targets, torch.tensor([1.0, -0.5]), batch.cu_seqlens, preset("grpo"))
+    objective = preset(name, **(dict(clip_low=1.0, clip_high=9.0) if name == "gspo" else {}))
+    arguments = (batch.targets, torch.tensor([1.0, -0.5]), batch.cu_seqlens, objective)
     outs, leaves = [], []
-    for op, dtype in ((linear_policy_loss, torch.float16), (reference.linear_policy_loss, torch.float64)):
+    chunks = {"chunk_rows": 16}
+    for op, dtype, options in ((linear_policy_loss, torch.float16, chunks), (reference.linear_policy_loss, torch.float64, {})):
         leaves.append([t.to(dtype, copy=True).requires_grad_() for t in small])
-        outs.append(op(*leaves[-1], *arguments, old_logprobs=batch.old_logprobs, normalizer=1000.0))
-        (2.0**16 * outs[-1].loss).backward()  # as a gradient scaler does
+        outs.append(op(*leaves[-1], *arguments, old_logprobs=batch.old_logprobs, normalizer=normalizer, **options))
+        (2.0**14 * (normalizer or 1) * outs[-1].loss).backward()  # as a gradient scaler does
     assert_close("logprobs", outs[0].logprobs, outs[1].logprobs, atol=NATS)
     for mine, exact in zip(*leaves, strict=True):
         floor = relative_error(exact.grad.half(), exact.grad)
         assert mine.grad.dtype == torch.float16
         assert relative_error(mine.grad, exact.grad) <= 2 * floor + RELATIVE  # dlogits and the result: two roundings
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=cpu_path)])
+def test_gradients_of_linear_logprob_in_halves(dtype):
+    """Sums over tokens, which a mean's scale would send to infinity, and shared rows."""
+    batch = packed_rollouts([200], shared=True, with_bias=False)
+    leaves = []
+    for op, kind in ((linear_logprob, dtype), (reference.linear_logprob, torch.float64)):
+        leaves.append([t.to(dtype).to(kind, copy=True).requires_grad_() for t in (batch.hidden, batch.weight)])
+        logprobs, entropies = op(*leaves[-1], batch.targets, row_index=batch.row_index)
+        (100 * logprobs.sum() + entropies.sum()).backward()
+    for mine, exact in zip(*leaves, strict=True):
+        assert relative_error(mine.grad, exact.grad) <= 2 * relative_error(exact.grad.to(dtype), exact.grad) + RELATIVE
+
+
+@pytest.mark.parametrize("name", ["old_logprobs", "ref_logprobs", "sampler_logprobs", "logprobs", "advantages"])
+def test_nan_is_not_lost(name):
+    """A nan among the inputs is a nan of the loss: Triton's minimum and maximum would make a bound of it."""
+    for objective in ("srt", "cispo", "sapo", "gspo"):
+        given = {"logprobs": -torch.rand(6), "advantages": torch.tensor([1.0, -1.0]), "cu_seqlens": torch.tensor([0, 2, 6])}
+        given |= {name: -torch.rand(6) for name in ("old_logprobs", "ref_logprobs", "sampler_logprobs")}
+        given[name][1] = torch.nan
+        loss = policy_loss(**given, objective=preset(objective, kl_coef=0.1, correction="token_truncate")).loss
+        assert loss.isnan(), objective
+
+
+def test_the_loss_is_differentiable_once():
+    batch = packed_rollouts([4, 3])
+    hidden, arguments = batch.hidden.requires_grad_(), (batch.targets, batch.advantages, batch.cu_seqlens, preset("srt"))
+    grad = torch.autograd.grad(linear_policy_loss(hidden, batch.weight, *arguments).loss, hidden, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        grad.square().sum().backward()
 
 
 def test_nan_is_reported_with_its_row():
@@ -145,7 +180,7 @@ def test_nan_is_reported_with_its_row():
     linear_policy_loss(*arguments[:3], torch.zeros(8), *arguments[4:])  # rows that nobody needs
     if not ON_GPU:
         with pytest.raises(ValueError, match="hidden row 12"):
-            linear_logprob(hidden, batch.weight, batch.targets)
+            linear_logprob(hidden, batch.weight, batch.targets, softcap=30.0)
         with pytest.raises(ValueError, match="weight or bias: expected finite values"):
             linear_logprob(batch.hidden, batch.weight * torch.inf, batch.targets)
 
