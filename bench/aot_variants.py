@@ -49,7 +49,7 @@ def _head(dtype: str, extras: bool = False, vocabulary: int = VOCABULARY, rows: 
 
 def _scale(head: Head) -> Tensor | None:
     """As Grads has it."""
-    return _meta() if head.weight.dtype == torch.float16 else None
+    return _meta(1) if head.weight.dtype == torch.float16 else None
 
 
 def _logits(head: Head) -> Tensor:

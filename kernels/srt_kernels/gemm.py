@@ -114,14 +114,16 @@ def times_weight(d: Tensor, weight: Tensor, exact_in_bf16: bool, dtype: torch.dt
             return torch.mm(d, weight, out_dtype=dtype)
         with _exact():
             return torch.mm(d, weight)
-    full = _at_least(d)
-    if weight.dtype.itemsize > 2:
-        product = _linear(full, weight.t()) if _takes_linear(full) else torch.mm(full, weight)
-        return product[: len(d)]
+    full, narrow = _at_least(d), weight.dtype.itemsize == 2
+    if not narrow and not _takes_linear(full):
+        return torch.mm(full, weight)[: len(d)]
     dx = full.new_zeros(len(full), weight.shape[1])
     with _bf16_operands(exact_in_bf16):
-        for part in _slices(weight):
-            dx.addmm_(full[:, part], weight[part].float())
+        for part in _slices(weight):  # oneDNN copies the weight that it is given: a slice, not all of it
+            if narrow:
+                dx.addmm_(full[:, part], weight[part].float())
+            else:
+                dx.add_(_linear(full[:, part], weight[part].t()))
     return dx[: len(d)]
 
 
@@ -139,8 +141,4 @@ def add_outer_(dw: Tensor, d: Tensor, x: Tensor, started: bool, exact_in_bf16: b
         return
     d, x = _full(d), _full(x)
     with _bf16_operands(exact_in_bf16):
-        for part in _slices(dw):  # the library copies what it is given: a slice, not the chunk
-            if started:
-                dw[part].addmm_(d[:, part].t(), x)
-            else:
-                torch.mm(d[:, part].t(), x, out=dw[part])
+        dw.addmm_(d.t(), x) if started else torch.mm(d.t(), x, out=dw)

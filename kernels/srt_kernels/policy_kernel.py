@@ -11,7 +11,7 @@ from .jit import OPTIONS
 from .objective import Objective
 from .token_terms import SURROGATES, correction_of, token_terms
 
-BLOCK, WARPS = 1024, 8  # tokens at a time: rollouts have hundreds to thousands
+BLOCK, WARPS = 512, 8  # tokens at a time: rollouts have hundreds to thousands
 
 
 @triton.jit
