@@ -140,5 +140,9 @@ def add_outer_(dw: Tensor, d: Tensor, x: Tensor, started: bool, exact_in_bf16: b
             dw.addmm_(d.t(), x) if started else torch.mm(d.t(), x, out=dw)
         return
     d, x = _full(d), _full(x)
-    with _bf16_operands(exact_in_bf16):
+    if not exact_in_bf16:
         dw.addmm_(d.t(), x) if started else torch.mm(d.t(), x, out=dw)
+        return
+    with _bf16_operands(True):
+        for part in _slices(dw):  # as in times_weight
+            dw[part].addmm_(d[:, part].t(), x) if started else torch.mm(d[:, part].t(), x, out=dw[part])
