@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .jit import use_triton
+from .segments import ranges
 
 LEAST_ROWS = 16  # of a CPU GEMM: with fewer, libraries take other kernels, and a row's sum has another order
 SLICE = 16 << 20  # bytes of a slice of the weight in fp32
@@ -77,8 +78,7 @@ def _at_least(x: Tensor) -> Tensor:
 
 
 def _slices(weight: Tensor) -> list[slice]:
-    rows = max(1, SLICE // (4 * weight.shape[1]))
-    return [slice(start, min(start + rows, len(weight))) for start in range(0, len(weight), rows)]
+    return ranges(len(weight), max(1, SLICE // (4 * weight.shape[1])))
 
 
 def buffer(head, rows: int) -> Tensor | None:

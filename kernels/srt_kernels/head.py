@@ -17,6 +17,7 @@ from torch.nn.functional import softplus
 from . import gemm
 from .checks import check_range, check_tensor, expect
 from .jit import use_triton
+from .segments import ranges
 
 # Bytes of logits in a chunk and, on a CPU, in a slab that its caches hold. CPU, one thread, H = 576, V = 49152, N = 512:
 # 0.77 s with slabs of 1 to 16 MiB, 0.83 s without, 0.96 s with autograd over [N, V]. Small slabs mean many parallel
@@ -227,10 +228,6 @@ def normalise(statistics: Tensor, group: dist.ProcessGroup | None) -> Stats:
     return Stats(*(row.to(dtype) for row in rows))
 
 
-def ranges(total: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
-
-
 @torch.no_grad()
 def head_logprobs(head: Head) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies [n], one GEMM."""
@@ -265,18 +262,16 @@ def head_pass(head: Head, source, grads: Grads, parts: Iterable[slice] | None = 
         buffer = gemm.buffer(head, max((part.stop - part.start for part in parts), default=0))
         for part in parts:
             x, targets = head.inputs(part), head.targets[part]
-            z, factor = gemm.logits(x, head, buffer), None
+            z = gemm.logits(x, head, buffer)
             if one_kernel:
-                d = engine.row_fused(z, targets, source, part, logprobs[part], entropies[part], head, grads.scale)
+                d, factor = engine.row_fused(z, targets, source, part, logprobs[part], entropies[part], head, grads.scale)
             else:
                 stats = normalise(engine.row_stats(z, targets, head), head.group)
                 logprobs[part], entropies[part] = stats.logprobs, stats.entropies
                 g, h = source.grads(part, stats.logprobs)
                 if h is None and not g.is_cuda and not g.any():
                     continue  # all clipped; on a GPU the look would be a host sync
-                d = engine.row_dlogits(z, targets, stats, g, h, head, grads.scale)
-            if isinstance(d, tuple):
-                d, factor = d
+                d, factor = engine.row_dlogits(z, targets, stats, g, h, head, grads.scale)
             grads.add(head, part, x, d, factor)
             del z, d  # before the next chunk takes as much
     return logprobs, entropies

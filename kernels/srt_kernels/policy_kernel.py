@@ -15,6 +15,16 @@ BLOCK, WARPS = 512, 8  # tokens at a time: rollouts have hundreds to thousands
 
 
 @triton.jit
+def load_logprobs(logprob_ptr, old_ptr, at, inside, HAS_OLD: tl.constexpr):
+    """-> log-probs, and the old ones: on policy the same."""
+    logprob = tl.load(logprob_ptr + at, mask=inside, other=0.0)
+    old = logprob
+    if HAS_OLD:
+        old = tl.load(old_ptr + at, mask=inside, other=0.0)
+    return logprob, old
+
+
+@triton.jit
 def policy_kernel(
     logprob_ptr, old_ptr, ref_ptr, correction_ptr, sampler_ptr, advantage_ptr, weight_ptr, cu_seqlens_ptr, terms_ptr, total,
     clip_low, clip_high, delta, tau_pos, tau_neg, kl_coef, cap,
@@ -35,10 +45,7 @@ def policy_kernel(
         for first in range(start, stop, BLOCK):
             at = first + columns
             inside = at < stop
-            logprob = tl.load(logprob_ptr + at, mask=inside, other=0.0)
-            old = logprob
-            if HAS_OLD:
-                old = tl.load(old_ptr + at, mask=inside, other=0.0)
+            logprob, old = load_logprobs(logprob_ptr, old_ptr, at, inside, HAS_OLD)
             sum_log_ratio += (logprob - old).to(tl.float64)
             if SAMPLER == "sequence":
                 sum_correction += (old - tl.load(sampler_ptr + at, mask=inside, other=0.0)).to(tl.float64)
@@ -49,10 +56,7 @@ def policy_kernel(
     for first in range(start, stop, BLOCK):
         at = first + columns
         inside = at < stop
-        logprob = tl.load(logprob_ptr + at, mask=inside, other=0.0)
-        old = logprob
-        if HAS_OLD:
-            old = tl.load(old_ptr + at, mask=inside, other=0.0)
+        logprob, old = load_logprobs(logprob_ptr, old_ptr, at, inside, HAS_OLD)
         ref = logprob
         if KL != "none":
             ref = tl.load(ref_ptr + at, mask=inside, other=0.0)

@@ -238,8 +238,13 @@ def row_stats(z: Tensor, targets: Tensor, head) -> Tensor:
     return stats
 
 
-def row_dlogits(z: Tensor, targets: Tensor, stats, g: Tensor, h: Tensor | None, head, scale: Tensor | None) -> Tensor:
-    """Turn logits z [C, V] in place into the gradient by them, times scale (0-dim): [C, V] of the weight's dtype."""
+def row_dlogits(
+    z: Tensor, targets: Tensor, stats, g: Tensor, h: Tensor | None, head, scale: Tensor | None
+) -> tuple[Tensor, None]:
+    """Turn logits z [C, V] in place into the gradient by them, times scale (0-dim): [C, V] of the weight's dtype.
+
+    And no factor of the rows, which torch_rows.py has.
+    """
     out = z.view(head.weight.dtype)[:, : z.shape[1]]
     rows = torch.stack([stats.logprobs, stats.entropies, stats.top, stats.total, stats.q])
     dlogits_kernel[(len(z),)](
@@ -247,12 +252,12 @@ def row_dlogits(z: Tensor, targets: Tensor, stats, g: Tensor, h: Tensor | None, 
         z.shape[1], len(z), head.vocab_start, scale_ptr=scale, HAS_H=h is not None, SCALED=scale is not None,
         **_head_arguments(head),
     )  # fmt: skip
-    return out
+    return out, None
 
 
 def row_fused(
     z: Tensor, targets: Tensor, source, part: slice, logprobs: Tensor, entropies: Tensor, head, scale: Tensor | None
-) -> Tensor:
+) -> tuple[Tensor, None]:
     """row_stats and row_dlogits in one kernel, for gradients that need one row only.
 
     source: Given or Formed (head.py) over all rows, of which `part` are those of z. Writes log-probs and entropies [C].
@@ -279,4 +284,4 @@ def row_fused(
         out.stride(0), z.shape[1], entropy_coef=coefficient, **numbers, GIVEN=given, **choices, SAMPLER=sampler,
         HAS_H=source.h is not None if given else coefficient > 0, SCALED=scale is not None, **_head_arguments(head),
     )  # fmt: skip
-    return out
+    return out, None

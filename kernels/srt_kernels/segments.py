@@ -17,3 +17,8 @@ def segment_reduce(values: Tensor, how: str, offsets: Tensor, initial: float = 0
     if len(offsets) == 1:
         return values.double()  # no segments, so no values either
     return torch.segment_reduce(values.double(), how, offsets=offsets.long(), initial=initial, unsafe=True)
+
+
+def ranges(total: int, size: int) -> list[slice]:
+    """[0, total) in parts of `size`, the last one perhaps smaller."""
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .head import FLOOR, SLAB, ranges
+from .head import FLOOR, SLAB
+from .segments import ranges
 
 LOWEST = -1e30  # of the target's place among the others: exp of it is 0, and differences with it are finite
 
