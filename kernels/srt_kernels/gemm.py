@@ -16,7 +16,7 @@ from .jit import use_triton
 from .segments import ranges
 
 LEAST_ROWS = 16  # of a CPU GEMM: with fewer, libraries take other kernels, and a row's sum has another order
-SLICE = 16 << 20  # bytes of a slice of the weight in fp32
+SLICE = 8 << 20  # bytes of a slice of the weight in fp32
 
 
 def operand_dtype(hidden: Tensor) -> torch.dtype:

@@ -21,8 +21,9 @@ from .segments import ranges
 
 # Bytes of logits in a chunk and, on a CPU, in a slab that its caches hold. CPU, one thread, H = 576, V = 49152, N = 512:
 # 0.77 s with slabs of 1 to 16 MiB, 0.83 s without, 0.96 s with autograd over [N, V]. Small slabs mean many parallel
-# regions, and where other processes hold the cores each waits for a thread: 1 MiB took 5.8 s there, 16 1.3 s.
-CPU_CHUNK, GPU_CHUNK, SLAB = 96 << 20, 2 << 30, 16 << 20
+# regions, and where other processes hold the cores each waits for a thread: 1 MiB took 5.8 s there, 16 1.3 s. Large ones
+# are memory that glibc keeps: 16 MiB took as much time as 8 and 20 to 50 MiB more.
+CPU_CHUNK, GPU_CHUNK, SLAB = 96 << 20, 2 << 30, 8 << 20
 FLOOR = 1e-30  # of a factor that is divided by: exp of a shard's peak below the peak of the whole vocabulary
 
 
