@@ -10,7 +10,15 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from srt_kernels import Objective, group_advantage_kernel, logprob_kernel, policy_kernel, row_kernel
+from srt_kernels import (
+    Objective,
+    answer_kernel,
+    group_advantage_kernel,
+    logprob_kernel,
+    majority_vote_kernel,
+    policy_kernel,
+    row_kernel,
+)
 from srt_kernels.head import Given, Head, Stats
 from srt_kernels.linear_policy_loss import Formed
 from srt_kernels.objective import PRESETS
@@ -106,6 +114,20 @@ def _groups(kind: str, dtype: str, offsets: torch.dtype) -> None:
     group_advantage_kernel.group_advantages(_meta(ROWS, dtype=FLOATS[dtype]), _meta(ROLLOUTS + 1, dtype=offsets), kind, 1e-4)
 
 
+def _votes(weights: str | None, offsets: torch.dtype, silence: bool) -> None:
+    keys, cu_groups = _meta(ROWS, dtype=torch.int64), _meta(ROLLOUTS + 1, dtype=offsets)
+    majority_vote_kernel.vote_by_comparing(keys, cu_groups, weights and _meta(ROWS, dtype=FLOATS[weights]), silence)
+
+
+def _answers(rule: str, offsets: torch.dtype = torch.int32, rollouts: int = 512) -> None:
+    """Launches the three kernels of the answer's key."""
+    ids = torch.int32
+    answer_kernel.answer_keys(
+        _meta(rollouts * 3072, dtype=torch.int64), _meta(rollouts + 1, dtype=offsets), _meta(1 << 20, dtype=torch.uint8),
+        _meta(VOCABULARY + 1, dtype=ids), _meta(VOCABULARY, dtype=ids), rule,
+    )  # fmt: skip
+
+
 def _variants() -> list[Variant]:
     """Of each kernel the one with most code first. One row, one token: the JIT makes a constant of every size that is 1."""
     preset, odd, one = Objective.preset, dict(vocabulary=50257), dict(vocabulary=1, rows=1)
@@ -117,7 +139,7 @@ def _variants() -> list[Variant]:
     stats, dlogits = partial(Variant, "stats_kernel"), partial(Variant, "dlogits_kernel")
     fused, tiles = partial(Variant, "fused_kernel"), partial(Variant, "tiles_kernel")
     combine, policy = partial(Variant, "combine_kernel"), partial(Variant, "policy_kernel")
-    group = partial(Variant, "group_kernel")
+    group, vote = partial(Variant, "group_kernel"), partial(Variant, "vote_kernel")
     return [
         stats("bias, softcap", partial(_stats, extras=True), streams=2),
         stats("plain", _stats, streams=1),
@@ -159,6 +181,14 @@ def _variants() -> list[Variant]:
         group("grpo, fp32", partial(_groups, "grpo", "fp32", torch.int32)),
         group("grpo, bf16, int64 offsets", partial(_groups, "grpo", "bf16", torch.int64)),
         *(group(kind, partial(_groups, kind, "fp32", torch.int32)) for kind in ("mean", "rloo", "batch")),
+        vote("fp32 weights, share over valid", partial(_votes, "fp32", torch.int32, False)),
+        vote("bf16 weights, int64 offsets", partial(_votes, "bf16", torch.int64, True)),
+        vote("no weights", partial(_votes, None, torch.int32, True)),
+        *(Variant("find_kernel", rule, partial(_answers, rule)) for rule in ("boxed", "last_number", "tag", "whole")),
+        Variant("find_kernel", "one rollout", partial(_answers, "boxed", torch.int64, 1)),
+        *(Variant(kernel, "int32 offsets", partial(_answers, "boxed")) for kernel in ("marks_kernel", "form_kernel")),
+        Variant("marks_kernel", "one rollout, int64 offsets", partial(_answers, "boxed", torch.int64, 1)),
+        Variant("form_kernel", "one rollout", partial(_answers, "boxed", torch.int64, 1)),
     ]
 
 

@@ -5,7 +5,7 @@ import torch
 from test_linear_logprob import LENGTHS, head_leaves
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from srt_kernels import Objective, group_advantage, linear_logprob, linear_policy_loss, policy_loss
+from srt_kernels import Objective, group_advantage, linear_logprob, linear_policy_loss, majority_vote, policy_loss
 from srt_kernels.jit import use_triton
 from srt_kernels.testing import packed_rollouts
 
@@ -15,9 +15,11 @@ pytestmark = pytest.mark.skipif(
 OBJECTIVE = Objective.preset("gspo", kl_coef=0.1, entropy_coef=0.01)
 
 
-def step(hidden, weight, bias, targets, rewards, cu_seqlens, old, ref):
-    """Rewards to loss, with each of the ops."""
-    advantages = group_advantage(rewards, torch.tensor([0, 4, 8], dtype=torch.int32, device=hidden.device), kind="mean")
+def step(hidden, weight, bias, targets, keys, cu_seqlens, old, ref):
+    """Answers to loss, with each of the ops."""
+    cu_groups = torch.tensor([0, 4, 8], dtype=torch.int32, device=hidden.device)
+    vote = majority_vote(keys, cu_groups)
+    advantages = group_advantage(vote.rewards, cu_groups, kind="mean")
     fused = linear_policy_loss(
         hidden, weight, targets, advantages, cu_seqlens, OBJECTIVE, bias=bias, old_logprobs=old, ref_logprobs=ref
     )
@@ -25,13 +27,13 @@ def step(hidden, weight, bias, targets, rewards, cu_seqlens, old, ref):
     apart = policy_loss(
         logprobs, advantages, cu_seqlens, OBJECTIVE, old_logprobs=old, ref_logprobs=ref, entropies=entropies
     )
-    return fused.loss + apart.loss, fused.logprobs, fused.rows, apart.clip_fraction
+    return fused.loss + apart.loss, fused.logprobs, fused.rows, apart.clip_fraction, *vars(vote).values()
 
 
 def arguments():
     batch = packed_rollouts(LENGTHS)
-    rewards = torch.tensor([1.0, 0, 0, 1, 1, 1, 1, 1])
-    return *head_leaves(batch), batch.targets, rewards, batch.cu_seqlens, batch.old_logprobs, batch.ref_logprobs
+    keys = torch.tensor([7, 0, 5, 7, 2, 2, 2, 2])
+    return *head_leaves(batch), batch.targets, keys, batch.cu_seqlens, batch.old_logprobs, batch.ref_logprobs
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -72,3 +74,6 @@ def test_opcheck(dtype):
     logprobs = batch.old_logprobs.clone().requires_grad_()
     torch.library.opcheck(ops.policy_loss.default, (logprobs, None, *rollouts), test_utils=checks)
     torch.library.opcheck(ops.group_advantage.default, (torch.ones(4), torch.tensor([0, 4]), "grpo"), test_utils=checks)
+    for weights in (None, torch.ones(4, dtype=dtype)):
+        votes = (torch.tensor([7, 0, 5, 7]), torch.tensor([0, 4]), weights, True)
+        torch.library.opcheck(ops.majority_vote.default, votes, test_utils=checks)
