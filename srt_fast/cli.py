@@ -1,4 +1,4 @@
-"""srt-fast train | eval | report | recipes."""
+"""srt-fast train | eval | report | recipes | vote."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ usage: srt-fast COMMAND [ARGUMENTS]
   eval  RECIPE|MODEL|RUN_DIR           held-out pass@1, pass@k and maj@k, without training
   report RUN_DIR                       write report.html and report.png of a run again
   recipes [NAME]                       list the recipes, or print one as YAML to edit
+  vote FILE.jsonl                      majority, share and split of saved completions of any other system
 
   srt-fast train quickstart --help     lists every field with its meaning and default
 """
@@ -35,11 +36,18 @@ Besides the fields below: --config FILE (YAML or TOML with the same fields; `rec
 --resume RUN_DIR (go on with a stopped run), --recipe NAME (same as the positional).
 Precedence: recipe < file < command line."""
 
+VOTE = """\
+The majority vote over saved completions of any system: no model, no tokenizer. Each line of the file is a JSON object:
+  {"prompt": "1/2+1/2=", "completions": ["\\\\boxed{1}", "\\\\boxed{2}"]}    a prompt with the list of its completions, or
+  {"prompt": "1/2+1/2=", "completion": "\\\\boxed{1}"}                     one completion, grouped by the prompt.
+A completion is a text, an object with text, content or message.content, or a list of chat messages."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, 1 (failed), 2 (bad input), 128 + signal (interrupted, saved)."""
     argv = sys.argv[1:] if argv is None else argv
-    commands: dict[str, Callable[[list[str]], int]] = {"train": _train, "eval": _eval, "report": _report, "recipes": _recipes}
+    commands: dict[str, Callable[[list[str]], int]] = {"train": _train, "eval": _eval, "report": _report, "recipes": _recipes,
+                                                         "vote": _vote}
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if argv else 2
@@ -49,6 +57,9 @@ def main(argv: list[str] | None = None) -> int:
         return commands[argv[0]](argv[1:])
     except ValueError as error:
         return _fail(str(error))
+    except BrokenPipeError:  # srt-fast ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
+        return 1
     except OSError as error:  # a full disk or a folder that may not be written
         return _fail(f"{error.strerror or error}: {error.filename or ''}", code=1)
 
@@ -110,6 +121,43 @@ def _recipes(argv: list[str]) -> int:
         for name, recipe in RECIPES.items():
             print(f"{name:20} {inspect.getdoc(recipe).splitlines()[0]}")
     return 0
+
+
+def _vote(argv: list[str]) -> int:
+    options = _vote_options().parse_args(argv)
+    if options.limit < 0:
+        raise ValueError(f"--limit: expected at least 0, got {options.limit}")
+    from srt_fast.completions import Fields, read_groups
+    from srt_fast.vote import summary, vote, write_rows
+    from srt_fast.vote_table import vote_table
+    asked = Fields(completions=options.completions, group_by=options.group_by, gold=options.gold)
+    groups, used = read_groups(options.file, asked)
+    votes = vote(groups, options.rule, options.share_over)
+    if options.out:
+        write_rows(Path(options.out), votes)
+    vote_table(votes, options.limit, summary(votes, used.gold))
+    return 0
+
+
+def _vote_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="srt-fast vote", formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, description=VOTE,
+        epilog="srt-fast vote samples.jsonl --completions response --group-by prompt --gold answer --out votes.jsonl")
+    parser.add_argument("file", metavar="FILE.jsonl", help="- reads standard input")
+    parser.add_argument("--completions", metavar="FIELD", help="field with one row's completion, or with its list of them; a.b.c "
+                        "goes into objects (default: completions, responses, outputs, samples, ... as the first row has it)")
+    parser.add_argument("--group-by", metavar="FIELD", help="rows with the same value here are one group (default: prompt, "
+                        "problem, question, ..., id, ... as the first row has it; a row with a list is a group of its own)")
+    parser.add_argument("--gold", metavar="FIELD", help="gold answer or solution, to report accuracy (default: gold or answer, "
+                        "where the first row has it and a group's rows agree on it)")
+    parser.add_argument("--rule", choices=("boxed", "tag", "last_number", "whole"), default="boxed",
+                        help="where a completion's final answer is (default: boxed)")
+    parser.add_argument("--share-over", choices=("all", "valid"), default="all",
+                        help="share counts over all completions, or those with an answer (default: all)")
+    parser.add_argument("--limit", type=int, default=20, metavar="N", help="groups to print (default: 20)")
+    parser.add_argument("--out", metavar="FILE.jsonl", help="write one JSON object per group: group, majority, share, "
+                        "runner_up, n, valid, split, and with gold: gold, correct, accuracy")
+    return parser
 
 
 def _configure(argv: list[str], command: str) -> tuple[Config, str | None]:

@@ -192,6 +192,8 @@ class FeedbackConfig:
     """Vote share counts over all rollouts of a group, or over those with an answer. "all": silence lowers confidence."""
     cut: Literal["vote", "no_answer", "mask"] = "vote"
     """A completion cut at max_new_tokens: votes if it has an answer, has no answer, or is also left out of the loss."""
+    audit_groups: NonNegative = 0
+    """Groups per step whose votes math-verify checks in a process of its own (audit.jsonl). Changes no step and delays none."""
 
 
 @_frozen

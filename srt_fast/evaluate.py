@@ -10,7 +10,7 @@ from srt_fast.sampler.base import Sampler
 from srt_fast.scores import summarize
 from srt_fast.tasks.base import Task
 from srt_fast.tasks.wording import prompt_ids
-from srt_kernels.answer_key import AnswerReader, answer_key
+from srt_kernels.answer_key import AnswerReader
 from srt_kernels.majority_vote import majority_vote
 
 EVAL_SEED = 20260101
@@ -35,9 +35,10 @@ def evaluate(policy: Policy, sampler: Sampler, task: Task, config: Config, setti
         torch.manual_seed(EVAL_SEED)
         rollouts = sampler.sample(prompts, samples, temperature=settings.temperature,
                                   max_new_tokens=config.sampling.max_new_tokens)
-    answers = AnswerReader(policy.tokenizer, config.task.answer_rule).read(rollouts.tokens, rollouts.cu_seqlens)
-    keys = torch.tensor([answer_key(answer) for answer in answers])
-    vote = majority_vote(keys, rollouts.cu_groups.cpu())
+    reader = AnswerReader(policy.tokenizer, config.task.answer_rule)
+    answers = reader.read(rollouts.tokens, rollouts.cu_seqlens)
+    keys = reader.keys(rollouts.tokens, rollouts.cu_seqlens)
+    vote = majority_vote(keys, rollouts.cu_groups)
     groups = [answers[i:i + samples] for i in range(0, len(answers), samples)]
     shares = vote.share.tolist()
     result = {"vote_share": sum(shares) / len(shares), "cut": rollouts.cut.float().mean().item(),

@@ -37,8 +37,8 @@ class MetricsWriter:
     def __init__(self, run_dir: str | Path, log: LogConfig, resume_step: int | None):
         run_dir = Path(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
-        self._metrics = _open_rows(run_dir / "metrics.jsonl", resume_step)
-        self._samples = _open_rows(run_dir / "samples.jsonl", resume_step)
+        self._metrics = open_rows(run_dir / "metrics.jsonl", resume_step)
+        self._samples = open_rows(run_dir / "samples.jsonl", resume_step)
         self._board = _open_tensorboard(run_dir, resume_step) if log.tensorboard else None
         self._tracker = _open_tracker(run_dir, log, resume_step) if log.tracker != "none" else None
 
@@ -49,7 +49,7 @@ class MetricsWriter:
         if taken := [name for name in _OWN if name in values]:
             raise ValueError(f"values: expected names other than {', '.join(_OWN)}, got {', '.join(taken)}")
         values = {name: _finite(value) for name, value in values.items()}
-        _append(self._metrics, [{"step": step, "kind": kind, "time": round(time.time(), 3), **values}])
+        append_rows(self._metrics, [{"step": step, "kind": kind, "time": round(time.time(), 3), **values}])
         numbers = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
         if self._board:
             for name, value in numbers.items():
@@ -60,7 +60,7 @@ class MetricsWriter:
 
     def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append sample completions: prompt, completion, answer, majority (in it?), correct (None: no gold)."""
-        _append(self._samples, ({"step": step} | {name: _finite(v) for name, v in row.items()} for row in rows))
+        append_rows(self._samples, ({"step": step} | {name: _finite(v) for name, v in row.items()} for row in rows))
 
     def close(self) -> None:
         """Close the files and end the tracker's run."""
@@ -95,18 +95,18 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _append(file: TextIO, rows: Iterable[Mapping[str, Any]]) -> None:
+def append_rows(file: TextIO, rows: Iterable[Mapping[str, Any]]) -> None:
     file.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
     file.flush()
 
 
-def _open_rows(path: Path, resume_step: int | None) -> TextIO:
+def open_rows(path: Path, resume_step: int | None) -> TextIO:
     """Open for appending; on resume first drop the later rows and a half-written one, atomically."""
     if resume_step is not None and path.exists():
         kept = [row for row in read_metrics(path) if row["step"] <= resume_step]
         temporary = path.with_name(path.name + ".tmp")
         with open(temporary, "w", encoding="utf-8") as file:
-            _append(file, kept)
+            append_rows(file, kept)
             os.fsync(file.fileno())
         os.replace(temporary, path)
     elif path.exists() and path.stat().st_size:

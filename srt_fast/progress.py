@@ -1,4 +1,4 @@
-"""Live progress of a run on the terminal, and the summary table at its end. The one file that imports rich."""
+"""Live progress of a run on the terminal, and the summary table at its end. Rich is imported here and in vote_table.py."""
 
 from __future__ import annotations
 

@@ -32,14 +32,15 @@ def write_report(run_dir: str | Path) -> tuple[Path, Path]:
     if not (run_dir / "metrics.jsonl").is_file():
         raise ValueError(f"{run_dir}: expected a run's folder with a metrics.jsonl, found none in it")
     rows = read_metrics(run_dir / "metrics.jsonl")
-    samples = read_metrics(run_dir / "samples.jsonl") if (run_dir / "samples.jsonl").is_file() else []
+    files = (run_dir / "samples.jsonl", run_dir / "audit.jsonl")
+    samples, audited = (read_metrics(file) if file.is_file() else [] for file in files)
     config, summary = _read_json(run_dir / "config.json"), _read_json(run_dir / "summary.json")
     facts = _facts(run_dir, config, summary, rows)
 
     png = run_dir / "report.png"
     overview(rows, f"{facts['recipe']}, seed {facts['seed']}").savefig(png, dpi=150)
     html = run_dir / "report.html"
-    html.write_text(_page(facts, rows, samples, config, summary), encoding="utf-8", errors="replace")
+    html.write_text(_page(facts, rows, samples, audited, config, summary), encoding="utf-8", errors="replace")
     return html, png
 
 
@@ -60,7 +61,7 @@ def _facts(run_dir: Path, config: Row, summary: Row, rows: list[Row]) -> Row:
     return {name: summary.get(name, value) for name, value in facts.items()}
 
 
-def _page(facts: Row, rows: list[Row], samples: list[Row], config: Row, summary: Row) -> str:
+def _page(facts: Row, rows: list[Row], samples: list[Row], audited: list[Row], config: Row, summary: Row) -> str:
     title = f"{facts['recipe']}, seed {facts['seed']}"
     minutes, seconds = divmod(round(facts["seconds"]), 60)
     lead = f"{facts['steps']} steps in {minutes} min {seconds} s, {facts['run_dir']}"
@@ -68,6 +69,7 @@ def _page(facts: Row, rows: list[Row], samples: list[Row], config: Row, summary:
         "Before and after": _scores(rows, summary),
         "Curves": f'<div class="curves">{"".join(svg(panel, rows) for panel in PANELS)}</div>',
         "Events": _events(rows),
+        **({"Second opinion on the vote": _audit(audited)} if audited else {}),
         "Sample completions": _samples(samples),
         "Hyperparameters": _hyperparameters(config),
     }
@@ -127,6 +129,14 @@ def _events(rows: list[Row], limit: int = 50) -> str:
         body.append((row["step"], row.get("event", "event"), text))
     lead += "<p>" + escape(", ".join(f"{name}: {count}" for name, count in counts.most_common())) + "</p>"
     return lead + _table(("step", "event", "what"), body, "left")
+
+
+def _audit(rows: list[Row], limit: int = 20) -> str:
+    """The totals, and the last `limit` pairs on which vote and math-verify disagree."""
+    from srt_fast.audit import sentence, totals  # brings torch, which a report without an audit should not wait for
+    examples = [(row["step"], *example) for row in rows for example in row.get("examples", [])][-limit:]
+    table = _table(("step", "what", "majority", "other answer"), examples, "left") if examples else ""
+    return f"<p>{escape(sentence(totals(rows)))}</p>{table}"
 
 
 def _samples(samples: list[Row]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from srt_fast.audit import Audit, sentence
 from srt_fast.checkpoint import CheckpointError, list_checkpoints, save_checkpoint, write_atomically
 from srt_fast.config import Config, from_dict, to_dict
 from srt_fast.metrics import MetricsWriter
@@ -18,7 +19,7 @@ from srt_fast.progress import RunProgress
 from srt_fast.report import write_report
 from srt_fast.signals import StopSignals
 
-MAY_CHANGE = ("run_dir", "train.steps", "log.", "checkpoint.", "evaluation.every")
+MAY_CHANGE = ("run_dir", "train.steps", "log.", "checkpoint.", "evaluation.every", "feedback.audit_groups")
 """What a resumed run may set anew; anything else would make it another run."""
 
 
@@ -38,6 +39,7 @@ class Run:
             raise ValueError(f"run_dir: {self.folder} already holds a run; continue it with --resume {self.folder}, "
                              "or name another folder")
         self.progress, self.signals = RunProgress(quiet=quiet), StopSignals()
+        self.audit = Audit(self.folder / "audit.jsonl", config.feedback.audit_groups, config.train.seed)
         self.evaluations: dict[str, dict] = {}
         self._before = 0.0
 
@@ -54,6 +56,8 @@ class Run:
             resume_step = (int(saved.name.removeprefix("step-")) if saved else -1) if self._resuming else None
             self.metrics = MetricsWriter(self.folder, self.config.log, resume_step)
             opened.callback(self.metrics.close)
+            self.audit.open(resume_step)
+            opened.callback(self.audit.close)
             write_atomically(self.folder / "config.json", json.dumps(to_dict(self.config), indent=2) + "\n")
             opened.enter_context(self.signals)
             opened.enter_context(self.progress)
@@ -96,6 +100,9 @@ class Run:
 
     def finish(self, step: int) -> dict:
         """Write summary.json and the report; return the summary."""
+        self.audit.close()
+        if audited := self.audit.totals():
+            self.event(step, "audit", sentence(audited), **{f"audit/{name}": value for name, value in audited.items()})
         start, end = self.evaluations["start"], self.evaluations["end"]
         summary = {
             "recipe": self.config.recipe, "seed": self.config.train.seed, "steps": step,

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from srt_fast import quickstart
+from srt_fast.audit import Ballot
 from srt_fast.checkpoint import random_state, set_random_state
 from srt_fast.config import Config
 from srt_fast.evaluate import evaluate
@@ -24,11 +26,11 @@ from srt_fast.rollout import Problem, Rollouts
 from srt_fast.run import Run
 from srt_fast.sampler.hf import HFSampler
 from srt_fast.signals import Interrupted
-from srt_fast.step_metrics import sample_rows, vote_metrics
+from srt_fast.step_metrics import SAMPLED_PROMPTS, sample_rows, vote_metrics
 from srt_fast.tasks import make_task
 from srt_fast.tasks.stream import PromptStream
 from srt_fast.tasks.wording import prompt_ids
-from srt_kernels.answer_key import AnswerReader, answer_key
+from srt_kernels.answer_key import AnswerReader
 from srt_kernels.majority_vote import majority_vote
 
 
@@ -144,8 +146,10 @@ class Trainer:
             rollouts = self.sampler.sample(prompts, config.sampling.group_size, temperature=config.sampling.temperature,
                                            max_new_tokens=config.sampling.max_new_tokens)
             sampled = time.perf_counter()
-            reward, values, samples = self._reward(problems, rollouts)
+            reward, voted = self._reward(problems, rollouts)
+            rewarded = time.perf_counter()
             learned = self.learner.learn(rollouts, reward)
+            trained = time.perf_counter()
         except Interrupted:
             self.learner.forget()
             self._rewind(position)
@@ -155,18 +159,17 @@ class Trainer:
         if not learned["updates"]:
             self.run.event(self.step, "step_skipped",
                            "no rollout has a gradient (every group is unanimous or masked); step skipped")
-        values |= learned | {"seconds_sample": sampled - started, "seconds_train": time.perf_counter() - sampled,
-                             "seconds": time.perf_counter() - started}
+        values = self._observe(problems, rollouts, reward, voted) | learned | {
+            "seconds_sample": sampled - started, "seconds_reward": rewarded - sampled, "seconds_train": trained - rewarded,
+            "seconds": time.perf_counter() - started}
         values["tokens_per_second"] = len(rollouts.tokens) / values["seconds"]
         self.run.metrics.log(self.step, values)
-        self._after_step(values, samples)
+        self.run.progress.update(self.step, **values)
+        self._after_step()
 
-    def _after_step(self, values: dict, samples: list[dict]) -> None:
-        config, step, last = self.config, self.step, self.config.train.steps
-        self.run.progress.update(step, **values)
-        if config.log.sample_every and (step == 1 or step == last or step % config.log.sample_every == 0):
-            self.run.metrics.samples(step, samples)
-        if step == last:
+    def _after_step(self) -> None:
+        config, step = self.config, self.step
+        if step == config.train.steps:
             return
         self._evaluate_if_due()
         if config.checkpoint.every and step % config.checkpoint.every == 0:
@@ -206,24 +209,51 @@ class Trainer:
                            f"{dropped} prompts longer than {self.max_prompt} tokens were replaced", count=dropped)
         return [problem for problem, _ in kept], [ids for _, ids in kept]
 
-    def _reward(self, problems: list[Problem], rollouts: Rollouts) -> tuple[Reward, dict, list[dict]]:
-        config, group = self.config, self.config.sampling.group_size
-        answers, cut = self.reader.read(rollouts.tokens, rollouts.cu_seqlens), rollouts.cut.tolist()
-        if config.feedback.cut != "vote":
-            answers = [None if was_cut else answer for answer, was_cut in zip(answers, cut, strict=True)]
-        keys = torch.tensor([answer_key(answer) for answer in answers], device=rollouts.tokens.device)
-        vote = majority_vote(keys, rollouts.cu_groups, share_over=config.feedback.share_over)
-        correct = None
-        if self.task.train_has_gold:
-            correct = torch.tensor([self.task.correct(answer, problems[i // group]) for i, answer in enumerate(answers)],
-                                   device=keys.device)
-        reward = self.feedback(Groups(keys=keys, cu_groups=rollouts.cu_groups, cu_seqlens=rollouts.cu_seqlens,
-                                      logprobs=rollouts.logprobs, vote=vote,
-                                      correct=correct if self.feedback.needs_gold else None))
-        if config.feedback.cut == "mask":
+    def _reward(self, problems: list[Problem], rollouts: Rollouts) -> tuple[Reward, Groups]:
+        """Rewards, and what they were given for: on the device of the tokens, and nothing here waits for it.
+
+        Only a design that needs gold answers does; else they are looked at after the training pass.
+        """
+        config, cu_groups = self.config.feedback, rollouts.cu_groups
+        keys = self.reader.keys(rollouts.tokens, rollouts.cu_seqlens)
+        if config.cut != "vote":
+            keys = keys.masked_fill(rollouts.cut, 0)
+        vote = majority_vote(keys, cu_groups, share_over=config.share_over)
+        groups = Groups(keys=keys, cu_groups=cu_groups, cu_seqlens=rollouts.cu_seqlens, logprobs=rollouts.logprobs,
+                        vote=vote, correct=self._correct(problems, rollouts) if self.feedback.needs_gold else None)
+        reward = self.feedback(groups)
+        if config.cut == "mask":
             reward = Reward(rewards=reward.rewards, keep=reward.keep & ~rollouts.cut)
-        values = vote_metrics(vote, correct, rollouts.cu_groups) | {
-            "pseudo_reward": reward.rewards.mean().item(), "cut": sum(cut) / len(cut),
-            "completion_tokens": len(rollouts.tokens) / len(cut)}
-        samples = sample_rows(problems, rollouts, self.policy.tokenizer, answers, vote.rewards, correct)
-        return reward, values, samples
+        return reward, groups
+
+    def _answers(self, rollouts: Rollouts, group: int) -> list[str | None]:
+        """What the rollouts of one group answered, as text, on the host; None where a cut one has no vote."""
+        first, last = rollouts.cu_groups[group], rollouts.cu_groups[group + 1]
+        offsets = rollouts.cu_seqlens[first:last + 1]
+        answers = self.reader.read(rollouts.tokens[offsets[0]:offsets[-1]], offsets - offsets[0])
+        cut = rollouts.cut[first:last].tolist()
+        votes = self.config.feedback.cut == "vote"
+        return [answer if votes or not was_cut else None for answer, was_cut in zip(answers, cut, strict=True)]
+
+    def _correct(self, problems: list[Problem], rollouts: Rollouts) -> Tensor:
+        """[R] bool: which answers agree with gold."""
+        found = [self.task.correct(answer, problem) for group, problem in enumerate(problems)
+                 for answer in self._answers(rollouts, group)]
+        return torch.tensor(found, device=rollouts.tokens.device)
+
+    def _observe(self, problems: list[Problem], rollouts: Rollouts, reward: Reward, voted: Groups) -> dict:
+        """Figures of the rollouts; the first ones go to samples.jsonl, some groups to the audit."""
+        vote, correct, bounds, log = voted.vote, voted.correct, rollouts.cu_groups.tolist(), self.config.log
+        if correct is None and self.task.train_has_gold:
+            correct = self._correct(problems, rollouts)
+        self.run.audit.submit(self.step, [
+            Ballot(texts=self._answers(rollouts, group), keys=voted.keys[bounds[group]:bounds[group + 1]].tolist(),
+                   majority=vote.majority[group].item())
+            for group in self.run.audit.chosen(self.step, len(problems))])
+        if log.sample_every and (self.step in (1, self.config.train.steps) or self.step % log.sample_every == 0):
+            answers = sum((self._answers(rollouts, group) for group in range(len(problems))[:SAMPLED_PROMPTS]), [])
+            self.run.metrics.samples(self.step, sample_rows(
+                problems, rollouts, self.policy.tokenizer, answers, vote.rewards, correct))
+        return vote_metrics(vote, correct, rollouts.cu_groups) | {
+            "pseudo_reward": reward.rewards.mean().item(), "cut": rollouts.cut.float().mean().item(),
+            "completion_tokens": len(rollouts.tokens) / len(rollouts.cut)}

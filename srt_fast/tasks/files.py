@@ -104,10 +104,10 @@ def _problem(config: TaskConfig, name: str, where: str, row: Any) -> Problem:
     if not isinstance(gold, str | int | float | None):
         raise ValueError(f"{where}: expected text or a number in column {config.gold_column!r}, got {gold!r:.80}")
     missing = gold is None or gold != gold  # NaN is how some writers spell a missing number
-    return Problem(id=name, prompt=prompt, gold=None if missing else _final_answer(str(gold)))
+    return Problem(id=name, prompt=prompt, gold=None if missing else final_answer(str(gold)))
 
 
-def _final_answer(gold: str) -> str | None:
+def final_answer(gold: str) -> str | None:
     r"""A gold column holds the answer, or a solution that ends in \boxed{answer} (MATH) or "#### answer" (GSM8K)."""
     return read_answer(gold, "boxed") or gold.rpartition("#### ")[2].strip() or None
 

@@ -28,22 +28,35 @@ MEMORY_LIMIT = 8 << 30  # bytes of address space
 class Judge:
     """Asks a scorer of the child (SCORERS, with its settings) for verdicts, from any thread.
 
-    A question without a verdict (too slow, out of memory, an exception) counts as False, and is counted in `failures`
-    and logged as a warning: the 1st, 2nd, 4th, 8th ... of them, so that a collapsing policy does not flood the log.
+    A question without a verdict (too slow, out of memory, an exception) is counted in `failures` and logged as a
+    warning: the 1st, 2nd, 4th, 8th ... of them, so that a collapsing policy does not flood the log. `unscored` says
+    there what the caller makes of it.
     """
 
-    def __init__(self, scorer: str, *settings: Any, limit_s: int = 5):
+    def __init__(
+        self, scorer: str, *settings: Any, limit_s: int = 5, unscored: str = "counted as wrong", program: str = __file__
+    ):
+        """program: what the child runs; one with more scorers puts them into SCORERS and calls serve()."""
         self.failures = 0
+        self._program = program
+        self._unscored = unscored
         self._start_with = (limit_s, scorer, settings)
         self._process: subprocess.Popen | None = None
+        self._killed = False
         self._lock = threading.Lock()
 
     def ask(self, *question: Any) -> bool:
-        """The verdict on one question."""
+        """The verdict on one question; False where there is none."""
+        return self.verdict(*question) is True
+
+    def verdict(self, *question: Any) -> bool | None:
+        """The verdict on one question; None where there is none."""
         with self._lock:
-            if self._process is None:
-                self._process = self._started()
-            verdict = self._exchange(self._process, question)
+            if self._process is None and not self._killed:
+                self._start()
+            verdict = None if self._killed else self._exchange(self._process, question)
+            if self._killed:
+                return None
             if verdict is None:
                 code = self._process.wait()
                 slow = code == -signal.SIGALRM
@@ -53,20 +66,27 @@ class Judge:
                 return verdict
             self.failures += 1
             if self.failures & (self.failures - 1) == 0:
-                logger.warning("counted as wrong, not scored (%d so far): %s: %.400r", self.failures, verdict, question)
-            return False
+                logger.warning("%s, not scored (%d so far): %s: %.400r", self._unscored, self.failures, verdict, question)
+            return None
 
-    def _started(self) -> subprocess.Popen:
-        """A new child that has said that its scorer is ready."""
+    def kill(self) -> None:
+        """End the child for good, from any thread; a question under way, or a later one, gets no verdict."""
+        self._killed = True
+        if process := self._process:
+            process.kill()
+
+    def _start(self) -> None:
+        """A new child; returns when it has said that its scorer is ready."""
         environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # pools are address space
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen([sys.executable, "-P", __file__], env=environment, **pipes)
+        process = subprocess.Popen([sys.executable, "-P", self._program], env=environment, **pipes)
         weakref.finalize(self, process.kill)
+        self._process = process
         ready = self._exchange(process, self._start_with)
         if ready is not True:
             process.kill()
+            self._process = None
             raise RuntimeError(f"expected the scorer {self._start_with[1]} to start in its own process, got {ready}")
-        return process
 
     @staticmethod
     def _exchange(process: subprocess.Popen, message: Any) -> bool | str | None:
@@ -77,7 +97,7 @@ class Judge:
         except BrokenPipeError:
             return None
         reply = process.stdout.readline()
-        return json.loads(reply) if reply else None
+        return json.loads(reply) if reply.endswith(b"\n") else None
 
 
 def _math_verify():
@@ -106,7 +126,7 @@ def _reasoning_gym(name: str, params: dict[str, Any]):
 SCORERS = {"math-verify": _math_verify, "reasoning-gym": _reasoning_gym}
 
 
-def _serve() -> None:
+def serve() -> None:
     """The child: set up the scorer, then a question in, a verdict or an exception's text out, until end of input."""
     questions, replies, sys.stdout = sys.stdin.buffer, sys.stdout, sys.stderr
     logging.disable()
@@ -132,4 +152,4 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    serve()

@@ -24,6 +24,12 @@ def make_verifier(kind: str) -> Verifier:
     raise ValueError(f"task.verifier: expected 'exact' or 'math_verify', got {kind!r}")
 
 
+def check_math_verify(user: str) -> None:
+    """ValueError where math-verify is not installed; it is imported in the judge's process only."""
+    if importlib.util.find_spec("math_verify") is None:
+        raise ValueError(f"{user} needs the package math-verify, which is not installed: pip install 'srt-fast[math]'")
+
+
 def exact(answer: str | None, problem: Problem) -> bool:
     """Equal canonical forms: "0.50" agrees with the gold answer "\\frac12". No answer agrees with nothing."""
     return answer_key(answer) == answer_key(problem.gold) != 0
@@ -37,11 +43,7 @@ class MathVerifier:
     """
 
     def __init__(self, limit_s: int = 5):
-        if importlib.util.find_spec("math_verify") is None:
-            raise ValueError(
-                "task.verifier: 'math_verify' needs the package math-verify, which is not installed: "
-                "pip install 'srt-fast[math]'"
-            )
+        check_math_verify("task.verifier: 'math_verify'")
         self.judge = Judge("math-verify", limit_s=limit_s)
         self._agree = lru_cache(maxsize=1 << 16)(self.judge.ask)
 
