@@ -20,7 +20,7 @@ smollm: $(VENV)/.tests
 	$(VENV)/bin/srt-fast train smollm $(ARGS)
 
 test: $(VENV)/.tests
-	$(VENV)/bin/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 $(ARGS)
 
 lint: $(VENV)/.tests
 	$(VENV)/bin/ruff check .

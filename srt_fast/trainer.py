@@ -7,7 +7,7 @@ sampler has its weight sync), and PPO epochs over the same mini-batch (the paper
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -219,41 +219,47 @@ class Trainer:
         if config.cut != "vote":
             keys = keys.masked_fill(rollouts.cut, 0)
         vote = majority_vote(keys, cu_groups, share_over=config.share_over)
+        correct = None
+        if self.feedback.needs_gold:
+            correct = self._correct(problems, self._answers(rollouts, range(len(problems))), keys.device)
         groups = Groups(keys=keys, cu_groups=cu_groups, cu_seqlens=rollouts.cu_seqlens, logprobs=rollouts.logprobs,
-                        vote=vote, correct=self._correct(problems, rollouts) if self.feedback.needs_gold else None)
+                        vote=vote, correct=correct)
         reward = self.feedback(groups)
         if config.cut == "mask":
             reward = Reward(rewards=reward.rewards, keep=reward.keep & ~rollouts.cut)
         return reward, groups
 
-    def _answers(self, rollouts: Rollouts, group: int) -> list[str | None]:
-        """What the rollouts of one group answered, as text, on the host; None where a cut one has no vote."""
-        first, last = rollouts.cu_groups[group], rollouts.cu_groups[group + 1]
-        offsets = rollouts.cu_seqlens[first:last + 1]
-        answers = self.reader.read(rollouts.tokens[offsets[0]:offsets[-1]], offsets - offsets[0])
-        cut = rollouts.cut[first:last].tolist()
-        votes = self.config.feedback.cut == "vote"
-        return [answer if votes or not was_cut else None for answer, was_cut in zip(answers, cut, strict=True)]
+    def _answers(self, rollouts: Rollouts, groups: Iterable[int]) -> dict[int, list[str | None]]:
+        """What the rollouts of these groups answered, as text, on the host; None where a cut one has no vote."""
+        bounds, offsets, cut = rollouts.cu_groups.tolist(), rollouts.cu_seqlens, rollouts.cut.tolist()
+        votes, found = self.config.feedback.cut == "vote", {}
+        for group in groups:
+            first, last = bounds[group], bounds[group + 1]
+            some = offsets[first:last + 1]
+            texts = self.reader.read(rollouts.tokens[some[0]:some[-1]], some - some[0])
+            found[group] = [text if votes or not cut[first + i] else None for i, text in enumerate(texts)]
+        return found
 
-    def _correct(self, problems: list[Problem], rollouts: Rollouts) -> Tensor:
-        """[R] bool: which answers agree with gold."""
-        found = [self.task.correct(answer, problem) for group, problem in enumerate(problems)
-                 for answer in self._answers(rollouts, group)]
-        return torch.tensor(found, device=rollouts.tokens.device)
+    def _correct(self, problems: list[Problem], answers: dict[int, list[str | None]], device: torch.device) -> Tensor:
+        """[R] bool: which answers of all groups agree with gold."""
+        found = [self.task.correct(answer, problem) for group, problem in enumerate(problems) for answer in answers[group]]
+        return torch.tensor(found, device=device)
 
     def _observe(self, problems: list[Problem], rollouts: Rollouts, reward: Reward, voted: Groups) -> dict:
         """Figures of the rollouts; the first ones go to samples.jsonl, some groups to the audit."""
         vote, correct, bounds, log = voted.vote, voted.correct, rollouts.cu_groups.tolist(), self.config.log
-        if correct is None and self.task.train_has_gold:
-            correct = self._correct(problems, rollouts)
+        audited, everyone = self.run.audit.chosen(self.step, len(problems)), range(len(problems))
+        sampled = log.sample_every and (self.step in (1, self.config.train.steps) or self.step % log.sample_every == 0)
+        shown, with_gold = everyone[:SAMPLED_PROMPTS] if sampled else [], correct is None and self.task.train_has_gold
+        answers = self._answers(rollouts, everyone if with_gold else {*audited, *shown})
+        if with_gold:
+            correct = self._correct(problems, answers, rollouts.tokens.device)
         self.run.audit.submit(self.step, [
-            Ballot(texts=self._answers(rollouts, group), keys=voted.keys[bounds[group]:bounds[group + 1]].tolist(),
-                   majority=vote.majority[group].item())
-            for group in self.run.audit.chosen(self.step, len(problems))])
-        if log.sample_every and (self.step in (1, self.config.train.steps) or self.step % log.sample_every == 0):
-            answers = sum((self._answers(rollouts, group) for group in range(len(problems))[:SAMPLED_PROMPTS]), [])
+            Ballot(texts=answers[group], keys=voted.keys[bounds[group]:bounds[group + 1]].tolist(),
+                   majority=vote.majority[group].item()) for group in audited])
+        if sampled:
             self.run.metrics.samples(self.step, sample_rows(
-                problems, rollouts, self.policy.tokenizer, answers, vote.rewards, correct))
+                problems, rollouts, self.policy.tokenizer, sum((answers[group] for group in shown), []), vote.rewards, correct))
         return vote_metrics(vote, correct, rollouts.cu_groups) | {
             "pseudo_reward": reward.rewards.mean().item(), "cut": rollouts.cut.float().mean().item(),
             "completion_tokens": len(rollouts.tokens) / len(rollouts.cut)}

@@ -96,7 +96,7 @@ def _body(body: int, match: bytes) -> bytes:
     if body == COPY:
         return match
     if body == ALNUM:
-        return bytes(byte for byte in match if chr(byte).isalnum())
+        return bytes(byte for byte in match if bytes([byte]).isalnum())
     if body == NUMBER:
         return rational(match) or match
     return match.lower() if body == LOWER else b""
@@ -111,42 +111,50 @@ def canonical_bytes(answer: bytes) -> bytes | None:
 
 @lru_cache(maxsize=1 << 14)  # the answers of a group are few
 def _form(answer: bytes) -> bytes | None:
-    """None for an answer that keeps its own text."""
+    """None for an answer that keeps its own text: unfit ones, and those of which trimming leaves nothing, such as "+"."""
     state = ()
     try:
         for stage, enter in stages():
             answer, state = stage.run(answer, enter(*state))
+            if stage is stages()[1][0] and not answer:
+                return answer
     except Unfit:
         return None
-    return answer
+    return answer or None
 
 
-_SPACE = r"[\x00- ~$%]|°|\xa0|\u2009|\u202f|\\[\x00- ;:!>/$%()\[\]]|\\q?quad|\\(left|right)( *\.)?|\\[bB]igg?[lrm]?"
+_SPACE = "\u00a0|\u2009|\u202f" + r"|[\x00- ~$%]|°|€|£|\\[\x00- ;:!>/$%()\[\]]|\\q?quad|\\(left|right)( *\.)?|\\[bB]igg?[lrm]?"
 _SPACE += r"|\\(displaystyle|textstyle|limits|degree|hfill|cdotp)|^ *(\\circ|\\degree|{ *\\(circ|degree) *})"
 _TEXT = r"text|textbf|textit|textrm|textsf|textnormal|mathrm|mathbf|mathit|mathsf|mbox|hbox|boxed|fbox|operatorname"
 _SAME = {
-    "\\frac": r"\\[dtc]frac", "\\le ": r"\\leq|\\leqslant|≤", "\\ge ": r"\\geq|\\geqslant|≥", "\\ne ": r"\\neq|≠",
+    "\\frac": r"\\[dtc]frac", "\\le ": r"\\leq|\\leqslant|≤|<=", "\\ge ": r"\\geq|\\geqslant|≥|>=", "\\ne ": r"\\neq|≠",
+    "<": r"\\lt", ">": r"\\gt", "\\ldots ": r"\.\.\.+|…|\\dots|\\cdots",
     "\\{": r"\\lbrace", "\\}": r"\\rbrace", "-": "−|–", "\\times ": "×", "\\cdot ": "·|⋅", "\\pi ": "π", "\\sqrt ": "√",
     "\\infty ": "∞", "\\cup ": "∪", "\\cap ": "∩", "\\in ": "∈", "^2": "²", "^3": "³",
-    WRAP: rf"\\({_TEXT}) *{{", COMMA: r"{,} *|, *\\! *", THIN: r"\\, *", ", ": "and|or", "pmatrix": "[bB]matrix",
+    WRAP: rf"\\({_TEXT}) *{{", COMMA: r"{,} *|, *\\! *", THIN: r"\\, *", ", ": "[Aa]nd|AND", "pmatrix": "[bB]matrix",
 }  # fmt: skip
+_POWER = "(^ *{?[23]}?)? *"
 _SPELLING = [("end", "$", 0), (" ", f"({_SPACE})+", 0), *((kind, pattern, 0) for kind, pattern in _SAME.items())]
-_SPELLING += [("word", "[A-Za-z][A-Za-z]+", 0), ("copied", r"\\[A-Za-z]+|\\.|.", 0)]
+_SPELLING += [("root", "√ *[0-9]+", 0), ("meter", rf"\\(text|mathrm|mbox) *{{ *[msgh] *{_POWER}}}{_POWER}", 0)]
+_SPELLING += [("word", "[A-Za-z][A-Za-z][A-Za-z]+|[Nn][Oo]", 0), ("copied", r"\\[A-Za-z]+|\\.|.", 0)]
 
 
 def _spell(kind: str) -> Act:
     if kind in ("word", "copied"):
         return Act((), LOWER if kind == "word" else COPY)
-    return Act((), DROP, before="" if kind == "end" else kind)
+    if kind == "root":
+        return Act((), ALNUM, before="\\sqrt{", after="}")
+    return Act((), DROP, before={"end": "", "meter": " "}.get(kind, kind))
 
 
-_GROUPED = rf"[0-9][0-9]?[0-9]?([{COMMA}{THIN}][0-9][0-9][0-9])+"
+_GROUPED = rf"[1-9][0-9]?[0-9]?([{COMMA}{THIN}][0-9][0-9][0-9])+"
 _PRODUCT, _TIMES = rf"(\\cdot|\*)[ {THIN}]*", rf"\\times[ {THIN}]*"
+_FACTOR = "[A-DF-Za-df-z(]"  # no e and no \\frac: 2 e3 and 2 \\frac12 are not products
 _STRUCTURE = [
     ("end", "$", 0), ("space", f"[ {THIN}]+", 0), ("open", "{", 0), ("wrap", WRAP, 0), ("close", "}", 0),
     ("fraction", r"\\frac", 0), ("root", r"\\sqrt", 0), ("script", "[_^]", 0), ("angle", r"\\[lr]angle", 0),
-    ("product", rf"{_PRODUCT}[A-Za-z(]", 1), ("product", rf"{_PRODUCT}\\[a-z]", 2),
-    ("times", rf"{_TIMES}[A-Za-z(]", 1), ("times", rf"{_TIMES}\\[a-z]", 2), ("last row", rf"\\\\[ {THIN}]*\\end", 4),
+    ("product", rf"{_PRODUCT}{_FACTOR}", 1), ("product", rf"{_PRODUCT}\\[a-eg-z]", 2),
+    ("times", rf"{_TIMES}{_FACTOR}", 1), ("times", rf"{_TIMES}\\[a-eg-z]", 2), ("last row", rf"\\\\[ {THIN}]*\\end", 4),
     ("relation", r"\\(cup|cap|in|le|ge|ne|lt|gt|pm|to)", 0), ("environment", r"\\(begin|end){[a-z*]*}", 0),
     ("command", r"\\[A-Za-z]+", 0), ("set", r"\\[{}]", 0), ("row", r"\\\\", 0),
     ("grouped", _GROUPED, 0), ("not grouped", _GROUPED + "[0-9]", 0), ("digits", "[0-9]+", 0), ("letter", "[A-Za-z]", 0),
@@ -193,18 +201,20 @@ def _structure(pending: int, last: str, gap: bool, bracket: bool, kind: str) -> 
     return followed_by(last, body=ALNUM if kind == "grouped" else COPY, take=1 if kind == "not grouped" else 0)
 
 
-_UNIT = r"degrees?|units?|cents?|dollars?|percent|hours?|minutes?|seconds?|days?|weeks?|months?|years?|mm|cm|km|kg|ml|mph"
-_UNIT += r"|ft|(milli|centi|kilo)?met(er|re)s?|inch(es)?|feet|foot|yards?|miles?|grams?|pounds?|lit(er|re)s?|gallons?"
-_UNITS = rf"((square|sq|cubic)? ?({_UNIT})(^{{[23]}})?[ .]*)+$"
+_UNIT = r"deg|degrees?|rad|radians?|units?|cents?|dollars?|euros?|percent|hours?|hrs?|minutes?|min|seconds?|sec|days?|weeks?"
+_UNIT += r"|months?|years?|mm|cm|km|kg|ml|mph|ft|(milli|centi|kilo)?met(er|re)s?|inch(es)?|feet|foot|yards?|miles?|grams?"
+_UNIT += r"|kilograms?|pounds?|lit(er|re)s?|gallons?|points?|people|ways?"
+_UNITS = rf"(square|sq|cubic)?[ .]?({_UNIT})((/|per)({_UNIT}|h|s))?(^{{[23]}})?[ .]*"
+_UNITS = f"{_UNITS}({_UNITS})?$"
 _THOUSANDS = "[1-9][0-9]?[0-9]?(,[0-9][0-9][0-9])+"
 _SIGNED = r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)"
 _TRIMMING = [
-    ("end", r"[ .]*$", 0), ("definition", "[A-Za-z]=[^=]+$", 0), ("membership", rf"[A-Za-z]{MARK}\\in[^=]+$", 0),
-    ("function", r"[A-Za-z]\([A-Za-z]\)=[^=]+$", 0), ("enclosed", rf"\(([A-Za-z]|{_SIGNED}(/{_SIGNED})?)\)[ .]*$", 0),
+    ("end", r"[ .]*$", 0), ("definition", "[A-Za-z]=[^=]+$", 0), ("membership", rf"[A-Za-z]{MARK}\\in", 0),
+    ("function", r"[A-Za-z]\([A-Za-z]\)=[^=]+$", 0),
+    ("enclosed", rf"\(([A-Za-z]|{_SIGNED}(/{_SIGNED})?|[+-]?\\frac{{{_SIGNED}}}{{{_SIGNED}}})\)[ .]*$", 0),
     ("last bracket", r"\)[ .]*$", 0), ("unit apart", " " + _UNITS, 0), ("unit", _UNITS, 0),
-    ("thousands", _THOUSANDS + "([^0-9,]|$)", 1), ("thousands", _THOUSANDS + ", ", 2), ("value", "[0-9]+|}", 0),
-    ("letter", r"[A-Za-z]|\\[A-Za-z]+", 0), ("word", "[A-Za-z][A-Za-z]+", 0), ("comma", "[,.]", 0), ("space", " ", 0),
-    ("other", ".", 0),
+    ("thousands", _THOUSANDS + "([^0-9,]|$)", 1), ("thousands", _THOUSANDS + ", ", 2), ("value", f"[0-9]+|}}|{_THOUSANDS}", 0),
+    ("pi", r"\\pi", 0), ("comma", r",|\.+", 0), ("space", " +", 0), ("other", r"\\[A-Za-z]+|[A-Za-z]+|.", 0),
 ]  # fmt: skip
 
 
@@ -214,24 +224,22 @@ def _trim(bracket: bool, enclosed: bool, last: str, kind: str) -> Act:
     def followed_by(last: str, body: int = COPY, take: int = 0, enclosed: bool = enclosed) -> Act:
         return Act((bracket, enclosed, last), body, take=take)
 
-    if kind == "end" or (kind, last) in (("unit", "value"), ("unit apart", "letter")) or kind == "last bracket" and enclosed:
+    if kind == "end" or (kind, last) in (("unit", "value"), ("unit apart", "pi")) or kind == "last bracket" and enclosed:
         return followed_by("", DROP)
-    dropped = {"space": 1, "definition": len("x="), "function": len("f(x)="), "membership": len(f"x{MARK}\\in"), "enclosed": 1}
+    dropped = {"space": 0, "definition": len("x="), "function": len("f(x)="), "membership": len(f"x{MARK}\\in"), "enclosed": 1}
     if last == "start" and kind in dropped:
         return followed_by("start", DROP, dropped[kind], enclosed or kind == "enclosed")
     if kind == "thousands":
         return followed_by("value", COPY if bracket or last == "comma" else ALNUM)
-    if kind == "word":
-        return followed_by("letter", LOWER)
-    letter = kind in ("definition", "membership", "function", "unit", "letter")
-    whole = kind in ("value", "letter", "comma", "space", "other")
-    return followed_by("letter" if letter else kind if whole else "", take=0 if whole else 1)
+    if kind in ("value", "pi", "comma", "space", "other"):
+        return followed_by(kind)
+    return followed_by("", take=1)
 
 
 _NUMBER = "|".join([
     _SIGNED, f"{_SIGNED}/{_SIGNED}", rf"[+-]?\\frac{{{_SIGNED}}}{{{_SIGNED}}}",
     r"[+-]?[0-9]+(\\frac{[0-9]+}{[0-9]+}| [0-9]+/[0-9]+)",
-    rf"{_SIGNED}([eE][+-]?[0-9]+|(\\times|\\cdot|\*)10^({{[+-]?[0-9]+}}|[+-]?[0-9]+))",
+    r"[+-]?10^({[+-]?[0-9]+}|[+-]?[0-9]+)", rf"{_SIGNED}([eE][+-]?[0-9]+|(\\times|\\cdot|\*)10^({{[+-]?[0-9]+}}|[+-]?[0-9]+))",
 ])  # fmt: skip
 _NUMBERS = [
     ("end", "(, *)?$", 0), ("comma", ", *", 0), ("number", rf"({_NUMBER})([,;()\[\]&=<>{MARK}]|$)", 1),
@@ -260,7 +268,7 @@ _FLAGS = (False, True)
 def stages() -> list[tuple[Stage, Callable[..., tuple]]]:
     """Each with its first state, by the last state of the stage before it."""
     structures = itertools.product(range(4), ("", "numeral", "command", "comma", "closed"), _FLAGS, _FLAGS)
-    trims = itertools.product(_FLAGS, _FLAGS, ("start", "value", "letter", "comma", "space", "other", ""))
+    trims = itertools.product(_FLAGS, _FLAGS, ("start", "value", "pi", "comma", "space", "other", ""))
     numbers = itertools.product(_FLAGS, ("start", "inside", "mark"))
     return [
         (Stage(_SPELLING, [()], _spell), lambda: ()),
@@ -307,6 +315,7 @@ def rational(number: bytes) -> bytes | None:
         elif meaning == TIMES:
             part = TEN
         elif meaning == POWER or meaning == EXPONENT and part == NUMERATOR:
+            parts[NUMERATOR] = 1 if meaning == POWER and part == NUMERATOR else parts[NUMERATOR]  # 10^5
             part = POWER_OF_TEN
     n, d = parts
     if d == 0 or mixed and n >= d:

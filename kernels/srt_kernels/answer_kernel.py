@@ -95,10 +95,10 @@ def marks_kernel(token_ptr, bound_ptr, hint_ptr, mark_ptr, vocab, BLOCK: tl.cons
     for first in range(start, stop, BLOCK):
         at = first + tl.arange(0, BLOCK)
         token = tl.load(token_ptr + at, mask=at < stop, other=0)
-        hint = tl.load(hint_ptr + tl.minimum(token, vocab - 1), mask=at < stop, other=0)
+        hint = tl.load(hint_ptr + tl.minimum(tl.maximum(token, 0), vocab - 1), mask=at < stop, other=0)
         maybe = (hint & 3) == 2
         token = tl.load(token_ptr + at - 1, mask=maybe & (at > start), other=0)
-        before = tl.load(hint_ptr + tl.minimum(token, vocab - 1), mask=maybe & (at > start), other=0)
+        before = tl.load(hint_ptr + tl.minimum(tl.maximum(token, 0), vocab - 1), mask=maybe & (at > start), other=0)
         last = tl.where(((hint & 1) > 0) | (maybe & ((before & 4) > 0)), at, last)
     tl.store(mark_ptr + tl.program_id(0), tl.max(last, 0))
 
@@ -106,7 +106,7 @@ def marks_kernel(token_ptr, bound_ptr, hint_ptr, mark_ptr, vocab, BLOCK: tl.cons
 @triton.jit
 def token_bytes(token_ptr, at, offset_ptr, hint_ptr, vocab, mask):
     """-> where the bytes of the token at `at` begin, how many there are, how many of them a search reads."""
-    token = tl.minimum(tl.load(token_ptr + at, mask=mask, other=0), vocab - 1)
+    token = tl.minimum(tl.maximum(tl.load(token_ptr + at, mask=mask, other=0), 0), vocab - 1)
     first = tl.load(offset_ptr + token, mask=mask, other=0)
     size = tl.load(offset_ptr + token + 1, mask=mask, other=0) - first
     return first, size, tl.load(hint_ptr + token, mask=mask, other=0) >> 3
@@ -118,11 +118,17 @@ def is_letter(c):
 
 
 @triton.jit
+def is_dash(c):
+    """A byte of one of the characters \u2212 and \u2013."""
+    return (c == 226) | (c == 136) | (c == 146) | (c == 128) | (c == 147)
+
+
+@triton.jit
 def is_number_byte(c):
     """Bytes that a number in a text can have: answer_key._NUMBER_BYTES."""
     digits = (c >= 43) & (c <= 57)  # + , - . / and digits
     letters = (c == 97) | (c == 99) | (c == 100) | (c == 102) | (c == 114) | (c == 116)
-    return digits | letters | (c == 33) | (c == 92) | (c == 123) | (c == 125) | (c == 226) | (c == 136) | (c == 146)
+    return digits | letters | (c == 33) | (c == 92) | (c == 123) | (c == 125) | is_dash(c)
 
 
 NOTHING, LETTER, OTHER, SENSELESS, UNMATCHED, MATCHED, BRACKET = (tl.constexpr(kind) for kind in range(7))
@@ -130,7 +136,7 @@ NOTHING, LETTER, OTHER, SENSELESS, UNMATCHED, MATCHED, BRACKET = (tl.constexpr(k
 
 @triton.jit
 def find_box(token_ptr, start, stop, blob_ptr, offset_ptr, hint_ptr, vocab, active):
-    r"""Backwards from `stop` to the last command \boxed or \fbox with an answer: found, bare, token and byte of its start.
+    r"""Backwards from `stop` to the last \boxed{...} or \fbox{...}, else \boxed x: found, bare, token and byte of its start.
 
     What comes after the place that is read is known by: kind of the next byte that is no space (BRACKET: a brace that may
     be escaped), whether there are spaces before it, where it is; and of the braces there, how many close.
@@ -144,6 +150,7 @@ def find_box(token_ptr, start, stop, blob_ptr, offset_ptr, hint_ptr, vocab, acti
     next_token, after_token = stop, stop
     found = active != active
     bare = active != active
+    bare_token, bare_byte = stop, byte
     running = active
     while tl.max(running.to(tl.int32), 0) > 0:
         move = running & (byte == 0)
@@ -186,8 +193,11 @@ def find_box(token_ptr, start, stop, blob_ptr, offset_ptr, hint_ptr, vocab, acti
         after_token = tl.where(begins, next_token, after_token)
         after_byte = tl.where(begins, next_byte, after_byte)
         command = reads & (c == 92) & ((was == 5) | (was == 9)) & ~skipped
-        bare = command & (after_spaced > 0) & ((after_kind == LETTER) | (after_kind == OTHER))
-        found = found | bare | (command & (after_kind == MATCHED))
+        first_bare = command & (after_spaced > 0) & ((after_kind == LETTER) | (after_kind == OTHER)) & ~bare
+        bare_token = tl.where(first_bare, after_token, bare_token)
+        bare_byte = tl.where(first_bare, after_byte, bare_byte)
+        bare = bare | first_bare
+        found = found | (command & (after_kind == MATCHED))
         running = running & ~found
         # What comes after the byte before this one.
         space = reads & (c <= 32)
@@ -203,8 +213,7 @@ def find_box(token_ptr, start, stop, blob_ptr, offset_ptr, hint_ptr, vocab, acti
         held = tl.where(reads & (c == 123), 1, tl.where(reads & (c == 125), 2, held))
         escaped = tl.where(reads & ((c == 123) | (c == 125)), 0, escaped)
         right = tl.where(reads, c, tl.where(skipped, 97, right))
-    is_bare = found & (after_kind != MATCHED)
-    return found, is_bare, after_token, tl.where(is_bare, after_byte, after_byte + 1)
+    return found | bare, ~found, tl.where(found, after_token, bare_token), tl.where(found, after_byte + 1, bare_byte)
 
 
 @triton.jit
@@ -435,12 +444,12 @@ def walk(table_ptr, header_ptr, stage, source, target, power_ptr, size, before, 
             stack = tl.where(closes, stack >> 2, stack)
             row = tl.load(table_ptr + acts + state * kinds + kind, mask=ends & fit, other=0)
             act = table_ptr + rows + row * FIELDS
-            state = tl.load(act, mask=ends, other=0) + tl.where(ends, 0, state)
-            body = tl.load(act + 1, mask=ends, other=0) + tl.where(ends, 0, body)
-            text = tl.load(act + 2, mask=ends, other=0) + tl.where(ends, 0, text)
-            text_left = tl.load(act + 3, mask=ends, other=0) + tl.where(ends, 0, text_left)
-            after = tl.load(act + 4, mask=ends, other=0) + tl.where(ends, 0, after)
-            after_left = tl.load(act + 5, mask=ends, other=0) + tl.where(ends, 0, after_left)
+            state = tl.load(act, mask=ends, other=state)
+            body = tl.load(act + 1, mask=ends, other=body)
+            text = tl.load(act + 2, mask=ends, other=text)
+            text_left = tl.load(act + 3, mask=ends, other=text_left)
+            after = tl.load(act + 4, mask=ends, other=after)
+            after_left = tl.load(act + 5, mask=ends, other=after_left)
             take = tl.load(act + 6, mask=ends, other=0)
             push = tl.load(act + 7, mask=ends, other=-1)
             take = tl.where(take > 0, take, length - tl.load(table_ptr + context + best, mask=ends, other=0))
@@ -543,6 +552,7 @@ def rational(table_ptr, power_ptr, source, start, end, active):
         d = tl.where(over, 0, d)
         point = point & ~over & ~mixes
         zeros = tl.where(over | mixes, 0, zeros)
+        n = tl.where((meaning == POWER) & (part == NUMERATOR), 1, n)
         part = tl.where((meaning == POWER) | ((meaning == EXPONENT) & (part == NUMERATOR)), POWER_OF_TEN, part)
         part = tl.where(meaning == TIMES, TEN, tl.where(over, DENOMINATOR, part))
     good = good & (d > 0) & ~(mixed & (n >= d))
@@ -591,10 +601,12 @@ def form_kernel(
     n = tl.where(fit, size, 0)
     state = n * 0
     source, target, spare = raw_ptr + row, buffer_ptr + row, buffer_ptr + (row * 0 + rollouts) * ROW + row
+    empty = active & (size == 0)
     for stage in range(4):
         n, new_state, _, _ = walk(table_ptr, header_ptr, stage, source, target, power_ptr, n, state, fit)
         state = tl.where(fit, new_state, 0)
         fit = fit & (n >= 0)
+        empty = empty | (fit & (stage == 1) & (n == 0))
         tl.debug_barrier()  # what a lane reads in the next stage another thread may have written
         source, target, spare = target, spare, target
     h = tl.full((LANES,), BASIS, tl.int64)
@@ -604,12 +616,12 @@ def form_kernel(
         c = tl.load(source + i, mask=reads, other=0).to(tl.int64)
         h = tl.where(reads, (h ^ c) * PRIME, h)
         i += 1
-    h = tl.where(fit, h, tl.load(hash_ptr + lane, mask=active, other=0))
+    h = tl.where(fit & (n > 0), h, tl.load(hash_ptr + lane, mask=active, other=0))
     h = (h ^ ((h >> 33) & 0x7FFFFFFF)) * MIX_1
     h = (h ^ ((h >> 33) & 0x7FFFFFFF)) * MIX_2
     h = h ^ ((h >> 33) & 0x7FFFFFFF)
     h = tl.where(h == 0, 1, h)
-    tl.store(key_ptr + lane, tl.where((size == 0) | (fit & (n == 0)), 0, h), mask=active)
+    tl.store(key_ptr + lane, tl.where(empty, 0, h), mask=active)
 
 
 def answer_keys(tokens: Tensor, cu_seqlens: Tensor, blob: Tensor, offsets: Tensor, hints: Tensor, rule: str) -> Tensor:

@@ -2,8 +2,8 @@ r"""From a completion to the key of its final answer: find the answer, bring it 
 
 Equal keys are one vote. `read_answer` finds, `canonical_answer` unifies spellings (answer_form.py), `answer_key` hashes,
 and `AnswerReader` does the three for a packed batch of token ids on the device that holds it (answer_kernel.py). All of
-them are defined over bytes of UTF-8, so that no tokenization of a text changes its key. Every step is linear in the
-length of the text, also on degenerate text.
+them are defined over bytes of UTF-8, so that no tokenization of a text changes its key. Finding is
+linear in the length of the text, also of degenerate text; the form looks at MAX_BYTES at most.
 
 Left out on purpose: algebra (`x+1` and `1+x` are two answers), nested fractions, order in sets.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from typing import AnyStr
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .answer_form import DROP, MAX_BYTES, NUMBER, SPACES, Act, Stage, canonical_bytes, hash_bytes
 from .byte_table import token_bytes
-from .checks import check_offsets, check_range, check_tensor, check_tensors
+from .checks import check_offsets, check_range, check_tensor, check_tensors, expect
 from .jit import on_its_device, use_triton
 
 
@@ -31,8 +31,8 @@ def read_answer(text: AnyStr, rule: str) -> AnyStr | None:
     Of bytes, which need not be UTF-8, it is bytes.
 
     boxed: the content of the last balanced `\boxed{...}` or `\fbox{...}` (of nested boxes the inner one; `\{` and
-    `\}` are no braces), or for `\boxed x` the text up to the next space or `$`, less trailing `.,;:`. A box that is
-    never closed is passed over.
+    `\}` are no braces). Where there is none, of the last `\boxed x` the text up to the next space or `$`, less
+    trailing `.,;:`. A box that is never closed is passed over.
     >>> read_answer(r"so \boxed{\frac{1}{2}}.", "boxed"), read_answer(r"\boxed 7$, or \boxed{8", "boxed")
     ('\\frac{1}{2}', '7')
 
@@ -41,8 +41,9 @@ def read_answer(text: AnyStr, rule: str) -> AnyStr | None:
     '2'
 
     last_number: the last decimal number, with thousands separators (`,` `{,}` `,\!`), a following `/digits`, or
-    `\frac{digits}{digits}`. A sign belongs to it when it touches it and no digit, letter or closing bracket comes
-    right before the sign. Of more than MAX_BYTES characters of numbers in a row all are taken.
+    `\frac{digits}{digits}` (with a sign in the numerator; `\frac12` too). A sign belongs to it when it touches it and
+    no digit, letter or closing bracket comes right before the sign. Of more than MAX_BYTES characters of numbers in a
+    row all are taken.
     >>> [read_answer(t, "last_number") for t in ("3-2", "3 -2", "it is 1,234.5.", "x=-1/2", r"\frac{3}{4}", "none")]
     ['2', '-2', '1,234.5', '-1/2', '\\frac{3}{4}', None]
 
@@ -100,14 +101,15 @@ def answer_key(text: str | bytes | None) -> int:
 
 
 def _encoded(text: str | bytes) -> bytes:
+    expect(isinstance(text, (str, bytes)), "text", "str or bytes", type(text).__name__)
     return text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
 
 
 def _decoded(data: bytes) -> str:
     try:
         return data.decode("utf-8", "surrogatepass")
-    except UnicodeDecodeError:  # of byte tokens
-        return data.decode("utf-8", "replace")
+    except UnicodeDecodeError:  # of byte tokens; two answers stay two
+        return data.decode("utf-8", "backslashreplace")
 
 
 # ---- finding the answer in bytes ----
@@ -130,14 +132,14 @@ def _last_box(data: bytes, complete: bool) -> bytes | None:
             opened.append(brace.start())
         elif brace[0] == b"}" and opened:
             closing[opened.pop()] = brace.start()
+    bare = None
     for box in reversed(boxes):
         start = box.end()
         if start - 1 in closing:
             return data[start : closing[start - 1]]
-        token = box["space"] and _BARE_TOKEN.match(data, start)
-        if token:
-            return token[0].rstrip(BARE_END)
-    return None
+        if bare is None and box["space"]:
+            bare = _BARE_TOKEN.match(data, start)
+    return bare[0].rstrip(BARE_END) if bare and complete else None
 
 
 def _last_tag(data: bytes, complete: bool) -> bytes | None:
@@ -150,9 +152,9 @@ def _last_tag(data: bytes, complete: bool) -> bytes | None:
 
 _DIGITS = b"0123456789"
 _NO_DIGITS = bytes(set(range(256)) - set(_DIGITS))
-_NUMBER_BYTES = _DIGITS + b".,/{}\\!+-dfrtac" + "−".encode()  # that a number in a text can have
-_GROUPS = "[0-9][0-9]?[0-9]?((,|{,}|,\\\\!)[0-9][0-9][0-9])+"
-_UNSIGNED = rf"(({_GROUPS}|[0-9]+)(\.[0-9]+)?(/[0-9]+)?|\.[0-9]+|\\[dt]?frac{{[0-9]+}}{{[0-9]+}})"
+_NUMBER_BYTES = _DIGITS + b".,/{}\\!+-dfrtac" + "−–".encode()  # that a number in a text can have
+_GROUPS = "[1-9][0-9]?[0-9]?((,|{,}|,\\\\!)[0-9][0-9][0-9])+"
+_UNSIGNED = rf"(({_GROUPS}|[0-9]+)(\.[0-9]+)?(/[0-9]+)?|\.[0-9]+|\\[dt]?frac({{[+-]?[0-9]+}}{{[0-9]+}}|[0-9][0-9]))"
 
 
 @cache
@@ -164,7 +166,7 @@ def numbers_in_text() -> Stage:
             return Act((True,), NUMBER)
         return Act((kind in ("value", "not grouped"),), DROP, take=1)
 
-    kinds = [("number", _UNSIGNED, 0), ("signed", f"([-+]|−){_UNSIGNED}", 0), ("not grouped", f"{_GROUPS}[0-9]", 0)]
+    kinds = [("number", _UNSIGNED, 0), ("signed", f"([-+]|−|–){_UNSIGNED}", 0), ("not grouped", f"{_GROUPS}[0-9]", 0)]
     return Stage([*kinds, ("value", r"[0-9A-Za-z)\]}]", 0), ("other", ".", 0), ("end", "$", 0)], [(False,), (True,)], act)
 
 
@@ -230,13 +232,19 @@ def _marks(tokens: Tensor, hints: Tensor) -> Tensor:
     return marks[likely]
 
 
+@lru_cache(maxsize=4)
+def _table(blob: Tensor, offsets: Tensor) -> list[bytes]:
+    """The bytes of each token again, of tensors that are never written."""
+    data, bounds = blob.numpy().tobytes(), offsets.tolist()
+    return [data[start:end] for start, end in itertools.pairwise(bounds)]
+
+
 def _answers(tokens: Tensor, cu_seqlens: Tensor, blob: Tensor, offsets: Tensor, hints: Tensor, rule: str) -> Iterator[bytes]:
     """The answers as they are written, stripped; b"" for none. Looks at the text around the last mark, then farther."""
-    finder, tokens, blob = _finder(rule), tokens.clamp(max=len(hints) - 1), memoryview(blob.numpy())
+    finder, tokens, table = _finder(rule), tokens.clamp(max=len(hints) - 1), _table(blob, offsets)
 
     def text(first: int, last: int) -> bytes:
-        ids = tokens[first:last]
-        return b"".join(blob[a:b] for a, b in zip(offsets[ids].tolist(), offsets[ids + 1].tolist(), strict=True))
+        return b"".join(map(table.__getitem__, tokens[first:last].tolist()))
 
     marks = _marks(tokens, hints)
     last_marks = torch.cat([marks.new_full((1,), -1), marks])[torch.searchsorted(marks, cu_seqlens[1:].long())]
@@ -279,8 +287,10 @@ class AnswerReader:
 
     def __init__(self, tokenizer, rule: str):
         _finder(rule)
-        self.rule = rule
         table = tokenizer if isinstance(tokenizer, list) else token_bytes(tokenizer)
+        other = next((type(token).__name__ for token in table if not isinstance(token, bytes)), None)
+        expect(other is None, "tokenizer", "a tokenizer or a list of bytes", f"a list with {other}")
+        self.rule = rule
         table = [*table, b""]  # the last: of ids beyond, which a model with a padded vocabulary may have
         offsets = [0, *itertools.accumulate(map(len, table))]
         tensors = (
@@ -288,7 +298,16 @@ class AnswerReader:
             torch.tensor(offsets, dtype=torch.int32),
             torch.tensor([_hint(token, rule) for token in table], dtype=torch.int32),
         )
-        self._tables = cache(lambda device: [tensor.to(device) for tensor in tensors])
+        self._copies = {torch.device("cpu"): tensors}
+
+    def _tables(self, device: torch.device) -> tuple[Tensor, ...]:
+        """blob, offsets, hints on a device, copied there once."""
+        if device not in self._copies:
+            copies = tuple(tensor.to(device) for tensor in self._copies[torch.device("cpu")])
+            if any(type(copy) is not Tensor for copy in copies):  # of a fake device
+                return copies
+            self._copies[device] = copies
+        return self._copies[device]
 
     def read(self, tokens: Tensor, cu_seqlens: Tensor) -> list[str | None]:
         """The answers as texts, on the host. tokens [N] int64, cu_seqlens [R+1]; R answers, None where there is none."""
@@ -301,8 +320,8 @@ class AnswerReader:
     def keys(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
         """The answers' keys [R] int64 on the device of `tokens`, 0 where there is no answer; see answer_key.
 
-        tokens [N] int64, cu_seqlens [R+1] int32 or int64. No host sync off a CPU. Raises ValueError for a bad shape,
-        dtype, device or offset.
+        tokens [N] int64, cu_seqlens [R+1] int32 or int64. No host sync off a CPU, but for the
+        first call on a device, which copies the tables there. Raises ValueError for a bad shape, dtype, device or offset.
         """
         check_tensors(tokens=tokens, cu_seqlens=cu_seqlens)
         return _answer_keys(tokens, cu_seqlens, *self._tables(tokens.device), self.rule)

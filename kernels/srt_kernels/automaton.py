@@ -165,4 +165,5 @@ class _Nfa:
         if token != "\\":
             return token
         token = self.rest.pop()
+        assert token == "x" or not token.isalnum(), f"expected a sign or xhh after a backslash, got {token!r}"
         return chr(int(self.rest.pop() + self.rest.pop(), 16)) if token == "x" else token

@@ -61,7 +61,7 @@ def check(strings, rule, seed=0):
 
 @pytest.fixture
 def lanes(monkeypatch):
-    """Rollouts in a program: in the interpreter a step takes 15 ms, and 1 us for each of them."""
+    """Rollouts in a program: in the interpreter a step takes 15 ms, and some us for each of them."""
     if INTERPRETED:
         from srt_kernels import answer_kernel
 
@@ -70,10 +70,9 @@ def lanes(monkeypatch):
 
 
 def test_a_hundred_thousand_answers(lanes):
-    lanes(1 << 14)
-    strings = [string for string in texts(250_000, SYMBOLS + LATEX, 5, seed=1) if len(string) <= 16][:100_000]
+    lanes(1 << 17)
+    strings = [string for string in texts(400_000, SYMBOLS + LATEX, 5, seed=1) if len(string) <= 9][:100_000]
     assert len(strings) == 100_000
-    strings.sort(key=len)  # a program takes as long as its longest
     assert len(set(check(strings, "whole"))) > 30_000
 
 
@@ -91,8 +90,8 @@ HOSTILE = [
     b"", b"{" * 200, b"\\boxed{" * 30, b"\\boxed{3}" * 20 + b"{" * 99, b"\\boxed{7} \\boxed{8", b"\\boxed{\\boxed{1}",
     b"\\boxed{" + b"7" * 600 + b"}", b"\\boxed{" + b"\\frac" * 20 + b"}", b"\\boxed{" + b"{" * 40 + b"1" + b"}" * 40 + b"}",
     b"\\boxed{\xff\xfe1\x000}", b"\\boxed{ " + b"^2" * 50 + b"}", b"\\boxed" + b" " * 99, b"\\boxed \\\\\\) 1", b"\\boxed \\",
-    b"<answer>" * 20, b"<answer>1</answer", b"</answer>" * 20, b"1" * 600, b"1,111" * 40, b"\\frac{1" * 30, b"-1,2345", b"...,,,1",
-    b"\\boxed{1}\\\\\\}", b"\\boxed{\\}1}", b"\\boxed{a\\\\}",
+    b"<answer>" * 20, b"<answer>1</answer", b"</answer>" * 20, b"1" * 600, b"1,111" * 40, b"\\frac{1" * 30, b"-1,2345",
+    b"...,,,1", b"\\boxed{1}\\\\\\}", b"\\boxed{\\}1}", b"\\boxed{a\\\\}",
 ]  # fmt: skip
 
 
