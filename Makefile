@@ -1,5 +1,5 @@
 # make smollm: a real 135M model on reasoning-gym, about 13 minutes on two cores.
-# make bench: loss ops against their peers on this CPU.  make gpu: tests of the ops and the benches on a GPU.
+# make bench: loss ops and voter against their peers on this CPU.  make gpu: tests of the ops and the benches on a GPU.
 # make oldest: tests of the ops on the oldest torch and Triton (brings gigabytes of CUDA packages).
 # make train: install and self-train the embedded model.  make test: install what the tests need and run them all.
 PYTHON ?= python3
@@ -35,6 +35,8 @@ bench: $(VENV)/.tests
 	$(VENV)/bin/python -m pytest bench/test_microbench.py
 	$(VENV)/bin/python bench/loss.py --shape 576,49152 896,151936 --rounds 3 --out bench/results/cpu.json $(ARGS)
 	$(VENV)/bin/python bench/loss.py --scaling --dtype float32 --rounds 3 --out bench/results/cpu_scaling.json
+	$(VENV)/bin/python bench/vote.py --out bench/results/vote_cpu.json
+	$(VENV)/bin/python bench/vote_quality.py --out bench/results/
 
 # Within 10 minutes, installing nothing: a python3 with torch, triton and pytest. Peers that cannot be imported are listed.
 gpu:

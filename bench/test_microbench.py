@@ -17,6 +17,7 @@ from measure import measure
 from providers import gemms
 
 from srt_kernels import Objective, group_advantage, linear_logprob, linear_policy_loss, majority_vote, policy_loss
+from srt_kernels.answer_key import AnswerReader
 
 DEVICE = torch.device(os.environ.get("SRT_BENCH_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
 CUDA = DEVICE.type == "cuda"
@@ -120,3 +121,16 @@ def test_majority_vote(benchmark):
     keys = torch.randint(SIZE // 2, (GROUPS * SIZE,), generator=torch.Generator(DEVICE).manual_seed(0), device=DEVICE)
     cu_groups = torch.arange(GROUPS + 1, dtype=torch.int32, device=DEVICE) * SIZE
     run(benchmark, lambda: majority_vote(keys, cu_groups), moved=keys.nbytes + 5 * len(keys))  # fp32 rewards, bool valid
+
+
+def test_answer_keys(benchmark):
+    """Rollouts of 256 tokens that end in a box, of as many different answers as a group has rollouts."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    tokens = torch.randint(ord("a"), ord("z"), (GROUPS * SIZE, 256), generator=generator, device=DEVICE)
+    for number in range(SIZE):
+        answer = torch.tensor(list(f"\\boxed{{\\frac{{{number + 1}}}{{97}}}}.".encode()), device=DEVICE)
+        tokens[number::SIZE, -len(answer) :] = answer
+    cu_seqlens = torch.arange(GROUPS * SIZE + 1, dtype=torch.int32, device=DEVICE) * 256
+    reader, tokens = AnswerReader([bytes([byte]) for byte in range(256)], "boxed"), tokens.flatten()
+    assert len(reader.keys(tokens, cu_seqlens).unique()) == SIZE
+    run(benchmark, lambda: reader.keys(tokens, cu_seqlens), moved=tokens.nbytes + 8 * GROUPS * SIZE)

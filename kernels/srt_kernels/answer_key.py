@@ -23,6 +23,7 @@ from .answer_form import DROP, MAX_BYTES, NUMBER, SPACES, Act, Stage, canonical_
 from .byte_table import token_bytes
 from .checks import check_offsets, check_range, check_tensor, check_tensors, expect
 from .jit import on_its_device, use_triton
+from .segments import ranges
 
 
 def read_answer(text: AnyStr, rule: str) -> AnyStr | None:
@@ -224,12 +225,19 @@ def _hint(token: bytes, rule: str) -> int:
     return hint | read << 3
 
 
+SLICE = 1 << 20  # tokens: memory of this size is used again, where that of a whole batch is new pages each time
+
+
 def _marks(tokens: Tensor, hints: Tensor) -> Tensor:
     """Positions of the tokens whose hints say so, in order."""
-    found = hints[tokens]
-    marks = (found & (YES | MAYBE)).nonzero().squeeze(1)
-    likely = (found[marks] & YES > 0) | (found[(marks - 1).clamp(min=0)] & BEFORE > 0)
-    return marks[likely]
+    found_in = [tokens.new_empty(0)]
+    for part in ranges(len(tokens), SLICE):
+        first = max(part.start - 1, 0)  # with the token before
+        found = hints.index_select(0, tokens[first : part.stop].clamp(max=len(hints) - 1))
+        marks = (found & (YES | MAYBE)).nonzero().squeeze(1)
+        likely = (found[marks] & YES > 0) | (found[(marks - 1).clamp(min=0)] & BEFORE > 0)
+        found_in.append(marks[likely & (marks >= part.start - first)] + first)
+    return torch.cat(found_in)
 
 
 @lru_cache(maxsize=4)
@@ -241,10 +249,10 @@ def _table(blob: Tensor, offsets: Tensor) -> list[bytes]:
 
 def _answers(tokens: Tensor, cu_seqlens: Tensor, blob: Tensor, offsets: Tensor, hints: Tensor, rule: str) -> Iterator[bytes]:
     """The answers as they are written, stripped; b"" for none. Looks at the text around the last mark, then farther."""
-    finder, tokens, table = _finder(rule), tokens.clamp(max=len(hints) - 1), _table(blob, offsets)
+    finder, table, beyond = _finder(rule), _table(blob, offsets), len(hints) - 1
 
     def text(first: int, last: int) -> bytes:
-        return b"".join(map(table.__getitem__, tokens[first:last].tolist()))
+        return b"".join(map(table.__getitem__, tokens[first:last].clamp(max=beyond).tolist()))
 
     marks = _marks(tokens, hints)
     last_marks = torch.cat([marks.new_full((1,), -1), marks])[torch.searchsorted(marks, cu_seqlens[1:].long())]

