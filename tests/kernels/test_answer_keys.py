@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import random
 from pathlib import Path
 
@@ -69,19 +70,21 @@ def lanes(monkeypatch):
     return lambda number: None
 
 
-def test_a_hundred_thousand_answers(lanes):
-    lanes(1 << 17)
-    strings = [string for string in texts(400_000, SYMBOLS + LATEX, 5, seed=1) if len(string) <= 9][:100_000]
-    assert len(strings) == 100_000
-    assert len(set(check(strings, "whole"))) > 20_000
+def test_many_answers(lanes):
+    """SRT_TEST_STRINGS of them, in CI a hundred thousand also for the interpreter (.ci/run)."""
+    lanes(1 << 14)
+    number = int(os.environ.get("SRT_TEST_STRINGS", 10_000 if INTERPRETED else 100_000))
+    strings = [string for string in texts(3 * number, SYMBOLS + LATEX, 5, seed=1) if len(string) <= 16][:number]
+    assert len(strings) == number
+    assert len(set(check(strings, "whole"))) > number / 5
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_completions(rule, lanes):
-    lanes(2048)
-    strings = texts(2000, SYMBOLS + LATEX + FRAMES * 3, 10, seed=2)
+    lanes(1024)
+    strings = texts(1000, SYMBOLS + LATEX + FRAMES * 3, 10, seed=2)
     strings += [b"no answer " * 9 + s + b" x" * 20 for s in strings[:20]]  # a mark far from the end
-    assert len(set(check(strings, rule))) > (5 if rule == "tag" else 100)
+    assert len(set(check(strings, rule))) > (2 if rule == "tag" else 30)
     if rule == "tag":
         assert len(set(check([b"<answer>" + s + b"</answer>" for s in strings[:500]], rule))) > 100
 
