@@ -35,7 +35,7 @@ bench: $(VENV)/.tests
 	$(VENV)/bin/python -m pytest bench/test_microbench.py
 	$(VENV)/bin/python bench/loss.py --shape 576,49152 896,151936 --rounds 3 --out bench/results/cpu.json $(ARGS)
 	$(VENV)/bin/python bench/loss.py --scaling --dtype float32 --rounds 3 --out bench/results/cpu_scaling.json
-	$(VENV)/bin/python bench/vote.py --out bench/results/vote_cpu.json
+	$(VENV)/bin/python bench/vote.py --rollouts 512 2048 8192 16384 --rounds 5 --out bench/results/vote_cpu.json
 	$(VENV)/bin/python bench/vote_quality.py --out bench/results/
 
 # Within 10 minutes, installing nothing: a python3 with torch, triton and pytest. Peers that cannot be imported are listed.

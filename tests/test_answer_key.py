@@ -3,7 +3,6 @@
 import doctest
 import itertools
 import json
-import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -139,22 +138,6 @@ def test_spellings_of_one_answer_have_one_key(texts):
 def test_keys_are_the_same_in_every_run():
     assert answer_key(r"\frac12") == 3463872952515240214
     assert answer_key(None) == answer_key("$ $") == 0
-
-
-@pytest.mark.parametrize(("text", "rule"), [
-    ("\\boxed{" * 200_000, "boxed"),
-    ("\\boxed{3}" * 100_000 + "{" * 500_000, "boxed"),
-    ("\\boxed" + " " * 10**6, "boxed"),
-    ("<answer>" * 200_000, "tag"),
-    ("1" * 10**6, "last_number"),
-    ("1,111" * 200_000, "last_number"),
-    ("\\frac{1" * 150_000, "last_number"),
-    ("\\frac{" * 150_000, "whole"),
-])
-def test_degenerate_text_takes_linear_time(text, rule):
-    start = time.perf_counter()
-    answer_key(read_answer(text, rule))
-    assert time.perf_counter() - start < 5  # 0.5 s at most on one core; quadratic would be minutes
 
 
 @pytest.fixture(scope="module")

@@ -240,7 +240,7 @@ def _marks(tokens: Tensor, hints: Tensor) -> Tensor:
     return torch.cat(found_in)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _table(blob: Tensor, offsets: Tensor) -> list[bytes]:
     """The bytes of each token again, of tensors that are never written."""
     data, bounds = blob.numpy().tobytes(), offsets.tolist()
