@@ -43,7 +43,8 @@ def number(text: str) -> Fraction | None:
 
 @cache
 def value_of(text: str) -> Fraction | None:
-    return number(tidy(text))
+    power = re.fullmatch(r"10\^\{?(-?[0-9]{1,2})\}?", tidy(text))
+    return Fraction(10) ** int(power[1]) if power else number(tidy(text))
 
 
 def decimal(value: Fraction) -> str | None:
