@@ -279,7 +279,7 @@ def _answer_keys(tokens, cu_seqlens, blob, offsets, hints, rule):
 
         return answer_keys(tokens, cu_seqlens, blob, offsets, hints, rule)
     keys = [answer_key(answer) for answer in _answers(tokens, cu_seqlens, blob, offsets, hints, rule)]
-    return torch.tensor(keys, dtype=torch.int64)
+    return torch.tensor(keys, dtype=torch.int64, device=tokens.device)
 
 
 @_answer_keys.register_fake
@@ -303,8 +303,8 @@ class AnswerReader:
         offsets = [0, *itertools.accumulate(map(len, table))]
         tensors = (
             torch.frombuffer(bytearray(b"".join(table)) or bytearray(1), dtype=torch.uint8),
-            torch.tensor(offsets, dtype=torch.int32),
-            torch.tensor([_hint(token, rule) for token in table], dtype=torch.int32),
+            torch.tensor(offsets, dtype=torch.int32, device="cpu"),  # whatever the default device is
+            torch.tensor([_hint(token, rule) for token in table], dtype=torch.int32, device="cpu"),
         )
         self._copies = {torch.device("cpu"): tensors}
 
