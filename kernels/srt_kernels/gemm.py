@@ -81,6 +81,11 @@ def _slices(weight: Tensor) -> list[slice]:
     return ranges(len(weight), max(1, SLICE // (4 * weight.shape[1])))
 
 
+def parts(weight: Tensor) -> list[slice]:
+    """Of whole slices; what is as large goes back to the system when it is freed."""
+    return ranges(len(weight), 8 * max(1, SLICE // (4 * weight.shape[1])))
+
+
 def buffer(head, rows: int) -> Tensor | None:
     """For the logits of chunks of up to `rows` rows; None where the GEMM brings its own."""
     if not head.hidden.is_cuda:

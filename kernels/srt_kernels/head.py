@@ -92,12 +92,17 @@ class Given:
 class Grads:
     """Accumulators for the gradients that `wants` names: of hidden [M, H], weight [V, H], bias [V]; else None."""
 
-    def __init__(self, head: Head, wants: tuple[bool, bool, bool], largest: Tensor):
-        """largest: 0-dim, about the largest |dL/dlogprob|, for the scale of dlogits in fp16."""
+    def __init__(self, head: Head, wants: tuple[bool, bool, bool], largest: Tensor, dtypes: list[torch.dtype]):
+        """largest: 0-dim, about the largest |dL/dlogprob|, for the scale of dlogits in fp16. dtypes: that finish returns."""
         dtype, device = head.dtype, head.hidden.device
+        self.dtypes = dtypes
         once = head.unique and head.group is None and head.hidden.dtype != torch.float16
         self.dx = head.hidden.new_zeros(head.hidden.shape, dtype=head.hidden.dtype if once else dtype) if wants[0] else None
-        self.dw = torch.empty(head.weight.shape, dtype=dtype, device=device) if wants[1] else None
+        # By parts where a CPU rounds them at the end: each goes when it is rounded, and never are both there whole.
+        by_parts = device.type == "cpu" and dtypes[1].itemsize < dtype.itemsize
+        self.parts = gemm.parts(head.weight) if by_parts else [slice(0, len(head.weight))]
+        width = head.weight.shape[1]
+        self.dw = [torch.empty(p.stop - p.start, width, dtype=dtype, device=device) for p in self.parts] if wants[1] else []
         self.dbias = torch.zeros(len(head.weight), dtype=dtype, device=device) if wants[2] else None
         in_fp16 = use_triton(head.weight) and head.weight.dtype == torch.float16  # else dlogits stay in fp32
         self.scale = _fp16_scale(largest) if in_fp16 else None
@@ -116,24 +121,35 @@ class Grads:
                 self.dx.index_add_(0, head.rows[part], rows)
             else:
                 self.dx.index_put_((head.rows[part],), rows, accumulate=True)
-        if self.dw is not None:
+        if self.dw:
             scaled = x if factor is None else x * factor[:, None]
-            gemm.add_outer_(self.dw, d, scaled, self.started, head.exact_in_bf16)
+            for dw, place in zip(self.dw, self.parts, strict=True):
+                gemm.add_outer_(dw, d[:, place], scaled, self.started, head.exact_in_bf16)
         if self.dbias is not None:
             self.dbias += d.sum(0, dtype=head.dtype) if factor is None else d.t() @ factor
         self.started = True
 
-    def finish(self, head: Head, dtypes: list[torch.dtype]) -> tuple[Tensor, Tensor, Tensor]:
+    def _joined(self) -> Tensor | None:
+        """dW; in its dtype where it was kept by parts."""
+        if not self.started:
+            for dw in self.dw:
+                dw.zero_()
+        if len(self.dw) < 2:
+            return self.dw.pop() if self.dw else None
+        joined = self.dw[0].new_empty(self.parts[-1].stop, self.dw[0].shape[1], dtype=self.dtypes[1])
+        for part in reversed(self.parts):
+            joined[part] = self.dw.pop()
+        return joined
+
+    def finish(self, head: Head) -> tuple[Tensor, Tensor, Tensor]:
         """dX (summed over the shards), dW and dbias in their dtypes; empty where not wanted."""
-        if self.dw is not None and not self.started:
-            self.dw.zero_()
-        grads = [head.hidden.new_empty(0) if grad is None else grad for grad in (self.dx, self.dw, self.dbias)]
+        grads = [head.hidden.new_empty(0) if grad is None else grad for grad in (self.dx, self._joined(), self.dbias)]
         if self.scale is not None:
             for grad in grads:
                 grad.div_(self.scale)
         if self.dx is not None and head.group is not None:
             dist.all_reduce(self.dx, group=head.group)
-        return tuple(grad.to(dtype) for grad, dtype in zip(grads, dtypes, strict=True))
+        return tuple(grad.to(dtype) for grad, dtype in zip(grads, self.dtypes, strict=True))
 
 
 def _fp16_scale(largest: Tensor) -> Tensor:

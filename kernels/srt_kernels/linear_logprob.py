@@ -67,9 +67,9 @@ def _backward(dlogprobs: Tensor | None, dentropies: Tensor | None, wants: Sequen
     largest = g.abs().max() if len(g) else g.new_ones(())
     if h is not None and len(h):
         largest = torch.maximum(largest, h.abs().max())
-    grads = Grads(head, tuple(wants), largest)
+    grads = Grads(head, tuple(wants), largest, [leaf.dtype for leaf in (hidden, weight, hidden if bias is None else bias)])
     head_pass(head, Given(g=g, h=h), grads)
-    return grads.finish(head, [leaf.dtype for leaf in (hidden, weight, hidden if bias is None else bias)])
+    return grads.finish(head)
 
 
 @_backward.register_fake

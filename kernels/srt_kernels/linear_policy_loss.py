@@ -141,7 +141,7 @@ def _forward(hidden, weight, targets, bias, row_index, temperature, softcap, chu
         head, inputs = head.select(index), inputs.select(index)
     sizes = inputs.weights * (inputs.advantages.abs() + objective.entropy_coef + objective.kl_coef)
     largest = sizes.max() if len(sizes) else sizes.new_ones(())
-    grads = Grads(head, tuple(wants), largest) if any(wants) else None
+    grads = Grads(head, tuple(wants), largest, _saved_dtypes(hidden, weight, bias)) if any(wants) else None
     logprobs, entropies = _solve(objective, head, inputs, grads)
     if not logprobs.is_cuda:
         check_finite(head, logprobs)
@@ -152,7 +152,7 @@ def _forward(hidden, weight, targets, bias, row_index, temperature, softcap, chu
         )
     if grads is None:
         return loss, means, logprobs, entropies, *(hidden.new_empty(0) for _ in range(3))
-    return loss, means, logprobs, entropies, *grads.finish(head, _saved_dtypes(hidden, weight, bias))
+    return loss, means, logprobs, entropies, *grads.finish(head)
 
 
 @_forward.register_fake
