@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_linear_logprob import LENGTHS, NATS, RELATIVE, Counter, cpu_path, head_leaves
 
-from srt_kernels import Objective, linear_policy_loss, policy_loss, reference
+from srt_kernels import Objective, gemm, linear_policy_loss, policy_loss, reference
 from srt_kernels.testing import assert_close, packed_rollouts, relative_error
 
 MEANS = ("ratio", "clip_fraction", "kl", "correction")
@@ -202,6 +202,22 @@ def test_gemms_and_memory():
     assert gemms(preset("gspo"), ["hidden", "weight"], chunk_rows=19) == 4 * 3 / 2  # of chunks of 19, 19 and 2 rows
     away = -9 * batch.advantages.repeat_interleave(20).sign()  # every rollout is clipped: no second pass
     assert gemms(preset("gspo"), ["hidden", "weight"], old_logprobs=batch.old_logprobs + away) == 1
+
+
+@cpu_path
+def test_dw_of_a_bf16_weight_by_parts_is_the_same(monkeypatch):
+    """A CPU accumulates it by parts and rounds each; here a part has 8 slices of 2 rows of the vocabulary of 331."""
+    batch = packed_rollouts([40, 30])
+    hidden, weight = batch.hidden.bfloat16(), batch.weight.bfloat16()
+    found = []
+    for slice_bytes in (gemm.SLICE, 2 * 4 * weight.shape[1]):
+        monkeypatch.setattr(gemm, "SLICE", slice_bytes)
+        leaf = weight.clone().requires_grad_()
+        advantages, objective = batch.advantages + 1, Objective.preset("grpo")
+        linear_policy_loss(hidden, leaf, batch.targets, advantages, batch.cu_seqlens, objective, chunk_rows=32).loss.backward()
+        found.append(leaf.grad)
+    assert len(gemm.parts(weight)) == 21 and found[0].dtype == torch.bfloat16 and found[0].abs().max() > 0
+    assert relative_error(found[1], found[0]) < 2**-9  # bf16's rounding; only where fp32 sums differ at all
 
 
 def test_backward_scales_and_leaves_what_it_saved():
