@@ -16,7 +16,8 @@ from srt_kernels.majority_vote import majority_vote
 EVAL_SEED = 20260101
 
 
-def evaluate(policy: Policy, sampler: Sampler, task: Task, config: Config, settings: EvalConfig) -> dict[str, float]:
+def evaluate(policy: Policy, sampler: Sampler, reader: AnswerReader, task: Task, config: Config,
+             settings: EvalConfig) -> dict[str, float]:
     """Sample `settings.samples` completions of each held-out prompt and score them against gold.
 
     The caller's random state is left as it was, so that evaluating more or less often changes no training step, and
@@ -35,7 +36,6 @@ def evaluate(policy: Policy, sampler: Sampler, task: Task, config: Config, setti
         torch.manual_seed(EVAL_SEED)
         rollouts = sampler.sample(prompts, samples, temperature=settings.temperature,
                                   max_new_tokens=config.sampling.max_new_tokens)
-    reader = AnswerReader(policy.tokenizer, config.task.answer_rule)
     answers = reader.read(rollouts.tokens, rollouts.cu_seqlens)
     keys = reader.keys(rollouts.tokens, rollouts.cu_seqlens)
     vote = majority_vote(keys, rollouts.cu_groups)

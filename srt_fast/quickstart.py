@@ -33,6 +33,7 @@ from srt_fast.sampler.hf import HFSampler
 from srt_fast.tasks import make_task
 from srt_fast.tasks.arithmetic import ArithmeticTask, worked_solution
 from srt_fast.tasks.wording import prompt_ids
+from srt_kernels.answer_key import AnswerReader
 from srt_kernels.linear_logprob import linear_logprob
 
 FORMAT = 1  # part of the cache key: raise it when the data or the recipe of the warm start changes
@@ -113,6 +114,7 @@ def _supervise(policy: Policy, config: Config, progress: Callable[..., None], ch
     judging = EvalConfig(prompts=HELD_OUT, samples=1, temperature=1.0)
     longest = 2 * task.max_digits + 5  # the sum's columns twice, \boxed{, } and the end
     config = replace(config, sampling=replace(config.sampling, max_new_tokens=longest))
+    reader = AnswerReader(policy.tokenizer, config.task.answer_rule)
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=warm.lr, betas=(0.9, 0.95), weight_decay=0.01)
     rng = random.Random(config.warm_start.seed)
     scale, pass1 = 1.0, 0.0
@@ -125,7 +127,7 @@ def _supervise(policy: Policy, config: Config, progress: Callable[..., None], ch
         loss, tokens = _supervised_step(policy, optimizer, task, config, rng)
         pace = tokens / (time.perf_counter() - started)
         if step % (40 if pass1 < 0.5 * warm.pass1_low else 10) == 0:
-            result = evaluate(policy, sampler, task, config, judging)
+            result = evaluate(policy, sampler, reader, task, config, judging)
             pass1 = result["pass1"]
             if warm.pass1_low <= pass1 <= warm.pass1_high:
                 progress(step, loss=loss, pass1=pass1, tokens_per_second=pace)

@@ -50,8 +50,9 @@ def evaluate_model(config: Config, *, quiet: bool = False) -> dict[str, float]:
     with RunProgress(quiet=quiet) as progress:
         policy = load_policy(starting_model(config, progress), config.model)
         sampler = HFSampler(policy, config.sampling.max_sequences)
+        reader = AnswerReader(policy.tokenizer, config.task.answer_rule)
         progress.phase("evaluation", 1, ["pass1", "maj", "vote_share"])
-        result = evaluate(policy, sampler, task, config, config.evaluation)
+        result = evaluate(policy, sampler, reader, task, config, config.evaluation)
         progress.update(1, **result)
     return result
 
@@ -184,7 +185,7 @@ class Trainer:
         """Evaluate and remember the result as "start", "latest" or "end"."""
         done = self.run.evaluations.get("latest")
         if done is None or done["step"] != self.step:  # else a finished run was resumed: nothing has changed since
-            result = evaluate(self.policy, self.sampler, self.task, self.config, self.config.evaluation)
+            result = evaluate(self.policy, self.sampler, self.reader, self.task, self.config, self.config.evaluation)
             self.run.metrics.log(self.step, result, kind="eval")
             shown = [f"{name} {result[name]:.3f}" for name in ("pass1", "maj", "vote_share") if name in result]
             self.run.progress.note(f"step {self.step}: held-out {', '.join(shown)}")
