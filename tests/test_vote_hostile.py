@@ -10,6 +10,7 @@ import torch
 
 from srt_kernels import majority_vote
 from srt_kernels.answer_key import RULES, AnswerReader, answer_key, read_answer
+from srt_kernels.testing import random_tokens
 
 FRAGMENTS = [*"0123456789.,-+/()[]{}^_= $%°π∞−xAbe&<>\\\n\0", "{1}", "000", "1,234", "{,}", ",\\!", r"\,", r"\{", r"\}", "\\\\"]
 FRAGMENTS += [r"\frac", r"\frac{1}{2}", r"\dfrac", r"\sqrt", r"\text{", r"\left", r"\right", r"\times 10^", r"\pi", "cm", "x="]
@@ -40,22 +41,6 @@ def of_bytes(texts):
     return tokens.long(), torch.tensor([0, *map(len, texts)]).cumsum(0)
 
 
-def of_pieces(texts, rng):
-    """A random cut of each text into the entries of TABLE, with empty tokens between them."""
-    ids, longest = {token: number for number, token in enumerate(TABLE)}, max(map(len, TABLE))
-    tokens, offsets = [], [0]
-    for text in texts:
-        at = 0
-        while at < len(text):
-            size = rng.randint(1, longest)
-            while (token := ids.get(text[at : at + size])) is None:
-                size -= 1
-            tokens += [token] if rng.random() < 0.9 else [len(TABLE) - 1, token]
-            at += len(TABLE[token])
-        offsets.append(len(tokens))
-    return torch.tensor(tokens, dtype=torch.int64), torch.tensor(offsets)
-
-
 def check(texts, rule, rng):
     """Keys of the texts. They are what the plain functions say, by any tokenization, in bounded time."""
     packed = of_bytes(texts)
@@ -65,7 +50,7 @@ def check(texts, rule, rng):
     assert keys.dtype == torch.int64 and keys.shape == (len(texts),)
     assert seconds < PER_BYTE * sum(map(len, texts)) + PER_ROLLOUT * len(texts), f"{seconds:.3f} s"
     assert keys.tolist() == [answer_key(read_answer(text, rule)) for text in texts]
-    assert keys.tolist() == READERS[rule][1].keys(*of_pieces(texts, rng)).tolist()
+    assert keys.tolist() == READERS[rule][1].keys(*random_tokens(texts, TABLE, rng)).tolist()
     return keys.tolist()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,22 @@ class PackedRollouts:
     old_logprobs: Tensor  # [N]: the head's own log-probs with noise, so that ratios lie on both sides of both clips
     ref_logprobs: Tensor  # [N]
     sampler_logprobs: Tensor  # [N]
+
+
+def random_tokens(texts: list[bytes], table: list[bytes], rng: random.Random) -> tuple[Tensor, Tensor]:
+    """Tokens [N] int64 and cu_seqlens [R+1] int32 of a random cut of each text into entries of table, which has each
+    byte and ends with an empty entry: it stands between the others here and there."""
+    ids, longest, tokens, offsets = {token: number for number, token in enumerate(table)}, max(map(len, table)), [], [0]
+    for text in texts:
+        at = 0
+        while at < len(text):
+            size = rng.randint(1, longest)
+            while (token := ids.get(text[at : at + size])) is None:
+                size -= 1
+            tokens += [token] if rng.random() < 0.9 else [len(table) - 1, token]
+            at += len(table[token])
+        offsets.append(len(tokens))
+    return torch.tensor(tokens, dtype=torch.int64), torch.tensor(offsets, dtype=torch.int32)
 
 
 def packed_rollouts(

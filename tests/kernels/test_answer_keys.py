@@ -16,6 +16,7 @@ from srt_kernels.answer_form import MAX_BYTES
 from srt_kernels.answer_key import RULES, AnswerReader, answer_key, read_answer
 from srt_kernels.jit import triton, use_triton
 from srt_kernels.segments import segment_ids
+from srt_kernels.testing import random_tokens
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 INTERPRETED = DEVICE == "cpu" and triton is not None and triton.knobs.runtime.interpret
@@ -35,24 +36,8 @@ def texts(number, fragments, most, seed):
     return [text + rng.randbytes(3) if rng.random() < 0.02 else text for text in found]
 
 
-def packed(strings, seed):
-    """Tokens [N] and cu_seqlens of random cuts of each string into entries of TABLE, empty ones between them."""
-    rng, ids = random.Random(seed), {token: number for number, token in enumerate(TABLE)}
-    tokens, offsets, longest = [], [0], max(map(len, TABLE))
-    for string in strings:
-        at = 0
-        while at < len(string):
-            size = rng.randint(1, longest)
-            while (token := ids.get(string[at : at + size])) is None:
-                size -= 1
-            tokens += [token] if rng.random() < 0.95 else [token, len(TABLE) - 1]
-            at += len(TABLE[token])
-        offsets.append(len(tokens))
-    return torch.tensor(tokens, dtype=torch.int64), torch.tensor(offsets, dtype=torch.int32)
-
-
 def check(strings, rule, seed=0):
-    tokens, cu_seqlens = packed(strings, seed)
+    tokens, cu_seqlens = random_tokens(strings, TABLE, random.Random(seed))
     keys = AnswerReader(TABLE, rule).keys(tokens, cu_seqlens).tolist()
     for string, key in zip(strings, keys, strict=True):
         answer = read_answer(string, rule)
@@ -134,7 +119,7 @@ def chain(reader, tokens, cu_seqlens, cu_groups):
 
 def test_the_reward_step_never_waits_for_the_device():
     reader, strings = AnswerReader(TABLE, "boxed"), [b"\\boxed{1/2}", b"\\boxed{.5}", b"\\boxed{1}", b"", b"\\boxed{7}"]
-    tokens, cu_seqlens = packed(strings, seed=0)
+    tokens, cu_seqlens = random_tokens(strings, TABLE, random.Random(0))
     cu_groups = torch.tensor([0, 4, 5], dtype=torch.int32)
     vote, advantages, active = chain(reader, tokens, cu_seqlens, cu_groups)
     assert vote.majority.tolist() == [answer_key("0.5"), answer_key("7")]
