@@ -26,7 +26,7 @@ import torch._dynamo
 from batch import Batch, Case, make_batch
 from measure import environment, measure
 from providers import PROVIDERS, Provider
-from report import bar_table, bars, case_table, markdown, show, summary
+from report import bar_table, bars, case_table, save, show, summary
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Beyond these it is another function, and no time is told: rms of log-probs in nats, relative error of gradients, loss.
@@ -177,17 +177,6 @@ def run_case(case: Case, options: argparse.Namespace, deadline: float) -> tuple[
     return batch.active, batch.chunk_bytes, rows
 
 
-def write(path: Path, document: dict[str, Any], tables: list[tuple]) -> None:
-    """The JSON document, and the tables in Markdown beside it."""
-    if not path.suffix:
-        path = path / (document["environment"]["device"].lower().replace(" ", "-") + ".json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n")
-    head = ", ".join(f"{key} {document['environment'][key]}" for key in ("device", "threads", "torch", "commit", "dirty", "date"))
-    path.with_suffix(".md").write_text("\n".join([head + "\n", *(markdown(*table) for table in tables)]))
-    print(f"written: {path}, {path.with_suffix('.md')}", file=sys.stderr)
-
-
 def main(options: argparse.Namespace) -> int:
     """Exit status: 1 where ours was wrong or raised."""
     if options.threads:
@@ -206,7 +195,8 @@ def main(options: argparse.Namespace) -> int:
     tables.append(bar_table(document["bars"]))
     show(*tables[-1])
     if options.out:
-        write(options.out, document, tables)
+        name = document["environment"]["device"].lower().replace(" ", "-") + ".json"  # where --out is a folder
+        save(options.out if options.out.suffix else options.out / name, document, tables)
     print(json.dumps(document))
     ours = [row["status"] for case in document["cases"] for row in case["rows"] if row["provider"] == "ours"]
     return int("wrong" in ours or "failed" in ours)

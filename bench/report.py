@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
+import sys
+from pathlib import Path
 from typing import Any
 
 CPU_TIMES = 4.0  # times faster than TRL and Liger
@@ -155,3 +158,13 @@ def show(name: str, columns: list[str], lines: list[list[str]]) -> None:
         table.add_row(*line)
     console = Console()
     Console(width=max(console.width, 200)).print(table)
+
+
+def save(path: Path, document: dict[str, Any], tables: list[tuple], note: str = "") -> None:
+    """The JSON document, and beside it in Markdown where it was measured, `note` and the tables."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    head = ", ".join(f"{key} {document['environment'][key]}" for key in ("device", "threads", "torch", "commit", "dirty", "date"))
+    text = [head + "\n", *([note] if note else []), *(markdown(*table) for table in tables)]
+    path.with_suffix(".md").write_text("\n".join(text))
+    print(f"written: {path}, {path.with_suffix('.md')}", file=sys.stderr)

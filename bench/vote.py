@@ -37,7 +37,7 @@ from typing import Any
 import torch
 from measure import environment
 from near_misses import near_misses
-from report import bar_table, markdown, show
+from report import bar_table, save, show
 from spellings import spellings
 from torch import Tensor
 
@@ -337,15 +337,6 @@ def bars(cases: list[dict], device: str) -> list[dict[str, Any]]:
     return [{"case": c, "bar": bar, "got": got, "goal": g, "at_least": False, "holds": got <= g} for c, bar, got, g in found]
 
 
-def write(path: Path, document: dict, tables: list[tuple]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n")
-    where = document["environment"]
-    about = ", ".join(f"{key} {where[key]}" for key in ("device", "threads", "torch", "commit", "dirty", "date"))
-    how = document["how"].partition("\n\n")[2].partition("\n\n")[2]
-    path.with_suffix(".md").write_text("\n".join([about + "\n", how, *(markdown(*table) for table in tables)]))
-
-
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -390,7 +381,7 @@ def main(options: argparse.Namespace) -> None:
     tables.append(bar_table(document["bars"]))
     show(*tables[-1])
     if options.out:
-        write(options.out, document, tables)
+        save(options.out, document, tables, document["how"].partition("\n\n")[2].partition("\n\n")[2])
     print(json.dumps(document))
 
 
