@@ -113,6 +113,28 @@ def token_bytes(token_ptr, at, offset_ptr, hint_ptr, vocab, mask):
 
 
 @triton.jit
+def step_back(token_ptr, at, byte, first, start, blob_ptr, offset_ptr, hint_ptr, vocab, running, WHOLE: tl.constexpr):
+    """One byte towards the start of the text: token, byte, where the token's bytes begin, whether there is more (running).
+
+    Then whether bytes of a new token were skipped, which its hint allows unless WHOLE; whether a byte was read (an empty
+    token has none); the byte.
+    """
+    move = running & (byte == 0)
+    at = tl.where(move, at - 1, at)
+    running = running & (at >= start)
+    move = move & running
+    new_first, size, read = token_bytes(token_ptr, at, offset_ptr, hint_ptr, vocab, move)
+    if WHOLE:
+        read = size
+    first = tl.where(move, new_first, first)
+    byte = tl.where(move, read, byte)
+    reads = running & (byte > 0)
+    byte = tl.where(reads, byte - 1, byte)
+    c = tl.load(blob_ptr + first + byte, mask=reads, other=0).to(tl.int32)
+    return at, byte, first, running, move & (read < size), reads, c
+
+
+@triton.jit
 def is_letter(c):
     return ((c | 32) >= 97) & ((c | 32) <= 122)
 
@@ -153,17 +175,9 @@ def find_box(token_ptr, start, stop, blob_ptr, offset_ptr, hint_ptr, vocab, acti
     bare_token, bare_byte = stop, byte
     running = active
     while tl.max(running.to(tl.int32), 0) > 0:
-        move = running & (byte == 0)
-        at = tl.where(move, at - 1, at)
-        running = running & (at >= start)
-        move = move & running
-        new_first, size, read = token_bytes(token_ptr, at, offset_ptr, hint_ptr, vocab, move)
-        first = tl.where(move, new_first, first)
-        byte = tl.where(move, tl.minimum(read, size), byte)
-        skipped = move & (read < size)
-        reads = running & (byte > 0)
-        byte = tl.where(reads, byte - 1, byte)
-        c = tl.load(blob_ptr + first + byte, mask=reads, other=0).to(tl.int32)
+        at, byte, first, running, skipped, reads, c = step_back(
+            token_ptr, at, byte, first, start, blob_ptr, offset_ptr, hint_ptr, vocab, running, WHOLE=False
+        )
         # A brace is one if an even number of backslashes comes right before it.
         resolved = (held > 0) & (skipped | (reads & (c != 92)))
         closes = resolved & (held == 2) & (escaped == 0)
@@ -186,13 +200,13 @@ def find_box(token_ptr, start, stop, blob_ptr, offset_ptr, hint_ptr, vocab, acti
         part = tl.where((c == 111) & ((was == 3) | (was == 6)), was + 1, part)
         part = tl.where((c == 98) & ((was == 4) | (was == 7)), was + 1, part)
         part = tl.where((c == 102) & (was == 8), 9, part)
-        part = tl.where(reads, part, tl.where(skipped, 0, was))
+        part = tl.where(reads, part, was)
         begins = reads & ((part == 1) | (part == 6))
         after_kind = tl.where(begins, kind, after_kind)
         after_spaced = tl.where(begins, spaced, after_spaced)
         after_token = tl.where(begins, next_token, after_token)
         after_byte = tl.where(begins, next_byte, after_byte)
-        command = reads & (c == 92) & ((was == 5) | (was == 9)) & ~skipped
+        command = reads & (c == 92) & ((was == 5) | (was == 9))
         first_bare = command & (after_spaced > 0) & ((after_kind == LETTER) | (after_kind == OTHER)) & ~bare
         bare_token = tl.where(first_bare, after_token, bare_token)
         bare_byte = tl.where(first_bare, after_byte, bare_byte)
@@ -227,17 +241,10 @@ def find_tag(token_ptr, start, stop, blob_ptr, offset_ptr, hint_ptr, vocab, acti
     closed = active != active
     running = active
     while tl.max(running.to(tl.int32), 0) > 0:
-        move = running & (byte == 0)
-        at = tl.where(move, at - 1, at)
-        running = running & (at >= start)
-        move = move & running
-        new_first, size, read = token_bytes(token_ptr, at, offset_ptr, hint_ptr, vocab, move)
-        first = tl.where(move, new_first, first)
-        byte = tl.where(move, tl.minimum(read, size), byte)
-        part = tl.where(move & (read < size), 0, part)
-        reads = running & (byte > 0)
-        byte = tl.where(reads, byte - 1, byte)
-        c = tl.load(blob_ptr + first + byte, mask=reads, other=0).to(tl.int32)
+        at, byte, first, running, skipped, reads, c = step_back(
+            token_ptr, at, byte, first, start, blob_ptr, offset_ptr, hint_ptr, vocab, running, WHOLE=False
+        )
+        part = tl.where(skipped, 0, part)
         # > r e w s n a are parts 1 to 7, the / of a closing tag is 8.
         was = part
         part = tl.where(c == 62, 1, 0)
@@ -273,16 +280,9 @@ def find_number(token_ptr, start, stop, blob_ptr, offset_ptr, hint_ptr, vocab, a
     before = active != active
     running = active
     while tl.max(running.to(tl.int32), 0) > 0:
-        move = running & (byte == 0)
-        at = tl.where(move, at - 1, at)
-        running = running & (at >= start)
-        move = move & running
-        new_first, size, read = token_bytes(token_ptr, at, offset_ptr, hint_ptr, vocab, move)
-        first = tl.where(move, new_first, first)
-        byte = tl.where(move, size, byte)
-        reads = running & (byte > 0)
-        byte = tl.where(reads, byte - 1, byte)
-        c = tl.load(blob_ptr + first + byte, mask=reads, other=0).to(tl.int32)
+        at, byte, first, running, skipped, reads, c = step_back(
+            token_ptr, at, byte, first, start, blob_ptr, offset_ptr, hint_ptr, vocab, running, WHOLE=True
+        )
         inside = reads & tl.where(length > 0, is_number_byte(c), (c >= 48) & (c <= 57))
         length = tl.where(inside, length + 1, length)
         from_token = tl.where(inside, at, from_token)

@@ -27,7 +27,8 @@ def step(hidden, weight, bias, targets, keys, cu_seqlens, old, ref):
     apart = policy_loss(
         logprobs, advantages, cu_seqlens, OBJECTIVE, old_logprobs=old, ref_logprobs=ref, entropies=entropies
     )
-    return fused.loss + apart.loss, fused.logprobs, fused.rows, apart.clip_fraction, *vars(vote).values()
+    loss = fused.loss + apart.loss
+    return loss, fused.logprobs, fused.rows, apart.clip_fraction, vote.majority, vote.share, vote.runner_up, vote.valid
 
 
 def arguments():
