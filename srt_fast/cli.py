@@ -68,6 +68,7 @@ def _train(argv: list[str]) -> int:
     config, resume = _configure(argv, "train")
     from srt_fast.checkpoint import CheckpointError
     from srt_fast.progress import summary_table
+    from srt_fast.sampler import SamplerError
     from srt_fast.signals import Interrupted
     from srt_fast.trainer import Trainer
     trainer = Trainer(config, resume=resume)
@@ -76,7 +77,7 @@ def _train(argv: list[str]) -> int:
     except Interrupted as stop:
         print(f"Stopped by {stop}. {trainer.run.where_saved()}")
         return 128 + stop.signal
-    except CheckpointError as error:
+    except (CheckpointError, SamplerError) as error:
         return _fail(f"{error}. {trainer.run.where_saved()}", code=1)
     folder, evaluations = Path(summary["run_dir"]), trainer.run.evaluations
     start, end = evaluations["start"], evaluations["end"]

@@ -177,7 +177,72 @@ class SamplingConfig:
     max_new_tokens: Positive = 1024
     """Longest completion; one that is cut there is counted (see feedback.cut)."""
     max_sequences: Positive = 512
-    """Sequences in one generate call: bounds the KV cache."""
+    """Sequences that are sampled at once: bounds the KV cache."""
+    engine: Literal["auto", "hf", "vllm"] = "auto"
+    """"hf": transformers' generate on the trained model itself. "vllm": vLLM with the weights of every step, its log-probs
+    checked against the trainer's (see vllm). "auto": vLLM where it is installed; config.json says which it was."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling in training; 1 is off. Needs allow_truncation."""
+    top_k: NonNegative = 0
+    """Sample from the k likeliest tokens in training; 0 is off. Needs allow_truncation."""
+    min_p: Fraction = 0.0
+    """Leave out tokens less likely than this part of the likeliest one, in training; 0 is off. Needs allow_truncation."""
+    allow_truncation: bool = False
+    """Accept what top_p, top_k and min_p do: the sampler renormalises over fewer tokens than the trainer does, which biases
+    the ratio of the two."""
+
+    def __post_init__(self):
+        used = [f"{name}={value}" for name, value, off in
+                (("top_p", self.top_p, 1), ("top_k", self.top_k, 0), ("min_p", self.min_p, 0)) if value != off]
+        if used and not self.allow_truncation:
+            raise ValueError(f"sampling.allow_truncation: expected True with {', '.join(used)}, because truncated sampling "
+                             "biases the ratio of trainer and sampler, got False")
+
+
+@_frozen
+class VLLMConfig:
+    """The vLLM engine (only where sampling.engine is "vllm", or "auto" and vLLM is installed)."""
+
+    section: ClassVar[str] = "vllm."
+
+    mode: Literal["colocate", "server"] = "colocate"
+    """"colocate": in this process, on the trainer's device. "server": engines of their own (`vllm serve`), over HTTP."""
+    urls: tuple[str, ...] = ()
+    """Servers to use, such as http://localhost:8000 (mode server); prompts are spread over them. README says how to start one."""
+    transfer: Literal["auto", "nccl", "disk"] = "auto"
+    """How weights reach servers: "nccl", or "disk" (a folder that both sides see). "auto": nccl where the model is on CUDA."""
+    transfer_dir: str | None = None
+    """Folder for transfer "disk". None: <run folder>/weights."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.45
+    """Part of the GPU that vLLM's weights and KV cache may take (colocate)."""
+    kv_cache_gib: PositiveFloat | None = None
+    """Size of the KV cache in GiB. None: what gpu_memory_utilization leaves on a GPU, 1 on a CPU."""
+    sleep: bool = True
+    """Free vLLM's weights and KV cache during the training pass (colocate, GPU)."""
+    one_step_off: bool = False
+    """Sample the next batch while this one trains, with the weights of the step before. Unless train.objective_overrides
+    says otherwise, the loss then corrects by token_truncate."""
+    check_prompts: Positive = 4
+    """Held-out prompts whose sampled tokens both sides score after every sync."""
+    check_tokens: Positive = 32
+    """Longest completion in that check."""
+    max_gap: PositiveFloat | None = None
+    """Largest difference, in nats, of a token's log-prob between vLLM and the trainer; a larger one stops the run.
+    None: 1e-3 in float32, 0.5 in bfloat16."""
+    timeout: PositiveFloat = 600.0
+    """Seconds to wait for the next finished prompt before the engine counts as stuck."""
+    start_timeout: PositiveFloat = 1800.0
+    """Seconds that the engine may take to start or to load weights."""
+    engine_args: Table = Field(default_factory=dict)
+    """Further arguments of vllm.LLM (colocate), such as enforce_eager=true."""
+
+    def __post_init__(self):
+        if self.mode == "server" and not self.urls:
+            raise ValueError("vllm.urls: expected at least one server with vllm.mode='server', got none")
+        if self.mode == "colocate" and self.urls:
+            raise ValueError(f"vllm.mode: expected 'server' with vllm.urls, got 'colocate' and {', '.join(self.urls)}")
+        if wrong := [url for url in self.urls if not url.startswith(("http://", "https://"))]:
+            raise ValueError(f"vllm.urls: expected http://host:port, got {', '.join(wrong)}")
 
 
 @_frozen
@@ -292,6 +357,7 @@ class Config:
     warm_start: WarmStartConfig = Field(default_factory=WarmStartConfig)
     task: TaskConfig = Field(default_factory=TaskConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    vllm: VLLMConfig = Field(default_factory=VLLMConfig)
     feedback: FeedbackConfig = Field(default_factory=FeedbackConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluation: EvalConfig = Field(default_factory=EvalConfig)
@@ -310,6 +376,8 @@ class Config:
         if self.train.minibatches > self.train.prompts_per_step:
             raise ValueError(f"train.minibatches: expected at most train.prompts_per_step ({self.train.prompts_per_step}), "
                              f"got {self.train.minibatches}")
+        if self.vllm.one_step_off and self.sampling.engine == "hf":
+            raise ValueError("vllm.one_step_off: expected sampling.engine='vllm', which samples beside the training pass, got 'hf'")
 
     def objective(self) -> Objective:
         """The loss of srt_kernels that train.objective and its overrides name. "dr_grpo" divides by sampling.max_new_tokens."""
@@ -317,6 +385,8 @@ class Config:
         changes = dict(self.train.objective_overrides)
         if self.train.objective == "dr_grpo":
             changes.setdefault("max_length", self.sampling.max_new_tokens)
+        if self.vllm.one_step_off:
+            changes.setdefault("correction", "token_truncate")
         return Objective.preset(self.train.objective, **changes)
 
 

@@ -11,12 +11,12 @@ from transformers import get_scheduler
 
 from srt_fast.config import Config
 from srt_fast.feedback import Reward
+from srt_fast.logprobs import head_inputs, rollout_logprobs
 from srt_fast.packing import active_rollouts, count_tokens, pack
 from srt_fast.policy import Policy
 from srt_fast.rollout import PackedBatch, Rollouts
 from srt_fast.step_metrics import Totals
 from srt_kernels.group_advantage import group_advantage
-from srt_kernels.linear_logprob import linear_logprob
 from srt_kernels.linear_policy_loss import PolicyLoss, linear_policy_loss
 
 
@@ -81,7 +81,7 @@ class Learner:
         return values | totals.metrics()
 
     def _backward(self, batch: PackedBatch, old: Tensor | None, ref: Tensor | None, normalizer: Tensor) -> PolicyLoss:
-        tensors, options = self._head_inputs(self._policy, batch)
+        tensors, options = head_inputs(self._policy, batch, self._config.sampling.temperature)
         result = linear_policy_loss(
             *tensors, batch.advantages, batch.cu_seqlens, self._objective, **options,
             sampler_logprobs=batch.sampler_logprobs, normalizer=normalizer,
@@ -99,24 +99,10 @@ class Learner:
         self._optimizer.zero_grad(set_to_none=True)
         return norm
 
-    @torch.no_grad()
     def _logprobs(self, policy: Policy, rollouts: Rollouts, indices: Tensor) -> Tensor:
         """[N] log-probs of these rollouts' tokens under a model; other tokens' are NaN."""
-        out = torch.full_like(rollouts.logprobs, float("nan"))
-        nothing = torch.zeros(len(rollouts.cut), device=out.device)
-        for batch in pack(rollouts, nothing, indices, self._config.train.token_budget):
-            self._check()
-            tensors, options = self._head_inputs(policy, batch)
-            out[batch.token_index] = linear_logprob(*tensors, **options)[0]
-        return out
-
-    def _head_inputs(self, policy: Policy, batch: PackedBatch) -> tuple[tuple[Tensor, Tensor, Tensor], dict]:
-        """What both ops take of a model: hidden states, head and targets; and the head's options at our temperature."""
-        head = policy.head
-        hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.cu_input)
-        return (hidden, head.weight, batch.targets), {
-            "bias": head.bias, "softcap": head.softcap, "row_index": batch.row_index,
-            "temperature": self._config.sampling.temperature * head.temperature_factor}
+        return rollout_logprobs(policy, rollouts, indices, temperature=self._config.sampling.temperature,
+                                token_budget=self._config.train.token_budget, check=self._check)
 
     def _sequence_kl(self, rollouts: Rollouts, everything: Tensor) -> Tensor:
         """[R] k3 estimate of the KL to the starting model, summed over each completion (joschu.net/blog/kl-approx.html)."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -49,7 +51,7 @@ class Policy:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig):
         self.model, self.tokenizer = model, tokenizer
-        self.device = model.device
+        self.device, self.trust_remote_code = model.device, config.trust_remote_code
         wants_bf16 = config.autocast == "bfloat16" or (config.autocast == "auto" and self.device.type == "cuda")
         self._autocast_dtype = torch.bfloat16 if wants_bf16 and model.dtype == torch.float32 else None
         disable_dropout(model)
@@ -62,6 +64,19 @@ class Policy:
         """Write model and tokenizer in Hugging Face format (safetensors)."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+    def save_config(self, folder: Path) -> None:
+        """Write config.json alone: the architecture without weights."""
+        self.model.config.save_pretrained(folder)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What a forward pass computes in."""
+        return self._autocast_dtype or self.model.dtype
+
+    def weights(self) -> Iterable[tuple[str, Tensor]]:
+        """Every weight under its name in a checkpoint, layer by layer, no copies where the model has the checkpoint's layout."""
+        return revert_weight_conversion(self.model, dict(self.model.named_parameters())).items()
 
     def autocast(self):
         """The context of every forward pass, training and sampling alike."""

@@ -6,6 +6,7 @@ sampler has its weight sync), and PPO epochs over the same mini-batch (the paper
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,13 +21,14 @@ from srt_fast.config import Config
 from srt_fast.evaluate import evaluate
 from srt_fast.feedback import DESIGNS, Groups, Reward
 from srt_fast.learner import Learner
-from srt_fast.policy import check_path, load_policy, load_reference, longest_prompt, quiet_transformers
+from srt_fast.policy import check_path, load_policy, load_reference, quiet_transformers
 from srt_fast.progress import RunProgress
 from srt_fast.rollout import Problem, Rollouts
 from srt_fast.run import Run
-from srt_fast.sampler.hf import HFSampler
+from srt_fast.sampler import SamplerError, choose_engine, make_sampler
 from srt_fast.signals import Interrupted
 from srt_fast.step_metrics import SAMPLED_PROMPTS, sample_rows, vote_metrics
+from srt_fast.supply import Supply
 from srt_fast.tasks import make_task
 from srt_fast.tasks.stream import PromptStream
 from srt_fast.tasks.wording import prompt_ids
@@ -45,14 +47,15 @@ def starting_model(config: Config, progress: RunProgress, check: Callable[[], No
 
 def evaluate_model(config: Config, *, quiet: bool = False) -> dict[str, float]:
     """Evaluate config.model on the held-out prompts of config.task: pass@1, pass@k, maj@k."""
+    config = choose_engine(config)
     quiet_transformers()
     task = make_task(config)
     with RunProgress(quiet=quiet) as progress:
         policy = load_policy(starting_model(config, progress), config.model)
-        sampler = HFSampler(policy, config.sampling.max_sequences)
         reader = AnswerReader(policy.tokenizer, config.task.answer_rule)
-        progress.phase("evaluation", 1, ["pass1", "maj", "vote_share"])
-        result = evaluate(policy, sampler, reader, task, config, config.evaluation)
+        with contextlib.closing(make_sampler(config, policy, folder=None, checkpoint=lambda: None)) as sampler:
+            progress.phase("evaluation", 1, ["pass1", "maj", "vote_share"])
+            result = evaluate(policy, sampler, reader, task, config, config.evaluation)
         progress.update(1, **result)
     return result
 
@@ -65,7 +68,7 @@ class Trainer:
     """
 
     def __init__(self, config: Config, *, resume: str | Path | None = None, quiet: bool = False):
-        self.config = config
+        self.config = config = choose_engine(config)
         config.objective()  # an objective or a model that does not exist is an error now, before anything is written
         if config.model.path != "quickstart":
             check_path(config.model.path)
@@ -78,11 +81,11 @@ class Trainer:
     def train(self) -> dict:
         """Run to the end. Returns recipe, seed, steps, pass1_start, pass1_end, maj_start, maj_end, seconds, run_dir.
 
-        Raises Interrupted, after saving a checkpoint, when SIGINT or SIGTERM arrived.
+        Raises, after saving a checkpoint, Interrupted when SIGINT or SIGTERM arrived and SamplerError when the sampler failed.
         """
         quiet_transformers()
-        with self.run as run:
-            self._load()
+        with self.run as run, contextlib.ExitStack() as held:
+            self._load(held)
             fields = ["pass1", "label_accuracy", "vote_share", "pseudo_reward", "tokens_per_second"]
             run.progress.phase("self-training", self.config.train.steps, fields)
             try:
@@ -92,26 +95,27 @@ class Trainer:
                     self._evaluate_if_due()  # a signal during a step's evaluation leaves it to the resumed run
                     self._one_step()
                 self._evaluate("end")
-            except Interrupted:
-                self._save(needed=True)
+            except (Interrupted, SamplerError) as stop:
+                self._save(needed=isinstance(stop, Interrupted))  # a full disk must not hide why the sampler failed
                 raise
             self._save(needed=True)
             return run.finish(self.step)
 
     # ---- loading and saving ----
 
-    def _load(self) -> None:
+    def _load(self, held: contextlib.ExitStack) -> None:
         config, run, train = self.config, self.run, self.config.train
         saved = run.last_checkpoint()
         with_kl = train.reward_kl_coef or config.objective().kl_coef
         start = starting_model(config, run.progress, run.signals.check) if with_kl or not saved else None
         self.policy = load_policy(str(saved / "model") if saved else start, config.model)
         reference = load_reference(start, config.model) if with_kl else None
-        self.max_prompt = longest_prompt(self.policy, config.sampling)
         self.reader = AnswerReader(self.policy.tokenizer, config.task.answer_rule)
-        self.sampler = HFSampler(self.policy, config.sampling.max_sequences, run.signals.check)
+        self.sampler = make_sampler(config, self.policy, folder=run.folder, checkpoint=run.signals.check)
+        held.callback(self.sampler.close)
         self.learner = Learner(config, self.policy, reference, run.signals.check)
-        self.stream = PromptStream(self.task, train.seed)
+        self.supply = Supply(config, PromptStream(self.task, train.seed), self.policy, self.sampler)
+        held.callback(self.supply.close)
         self.step = 0
         torch.manual_seed(train.seed)
         if saved:
@@ -121,14 +125,15 @@ class Trainer:
             run.load_state_dict(state["run"])
             self.step = state["step"]
             run.progress.note(f"resumed from {saved} at step {self.step}")
+        self._check_sampler()
 
     def _position(self) -> dict:
         """What a step changes before its optimizer update: enough to run the step again."""
-        return {"random": random_state(), "prompts": self.stream.state_dict(), "feedback": self.feedback.state_dict()}
+        return {"random": random_state(), "supply": self.supply.state_dict(), "feedback": self.feedback.state_dict()}
 
     def _rewind(self, position: dict) -> None:
         set_random_state(position["random"])
-        self.stream.load_state_dict(position["prompts"])
+        self.supply.load_state_dict(position["supply"])
         self.feedback.load_state_dict(position["feedback"])
 
     def _save(self, *, needed: bool) -> None:
@@ -143,30 +148,57 @@ class Trainer:
     def _one_step(self) -> None:
         config, position, started = self.config, self._position(), time.perf_counter()
         try:
-            problems, prompts = self._next_prompts()
-            rollouts = self.sampler.sample(prompts, config.sampling.group_size, temperature=config.sampling.temperature,
-                                           max_new_tokens=config.sampling.max_new_tokens)
+            prompts, rollouts = self.supply.next()
             sampled = time.perf_counter()
-            reward, voted = self._reward(problems, rollouts)
+            reward, voted = self._reward(prompts.problems, rollouts)
             rewarded = time.perf_counter()
+            if not config.vllm.one_step_off:
+                self.sampler.sleep()
+            if self.step + 1 < config.train.steps:
+                self.supply.ahead()
             learned = self.learner.learn(rollouts, reward)
             trained = time.perf_counter()
-        except Interrupted:
+        except (Interrupted, SamplerError):
             self.learner.forget()
             self._rewind(position)
             raise
-        self.sampler.sync(self.policy)
         self.step += 1
+        problem, gap = self._hand_over()
+        synced = time.perf_counter()
+        if prompts.dropped:
+            self.run.event(self.step, "prompts_dropped", f"{prompts.dropped} prompts longer than {self.supply.max_prompt} tokens "
+                           "were replaced", count=prompts.dropped)
         if not learned["updates"]:
             self.run.event(self.step, "step_skipped",
                            "no rollout has a gradient (every group is unanimous or masked); step skipped")
-        values = self._observe(problems, rollouts, reward, voted) | learned | {
+        values = self._observe(prompts.problems, rollouts, reward, voted) | learned | gap | {
             "seconds_sample": sampled - started, "seconds_reward": rewarded - sampled, "seconds_train": trained - rewarded,
-            "seconds": time.perf_counter() - started}
+            "seconds_sync": synced - trained, "seconds": time.perf_counter() - started}
         values["tokens_per_second"] = len(rollouts.tokens) / values["seconds"]
         self.run.metrics.log(self.step, values)
         self.run.progress.update(self.step, **values)
+        if problem:
+            raise SamplerError(problem)
         self._after_step()
+
+    def _hand_over(self) -> tuple[str | None, dict]:
+        """Give the sampler the new weights and check that it has them. What is wrong, if anything, and the gap's metrics."""
+        try:
+            self.supply.settle()
+            self.sampler.sync(self.policy)
+            gap = self.sampler.check(self.policy, self.probes)
+        except SamplerError as error:
+            return str(error), {}
+        return (gap.problem, {"check_gap": gap.max, "check_gap_mean": gap.mean}) if gap else (None, {})
+
+    def _check_sampler(self) -> None:
+        """The check of every step, for the first one. The prompts of all checks are chosen here."""
+        prompts = [prompt_ids(problem, self.config.task, self.policy.tokenizer)
+                   for problem in self.task.held_out(self.config.evaluation.prompts)]
+        self.probes = [ids for ids in prompts if len(ids) <= self.supply.max_prompt][:self.config.vllm.check_prompts]
+        gap = self.sampler.check(self.policy, self.probes) if self.probes else None
+        if gap and gap.problem:
+            raise SamplerError(gap.problem)
 
     def _after_step(self) -> None:
         config, step = self.config, self.step
@@ -191,24 +223,6 @@ class Trainer:
             self.run.progress.note(f"step {self.step}: held-out {', '.join(shown)}")
             done = {"step": self.step, **result}
         self.run.evaluations |= {"latest": done, name: done}
-
-    def _next_prompts(self) -> tuple[list[Problem], list[list[int]]]:
-        """The step's problems and their token ids; prompts that are too long are dropped, replaced and counted."""
-        wanted, kept, dropped = self.config.train.prompts_per_step, [], 0
-        while len(kept) < wanted:
-            for problem in self.stream.next(wanted - len(kept)):
-                ids = prompt_ids(problem, self.config.task, self.policy.tokenizer)
-                if len(ids) <= self.max_prompt:
-                    kept.append((problem, ids))
-                else:
-                    dropped += 1
-            if dropped > 20 * wanted and not kept:
-                raise ValueError(f"sampling.max_prompt_tokens: expected prompts of at most {self.max_prompt} tokens, "
-                                 f"got {dropped} longer ones in a row")
-        if dropped:
-            self.run.event(self.step + 1, "prompts_dropped",
-                           f"{dropped} prompts longer than {self.max_prompt} tokens were replaced", count=dropped)
-        return [problem for problem, _ in kept], [ids for _, ids in kept]
 
     def _reward(self, problems: list[Problem], rollouts: Rollouts) -> tuple[Reward, Groups]:
         """Rewards, and what they were given for: on the device of the tokens, and nothing here waits for it.

@@ -1,0 +1,298 @@
+"""vLLM as the sampler. The one file that imports vllm (0.32 and 0.33).
+
+The engine runs in this process, on the trainer's device. It starts with random weights: every weight it ever samples with
+came through `sync`, from the trainer's own tensors on the same device (vLLM's layerwise reload takes one layer at a
+time: no disk, no host copy, no second model; merged projections and tied embeddings are its own business).
+
+All calls of vLLM happen in one daemon thread. The trainer's thread waits with a bound, notices signals meanwhile, and may
+train while the engine samples (`start`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srt_fast.config import SamplingConfig, VLLMConfig
+from srt_fast.policy import Policy, longest_prompt
+from srt_fast.rollout import Rollouts
+from srt_fast.sampler.base import SamplerError, pack_completions
+from srt_fast.sampler.gap import SEED, Gap, GapCheck
+from srt_fast.sampler.hf import stop_tokens
+
+POLL = 0.2  # seconds between looks at signals and deadlines; a result is noticed at once
+
+
+class VLLMSampler:
+    """A vLLM engine in this process. Holds no weights before the first `sync`.
+
+    log_file: where vLLM's own log goes (None: warnings to stderr). `checkpoint` is called while waiting; it may raise
+    to leave early (a signal arrived). Raises SamplerError where the engine cannot start.
+    """
+
+    def __init__(self, policy: Policy, sampling: SamplingConfig, config: VLLMConfig, *, log_file: Path | None = None,
+                 checkpoint: Callable[[], None] = lambda: None):
+        self._policy, self._config, self._checkpoint, self._log_file = policy, config, checkpoint, log_file
+        self._stop_tokens, self._max_prompt = stop_tokens(policy), longest_prompt(policy, sampling)
+        self._max_new_tokens = sampling.max_new_tokens
+        self._temperature = sampling.temperature
+        self._sleeps = config.sleep and policy.device.type == "cuda"
+        self._asleep, self._stop, self._broken = False, threading.Event(), None
+        self._finished_at = time.monotonic()
+        self._thread = _EngineThread()
+        self._wait(self._thread.submit(lambda: self._start_engine(sampling)), config.start_timeout, "starting", interruptible=True)
+
+    # ---- the sampler's interface: the trainer's thread ----
+
+    def sample(self, prompts: list[list[int]], samples: int, *, temperature: float, max_new_tokens: int, top_p: float = 1.0,
+               top_k: int = 0, min_p: float = 0.0) -> Rollouts:
+        """As Sampler.sample. ValueError for a prompt or a length that the engine was not made for."""
+        wait = self.start(prompts, samples, temperature=temperature, max_new_tokens=max_new_tokens, top_p=top_p, top_k=top_k,
+                          min_p=min_p)
+        return wait(interruptible=True)
+
+    def start(self, prompts: list[list[int]], samples: int, *, temperature: float, max_new_tokens: int, top_p: float = 1.0,
+              top_k: int = 0, min_p: float = 0.0) -> Callable[..., Rollouts]:
+        """Begin to sample, with the weights of the last sync. The function that is returned waits for the rollouts; signals
+        are noticed meanwhile only if it is called with interruptible=True."""
+        if max_new_tokens > self._max_new_tokens:
+            raise ValueError(f"max_new_tokens: expected at most {self._max_new_tokens}, which the engine was made for, "
+                             f"got {max_new_tokens}")
+        longest = max(map(len, prompts))
+        if longest > self._max_prompt:
+            raise ValueError(f"prompts: expected at most {self._max_prompt} tokens, got one of {longest}")
+        # One seed a prompt (vLLM adds the sample's number), from torch's generator: runs repeat and resume.
+        seeds = torch.randint(2**31, (len(prompts),)).tolist()
+        n = samples if temperature > 0 else 1  # greedy completions are all the same, and vLLM refuses more than one
+        params = [{"n": n, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed,
+                   "max_tokens": max_new_tokens} for seed in seeds]
+        self._finished_at = time.monotonic()
+        future = self._thread.submit(lambda: self._generate(prompts, params))
+
+        def wait(interruptible: bool = False) -> Rollouts:
+            outputs = self._wait(future, self._config.timeout, "sampling", interruptible, since=lambda: self._finished_at)
+            return self._pack(outputs, prompts, samples)
+        return wait
+
+    def sleep(self) -> None:
+        """Free the engine's weights and KV cache (on a GPU): the next sync brings both back."""
+        if self._sleeps and not self._asleep:
+            self._call(lambda: self._llm.sleep(level=2), "falling asleep")
+            self._asleep = True
+
+    def sync(self, policy: Policy) -> None:
+        """As Sampler.sync. What the engine remembers of older weights, its prefix cache, is forgotten."""
+        self._call(lambda: self._load(policy.weights()), "loading weights")
+        self._asleep = False
+
+    def check(self, policy: Policy, prompts: list[list[int]]) -> Gap:
+        """As Sampler.check, on the same completions' seeds at every call. Leaves the random state as it was."""
+        with torch.random.fork_rng([]):
+            torch.manual_seed(SEED)
+            wait = self.start(prompts[:self._config.check_prompts], 1, temperature=self._temperature,
+                              max_new_tokens=min(self._config.check_tokens, self._max_new_tokens))
+        return self._gap(policy, wait())
+
+    def close(self) -> None:
+        """Shut the engine down; what it samples is dropped."""
+        self._stop.set()
+        if self._broken is None:
+            self._call(self._shut_down, "shutting down")
+        self._thread.submit(None)
+
+    # ---- waiting ----
+
+    def _call(self, function: Callable[[], Any], what: str) -> Any:
+        return self._wait(self._thread.submit(function), self._config.start_timeout, what)
+
+    def _wait(self, future: Future, timeout: float, what: str, interruptible: bool = False,
+              since: Callable[[], float] | None = None) -> Any:
+        """The future's result. Whatever vLLM raises becomes a SamplerError, and so does a wait of more than `timeout`
+        seconds (after `since()`, if given)."""
+        if self._broken:
+            raise SamplerError(self._broken)
+        started = time.monotonic()
+        while True:
+            try:
+                return future.result(timeout=POLL)
+            except Exception as error:
+                if future.done():
+                    self._broken = self._explain(error, what)
+                    raise SamplerError(self._broken) from error
+            if interruptible:
+                try:
+                    self._checkpoint()
+                except BaseException:
+                    self._abandon(future)
+                    raise
+            if time.monotonic() - (since() if since else started) > timeout:
+                name = "vllm.timeout" if since else "vllm.start_timeout"
+                self._broken = f"vLLM was {what} and gave nothing for {timeout:g} s ({name}){self._log_hint()}"
+                raise SamplerError(self._broken)
+
+    def _abandon(self, future: Future) -> None:
+        """Have the engine drop its requests, so that it can be used again, and give it some seconds to do so."""
+        self._stop.set()
+        with contextlib.suppress(Exception):
+            future.result(timeout=10)
+        self._stop.clear()
+
+    def _explain(self, error: BaseException, what: str) -> str:
+        lines = (str(error).strip() or repr(error)).splitlines()
+        text = f"vLLM failed while {what}: {type(error).__name__}: {lines[0]}"
+        if isinstance(error, torch.OutOfMemoryError) or "memory" in lines[0].lower():
+            text += (". Lower vllm.gpu_memory_utilization, vllm.kv_cache_gib or sampling.max_sequences, "
+                     "or train.token_budget if the trainer holds the memory")
+        return text + self._log_hint()
+
+    def _log_hint(self) -> str:
+        return f"; its log is {self._log_file}" if self._log_file else ""
+
+    # ---- the engine: its own thread ----
+
+    def _start_engine(self, sampling: SamplingConfig) -> None:
+        on_cpu = self._policy.device.type == "cpu"
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # one process: weights are handed over as they are
+        if on_cpu:
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # or vLLM would bind the trainer's threads too
+        _log_to(self._log_file)
+        set_num_threads = torch.set_num_threads  # vLLM's CPU worker replaces it, for the whole process
+        with warnings.catch_warnings():  # its import names what torch has deprecated
+            warnings.simplefilter("ignore")
+            from vllm import LLM
+        cache = self._config.kv_cache_gib or (1.0 if on_cpu else None)
+        with tempfile.TemporaryDirectory() as folder:
+            self._policy.save_config(Path(folder))
+            arguments = {
+                "model": folder, "load_format": "dummy", "skip_tokenizer_init": True, "generation_config": "vllm",
+                "dtype": str(self._policy.compute_dtype).removeprefix("torch."),
+                "max_model_len": self._max_prompt + self._max_new_tokens, "max_num_seqs": sampling.max_sequences,
+                "logprobs_mode": "processed_logprobs", "gpu_memory_utilization": self._config.gpu_memory_utilization,
+                "kv_cache_memory_bytes": None if cache is None else int(cache * 2**30), "enable_sleep_mode": self._sleeps,
+                "enforce_eager": on_cpu, "disable_log_stats": True, "seed": 0,
+                "trust_remote_code": self._policy.trust_remote_code}
+            if on_cpu:  # vLLM's CPU runner fails on a seeded request whose prompt it reads in pieces
+                arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, arguments["max_model_len"])}
+            try:
+                self._llm = LLM(**(arguments | self._config.engine_args))
+            finally:
+                torch.set_num_threads = set_num_threads
+        self._engine = self._llm.llm_engine
+        self._gap = GapCheck(self._temperature, self._engine.model_config.dtype, self._config.max_gap)
+
+    def _generate(self, prompts: list[list[int]], params: list[dict]) -> list:
+        """vLLM's outputs in the prompts' order; None where it was told to stop."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+        outputs: dict[int, Any] = {}
+        for index, (prompt, settings) in enumerate(zip(prompts, params, strict=True)):
+            self._engine.add_request(str(index), {"prompt_token_ids": prompt}, SamplingParams(
+                **settings, stop_token_ids=self._stop_tokens, logprobs=0, flat_logprobs=True, detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY))
+        try:
+            while self._engine.has_unfinished_requests():
+                if self._stop.is_set():
+                    return []
+                for output in self._engine.step():
+                    if output.finished:
+                        outputs[int(output.request_id)] = output
+                        self._finished_at = time.monotonic()
+        finally:
+            if left := [str(index) for index in range(len(prompts)) if index not in outputs]:
+                self._engine.abort_request(left)
+        return [outputs[index].outputs for index in range(len(prompts))]
+
+    def _load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+        if self._asleep:
+            self._llm.wake_up(tags=["weights"])
+
+        def load(model: torch.nn.Module) -> set[str]:
+            wanted = {name for name, _ in model.named_parameters()}
+            initialize_layerwise_reload(model)
+            loaded = model.load_weights((name, weight.detach()) for name, weight in weights)
+            finalize_layerwise_reload(model, self._engine.model_config)
+            return wanted - loaded
+
+        if self._policy.device.type == "cuda":
+            torch.cuda.synchronize()  # the optimizer's step is over before its weights are read
+        [missing] = self._llm.apply_model(load)
+        if self._policy.device.type == "cuda":
+            torch.cuda.synchronize()
+        if missing:
+            raise RuntimeError(f"expected the trainer's weights to fill the engine's model, got none for {sorted(missing)[:5]}")
+        if self._asleep:
+            self._llm.wake_up(tags=["kv_cache"])
+        self._llm.reset_prefix_cache()
+
+    def _shut_down(self) -> None:
+        from vllm.distributed import cleanup_dist_env_and_memory
+        self._engine.engine_core.shutdown()
+        del self._llm, self._engine
+        cleanup_dist_env_and_memory()
+
+    # ---- results ----
+
+    def _pack(self, outputs: list, prompts: list[list[int]], samples: int) -> Rollouts:
+        device, completions = self._policy.device, []
+        for group in outputs:
+            completions += group * (samples // len(group))
+        for completion in completions:
+            if len(completion.logprobs.logprobs) != len(completion.token_ids):
+                raise SamplerError(f"vLLM: expected one log-prob a token, got {len(completion.logprobs.logprobs)} for "
+                                   f"{len(completion.token_ids)} tokens")
+        return pack_completions(
+            [torch.tensor(completion.token_ids, dtype=torch.int64, device=device) for completion in completions],
+            [torch.tensor(completion.logprobs.logprobs, dtype=torch.float32, device=device) for completion in completions],
+            [completion.finish_reason != "stop" for completion in completions], prompts, samples)
+
+
+class _EngineThread:
+    """Runs functions one after the other in a daemon thread: one that hangs does not keep the process alive."""
+
+    def __init__(self):
+        self._jobs: queue.SimpleQueue = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="vllm", daemon=True).start()
+
+    def submit(self, function: Callable[[], Any] | None) -> Future:
+        """The function's result to be; None ends the thread."""
+        future: Future = Future()
+        self._jobs.put((future, function))
+        return future
+
+    def _run(self) -> None:
+        while True:
+            future, function = self._jobs.get()
+            if function is None:
+                return
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+            del future, function  # or the last result would live until the next call
+
+
+def _log_to(file: Path | None) -> None:
+    """vLLM's log to a file, instead of to standard output, whose last line is ours."""
+    os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
+    logger = logging.getLogger("vllm")
+    for old in list(logger.handlers):
+        logger.removeHandler(old)
+    handler = logging.FileHandler(file) if file else logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if file else logging.WARNING)
+    logger.propagate = False
