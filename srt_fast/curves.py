@@ -1,4 +1,4 @@
-"""The curves of a run: which panels there are, one figure with the first six, and one SVG per panel for the report.
+"""The figures of a run: its curves (one figure with the first six panels, one SVG per panel for the report) and a bar.
 
 The only file that imports matplotlib. It draws on Figure objects: no global pyplot state and no display is touched.
 """
@@ -18,7 +18,8 @@ from matplotlib.ticker import MaxNLocator
 Row = dict[str, Any]
 Series = tuple[str, str, str]  # kind of row, name of the metric, label
 
-BLUE, ORANGE, GREEN = "#3b82c4", "#e0861a", "#2a9d74"  # legible on white and on near-black
+BLUE, ORANGE, GREEN = "#3b82c4", "#e0861a", "#2a9d74"  # legible on white and on near-black, as the next two are
+PURPLE, GREY = "#9a68c8", "#8a8f98"
 _INK = "#010203"  # stands for the page's text colour in an SVG
 _RC = {"font.size": 9.5, "axes.titlesize": 10.5, "axes.spines.top": False, "axes.spines.right": False}
 _SVG_RC = {"svg.fonttype": "none", "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK}
@@ -27,12 +28,13 @@ _SVG_RC |= {"xtick.color": _INK, "ytick.color": _INK}
 
 @dataclass(frozen=True)
 class Panel:
-    """One set of axes: its curves, and the pair of curves (by place) whose distance is shaded."""
+    """One set of axes: its curves, the pair of curves (by place) whose distance is shaded, and whether y is logarithmic."""
 
     title: str
     ylabel: str
     series: tuple[Series, ...]
     shade: tuple[int, int] | None = None
+    log: bool = False
 
 
 PANELS = (  # the PNG has the first six
@@ -78,6 +80,16 @@ PANELS = (  # the PNG has the first six
         "fraction of samples",
         (("train", "no_answer", "no answer"), ("train", "cut", "cut at the limit")),
     ),
+    Panel(
+        "Log-prob gap, sampler and trainer",
+        "nats",
+        (
+            ("train", "check_gap", "largest after the sync"),
+            ("train", "check_gap_mean", "mean after the sync"),
+            ("train", "sampler_gap", "largest in training"),
+        ),
+        log=True,
+    ),
 )
 
 
@@ -105,8 +117,10 @@ def _draw(axes: Axes, panel: Panel, rows: list[Row]) -> None:
         axes.text(0.5, 0.5, "no data", ha="center", va="center", transform=axes.transAxes, alpha=0.6)
         return
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if panel.log and any((values > 0).any() for _, values in drawn):
+        axes.set_yscale("log", nonpositive="mask")
     axes.grid(alpha=0.2)
-    axes.margins(y=0.12)
+    axes.margins(y=0.45 if panel.log else 0.12)  # three far-apart curves leave no room for the legend
     if len(panel.series) > 1:
         axes.legend(frameon=False, fontsize="small")
 
@@ -127,8 +141,28 @@ def svg(panel: Panel, rows: list[Row]) -> str:
     with matplotlib.rc_context(_RC | _SVG_RC | {"svg.hashsalt": panel.title}):  # ids unlike those of the other panels
         figure = Figure(figsize=(4.6, 3), layout="constrained")
         _draw(figure.subplots(), panel, rows)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        return _element(figure)
+
+
+def bar_svg(parts: dict[str, float]) -> str:
+    """Five parts of a time, in seconds, as one stacked bar over a legend of seconds and percent; zeros are left out."""
+    shown = [part for part in zip(parts.items(), (BLUE, PURPLE, ORANGE, GREEN, GREY), strict=True) if part[0][1]]
+    with matplotlib.rc_context(_RC | _SVG_RC | {"svg.hashsalt": "bar"}):
+        figure = Figure(figsize=(4.6, 0.6 + 0.2 * len(shown)), layout="constrained")
+        axes, total, left = figure.subplots(), sum(parts.values()), 0.0
+        for (name, seconds), colour in shown:
+            label = f"{name}: {seconds:.2f} s, {100 * seconds / total:.1f} %"
+            axes.barh(0, seconds, left=left, color=colour, label=label)
+            left += seconds
+        axes.margins(0)
+        axes.set_axis_off()
+        figure.legend(loc="outside lower left", frameon=False)
+        return _element(figure)
+
+
+def _element(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :].replace(_INK, "currentColor")
 

@@ -72,7 +72,8 @@ class Learner:
             for batch in pack(rollouts, advantages, part, train.token_budget):
                 if not totals.updates:  # before the first update a step can still be undone
                     self._check()
-                totals.add(self._backward(batch, old, ref, normalizer), batch)
+                before = None if old is None else old[batch.token_index]
+                totals.add(self._backward(batch, before, ref, normalizer), batch, before, objective)
             totals.updates += 1
             totals.grad_norm += self._update()
         with warnings.catch_warnings():  # torch warns where the first steps had no update: the schedule counts those too
@@ -85,7 +86,7 @@ class Learner:
         result = linear_policy_loss(
             *tensors, batch.advantages, batch.cu_seqlens, self._objective, **options,
             sampler_logprobs=batch.sampler_logprobs, normalizer=normalizer,
-            old_logprobs=None if old is None else old[batch.token_index],
+            old_logprobs=old,
             ref_logprobs=None if ref is None else ref[batch.token_index])
         result.loss.backward()
         return result

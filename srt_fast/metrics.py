@@ -2,8 +2,12 @@
 
 One JSON object per line: {"step": 12, "kind": "train", "time": 1731000000.0, "loss": 0.01, ...}. Kinds:
 "train"  one row per step: loss, entropy, grad_norm, lr, pseudo_reward, vote_share, label_accuracy, pass1, unanimous,
-         no_answer, cut, completion_tokens, top_answer_share, tokens_saved, sampler_gap, tokens_per_second,
-         seconds_sample, seconds_train, seconds. Rates (pass1, unanimous, no_answer, cut, ...) are fractions.
+         no_answer, cut, completion_tokens, top_answer_share, tokens_saved, tokens_per_second. Rates (pass1, cut, ...)
+         are fractions. A step's time: seconds_sample, seconds_reward (the vote), seconds_train, seconds_sync (weights to
+         the sampler, the check, and the wait for rollouts sampled meanwhile) and seconds, the whole step.
+         Differences of the sampler's and the trainer's log-probs, in nats: check_gap and check_gap_mean (largest and mean
+         in the check after each sync), sampler_gap (largest over the trained tokens). With a sampler correction:
+         correction (mean) and correction_clipped (share of tokens whose correction is over its cap).
 "eval"   one row per evaluation: scores.summarize's names and completion_tokens.
 "event"  what else happened: "event" (a short name such as "skipped_step") and "message".
 """

@@ -15,10 +15,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from srt_fast.curves import PANELS, overview, svg
+from srt_fast.curves import PANELS, bar_svg, overview, svg
 from srt_fast.metrics import read_metrics
 
 Row = dict[str, Any]
+
+STEP_PARTS = {"sampling": "seconds_sample", "voting": "seconds_reward", "training": "seconds_train", "syncing": "seconds_sync"}
 
 
 def write_report(run_dir: str | Path) -> tuple[Path, Path]:
@@ -68,6 +70,7 @@ def _page(facts: Row, rows: list[Row], samples: list[Row], audited: list[Row], c
     sections = {
         "Before and after": _scores(rows, summary),
         "Curves": f'<div class="curves">{"".join(svg(panel, rows) for panel in PANELS)}</div>',
+        "Where a step's time goes": _step_time(rows),
         "Events": _events(rows),
         **({"Second opinion on the vote": _audit(audited)} if audited else {}),
         "Sample completions": _samples(samples),
@@ -112,6 +115,20 @@ def _change(before: float | None, after: float | None, name: str) -> str:
     if before is None or after is None:
         return "-"
     return f"{after - before:+.1f}" if name == "completion_tokens" else f"{100 * (after - before):+.1f} points"
+
+
+def _step_time(rows: list[Row]) -> str:
+    """Medians over the steps after the first, which warms up. What an older run did not time is in the rest."""
+    timed = [row for row in rows if row.get("kind") == "train" and row.get("seconds")][1:]
+    if not timed:
+        return "<p>no timed steps after the first</p>"
+    parts = {part: [row.get(name, 0.0) for row in timed] for part, name in STEP_PARTS.items()}
+    parts["the rest"] = [row["seconds"] - sum(known) for row, *known in zip(timed, *parts.values(), strict=True)]
+    bar = bar_svg({part: statistics.median(values) for part, values in parts.items()})
+    seconds, speed = (statistics.median(row[name] for row in timed) for name in ("seconds", "tokens_per_second"))
+    words = f"Median of the steps after the first: {seconds:.2f} s a step, {speed:,.0f} tokens per second. Syncing waits for " \
+            "rollouts under way, gives the sampler the new weights and checks them. Evaluations and checkpoints are not counted."
+    return f'<div class="bar">{bar}</div><p>{words}</p>'
 
 
 def _events(rows: list[Row], limit: int = 50) -> str:
@@ -192,7 +209,7 @@ td, th { text-align: left; vertical-align: top; font-variant-numeric: tabular-nu
 .scores td + td, .scores th + th { text-align: right; } .scores tr:nth-child(2) { font-weight: bold; }
 section { overflow-x: auto; } .left td:last-child { overflow-wrap: anywhere; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem; }
-.curves svg { width: 100%; height: auto; }
+.curves svg, .bar svg { width: 100%; height: auto; } .bar { max-width: 36rem; }
 pre { margin: 0; white-space: pre-wrap; max-height: 14rem; overflow: auto; unicode-bidi: isolate; font-size: .875rem; }
 .prompt { border: 1px solid var(--line); border-radius: .5rem; margin: .75rem 0; overflow: hidden; }
 .prompt > pre { background: var(--soft); padding: .5rem .75rem; font-weight: bold; }

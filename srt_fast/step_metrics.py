@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from srt_fast.rollout import PackedBatch, Problem, Rollouts
 from srt_kernels.linear_policy_loss import PolicyLoss
 from srt_kernels.majority_vote import Vote
+from srt_kernels.objective import Objective
 
 SAMPLED_PROMPTS, SAMPLED_COMPLETIONS = 2, 3
 
@@ -48,6 +50,17 @@ def sample_rows(problems: list[Problem], rollouts: Rollouts, tokenizer, answers:
     return rows
 
 
+def over_cap(objective: Objective, logprobs: Tensor, batch: PackedBatch) -> Tensor:
+    """[n] bool: tokens whose sampler correction, exp(logprobs - sampler's) of the token or of its whole completion, is over
+    the cap."""
+    log_correction = (logprobs - batch.sampler_logprobs).nan_to_num()
+    if objective.correction.startswith("sequence"):
+        rollout = torch.repeat_interleave(batch.cu_seqlens.diff(), output_size=len(logprobs))
+        nothing = torch.zeros(len(batch.rollout_index), device=logprobs.device)
+        log_correction = nothing.index_add(0, rollout, log_correction)[rollout]
+    return log_correction > math.log(objective.correction_cap)
+
+
 @dataclass
 class Totals:
     """Sums over the micro-batches of a step's training pass."""
@@ -57,9 +70,19 @@ class Totals:
     entropy: float = 0.0
     tokens: int = 0
     sampler_gap: float = 0.0
+    correction: float = 0.0
+    over_cap: int = 0
+    corrected: int = 0
+    rows: int = 0
     updates: int = 0
 
-    def add(self, result: PolicyLoss, batch: PackedBatch) -> None:
+    def add(self, result: PolicyLoss, batch: PackedBatch, old: Tensor | None, objective: Objective) -> None:
+        """A micro-batch; old [n] log-probs before the step's first update, None where they are the current ones."""
+        if objective.correction != "none":
+            over = over_cap(objective, result.logprobs if old is None else old, batch)
+            self.correction += (result.correction * result.rows).item()
+            self.over_cap, self.corrected = self.over_cap + over.sum().item(), self.corrected + len(over)
+            self.rows += result.rows.item()
         self.loss += result.loss.item()
         self.entropy += result.entropies.nansum().item()
         self.tokens += result.entropies.isfinite().sum().item()  # tokens that a correction masks have none
@@ -71,9 +94,12 @@ class Totals:
         """Means over updates and tokens; only the count where there was no update.
 
         sampler_gap: largest difference, in nats, between the sampler's and the trainer's log-prob of a token; on policy
-        it is rounding alone.
+        it is rounding alone. With a sampler correction: its mean, and the share of tokens whose correction was over the cap,
+        which truncate cuts and mask leaves out.
         """
         if not self.updates:
             return {"updates": 0}
-        return {"loss": self.loss / self.updates, "grad_norm": self.grad_norm / self.updates,
+        correction = {} if not self.corrected else {
+            "correction": self.correction / max(self.rows, 1), "correction_clipped": self.over_cap / self.corrected}
+        return correction | {"loss": self.loss / self.updates, "grad_norm": self.grad_norm / self.updates,
                 "entropy": self.entropy / max(self.tokens, 1), "sampler_gap": self.sampler_gap, "updates": self.updates}

@@ -48,7 +48,7 @@ def test_full_run(tmp_path):
     page = Tags(html.read_text(encoding="utf-8"))
     assert "script" not in page.tags and "link" not in page.tags and "img" not in page.tags
     assert all(link.startswith("#") for link in page.links)
-    assert page.tags.count("svg") == 9 and "no data" in page.text
+    assert page.tags.count("svg") == 10 and "no data" in page.text
     for shown in ("seed 7", "1 min 1 s", "50.0 ± 2.0 %", "74.0 ± 2.0 %", "+24.0 points", "after (step 60)"):
         assert shown in page.text
     for shown in ("25.0 % of training completions", "alert('1')", "Step 3", "Step 60", "group_size"):
@@ -68,9 +68,25 @@ def test_run_that_has_just_begun(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     html, png = write_report(tmp_path)
     text = html.read_text(encoding="utf-8")
-    assert text.count("no data") == 9 and png.is_file()
+    assert text.count("no data") == 10 and png.is_file()
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "kind": "eval", "time": 1.0, "pass1": 0.5}\n')
     assert "points" not in write_report(tmp_path)[0].read_text(encoding="utf-8")  # one evaluation is no change
+
+
+def test_step_time(tmp_path):
+    parts = {"seconds_sample": 2.0, "seconds_reward": 0.5, "seconds_train": 6.0, "seconds_sync": 1.0}
+    steps = [{name: 50 * value for name, value in parts.items()}, parts, parts, parts | {"seconds_train": 60.0}]  # 1st: warm-up
+    old = [{name: step[name] for name in ("seconds_sample", "seconds_train")} for step in steps]
+    for run, timed in (("new", steps), ("old", old)):
+        writer = MetricsWriter(tmp_path / run, LogConfig(tensorboard=False), None)
+        for step, (values, all_parts) in enumerate(zip(timed, steps, strict=True), start=1):
+            writer.log(step, values | {"seconds": sum(all_parts.values()) + 0.5, "tokens_per_second": 1234.5})
+        writer.close()
+    new, old = (Tags(write_report(tmp_path / run)[0].read_text(encoding="utf-8")).text for run in ("new", "old"))
+    for shown in ("sampling: 2.00 s, 20.0 %", "voting: 0.50 s, 5.0 %", "training: 6.00 s, 60.0 %", "syncing: 1.00 s, 10.0 %",
+                  "the rest: 0.50 s, 5.0 %", "10.00 s a step, 1,234 tokens per second"):
+        assert shown in new
+    assert "training: 6.00 s, 60.0 %" in old and "the rest: 2.00 s, 20.0 %" in old and "voting:" not in old
 
 
 def test_refuses_what_is_no_run(tmp_path):

@@ -51,13 +51,13 @@ class GapCheck:
         gap = (ours - rollouts.logprobs).abs()
         last, self._last = self._last, (rollouts, ours)
         worst, bar = gap.max().item(), self._bar_for(policy)
-        stale = last is not None and _same(rollouts, last[0]) and (ours - last[1]).abs().max() > max(ROUNDING, 1e-3 * bar)
-        narrow = self._dtype != torch.float32  # a small update may vanish in the sampler's type: no proof of staleness
+        stale = last is not None and _same(rollouts, last[0]) and (ours - last[1]).abs().max() > ROUNDING
+        narrow = self._dtype != torch.float32  # a small update may vanish in the sampler's type
         problem = None
         if not worst <= bar or (stale and not narrow):
             what = STALE if stale else self._explain(policy, rollouts, ours)
-            problem = (f"the sampler's log-probs are not the trainer's: largest gap {worst:.3g} nats over {len(gap)} tokens (mean "
-                       f"{gap.mean():.3g}, bar {bar:g}). It looks like {what}")
+            problem = ("the sampler's log-probs are not the trainer's: largest gap "
+                       f"{worst:.3g} nats over {len(gap)} tokens (mean {gap.mean():.2g}, bar {bar:g}). It looks like {what}")
         return Gap(mean=gap.mean().item(), max=worst, problem=problem)
 
     def _bar_for(self, policy: Policy) -> float:
@@ -71,8 +71,8 @@ class GapCheck:
             return (f"temperature or truncation: the sampler's log-probs are those of temperature {temperature:.3g}, "
                     f"the trainer's of {self._temperature:g}")
         if difference.min() > -0.05 * difference.max():
-            return ("temperature or truncation: every token is likelier to the sampler than to the trainer, as where top_p, top_k "
-                    "or min_p leave tokens out")
+            return ("temperature or truncation: every token is likelier to the sampler than to the trainer, as where top_p, "
+                    "top_k or min_p leave tokens out")
         if self._dtype != policy.compute_dtype:
             return f"wrong dtype: the sampler computes in {self._dtype}, the trainer in {policy.compute_dtype}"
         return ("stale weights or corrupted ones: the sampler holds others than the trainer (no temperature explains the "

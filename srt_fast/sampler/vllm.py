@@ -53,7 +53,8 @@ class VLLMSampler:
         self._asleep, self._stop, self._broken = False, threading.Event(), None
         self._finished_at = time.monotonic()
         self._thread = _EngineThread()
-        self._wait(self._thread.submit(lambda: self._start_engine(sampling)), config.start_timeout, "starting", interruptible=True)
+        started = self._thread.submit(lambda: self._start_engine(sampling))
+        self._wait(started, config.start_timeout, "starting", interruptible=True)
 
     # ---- the sampler's interface: the trainer's thread ----
 
@@ -76,6 +77,7 @@ class VLLMSampler:
             raise ValueError(f"prompts: expected at most {self._max_prompt} tokens, got one of {longest}")
         # One seed a prompt (vLLM adds the sample's number), from torch's generator: runs repeat and resume.
         seeds = torch.randint(2**31, (len(prompts),)).tolist()
+        state = torch.get_rng_state()  # vLLM's CPU sampler draws from the same generator, and then not from what it drew
         n = samples if temperature > 0 else 1  # greedy completions are all the same, and vLLM refuses more than one
         params = [{"n": n, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed,
                    "max_tokens": max_new_tokens} for seed in seeds]
@@ -84,6 +86,7 @@ class VLLMSampler:
 
         def wait(interruptible: bool = False) -> Rollouts:
             outputs = self._wait(future, self._config.timeout, "sampling", interruptible, since=lambda: self._finished_at)
+            torch.set_rng_state(state)
             return self._pack(outputs, prompts, samples)
         return wait
 
@@ -170,9 +173,7 @@ class VLLMSampler:
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # or vLLM would bind the trainer's threads too
         _log_to(self._log_file)
         set_num_threads = torch.set_num_threads  # vLLM's CPU worker replaces it, for the whole process
-        with warnings.catch_warnings():  # its import names what torch has deprecated
-            warnings.simplefilter("ignore")
-            from vllm import LLM
+        from vllm import LLM
         cache = self._config.kv_cache_gib or (1.0 if on_cpu else None)
         with tempfile.TemporaryDirectory() as folder:
             self._policy.save_config(Path(folder))
@@ -187,7 +188,9 @@ class VLLMSampler:
             if on_cpu:  # vLLM's CPU runner fails on a seeded request whose prompt it reads in pieces
                 arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, arguments["max_model_len"])}
             try:
-                self._llm = LLM(**(arguments | self._config.engine_args))
+                with warnings.catch_warnings():  # it names what torch has deprecated
+                    warnings.simplefilter("ignore")
+                    self._llm = LLM(**(arguments | self._config.engine_args))
             finally:
                 torch.set_num_threads = set_num_threads
         self._engine = self._llm.llm_engine
@@ -225,6 +228,7 @@ class VLLMSampler:
             initialize_layerwise_reload(model)
             loaded = model.load_weights((name, weight.detach()) for name, weight in weights)
             finalize_layerwise_reload(model, self._engine.model_config)
+            _repack_tied(model)
             return wanted - loaded
 
         if self._policy.device.type == "cuda":
@@ -258,6 +262,17 @@ class VLLMSampler:
             [torch.tensor(completion.token_ids, dtype=torch.int64, device=device) for completion in completions],
             [torch.tensor(completion.logprobs.logprobs, dtype=torch.float32, device=device) for completion in completions],
             [completion.finish_reason != "stop" for completion in completions], prompts, samples)
+
+
+def _repack_tied(model: torch.nn.Module) -> None:
+    """A head tied to the embeddings is no weight of its own, so vLLM's reload passes it by; but its CPU build multiplies
+    with a packed copy, which is made anew here. (With 0.32 on a CPU the head would stay what it was.)"""
+    seen = set()
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        if weight is not None and id(weight) in seen and hasattr(module, "quant_method"):
+            module.quant_method.process_weights_after_loading(module)
+        seen.add(id(weight))
 
 
 class _EngineThread:
