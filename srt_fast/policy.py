@@ -75,8 +75,10 @@ class Policy:
         return self._autocast_dtype or self.model.dtype
 
     def weights(self) -> Iterable[tuple[str, Tensor]]:
-        """Every weight under its name in a checkpoint, layer by layer, no copies where the model has the checkpoint's layout."""
-        return revert_weight_conversion(self.model, dict(self.model.named_parameters())).items()
+        """Every weight and saved buffer under its name in a checkpoint, tied ones once, layer by layer; copies only where the
+        model does not have the checkpoint's layout (transformers fuses experts)."""
+        once = {id(tensor): (name, tensor) for name, tensor in reversed(self.model.state_dict(keep_vars=True).items())}
+        return revert_weight_conversion(self.model, dict(reversed(once.values()))).items()
 
     def autocast(self):
         """The context of every forward pass, training and sampling alike."""

@@ -19,7 +19,10 @@ from srt_fast.progress import RunProgress
 from srt_fast.report import write_report
 from srt_fast.signals import StopSignals
 
-MAY_CHANGE = ("run_dir", "train.steps", "log.", "checkpoint.", "evaluation.every", "feedback.audit_groups")
+MAY_CHANGE = ("run_dir", "train.steps", "log.", "checkpoint.", "evaluation.every", "feedback.audit_groups", "vllm.urls",
+              "vllm.transfer", "vllm.timeout", "vllm.start_timeout", "vllm.max_gap", "vllm.mean_gap", "vllm.sleep",
+              "vllm.gpu_memory_utilization", "vllm.kv_cache_gib", "vllm.engine_args", "sampling.max_sequences",
+              "train.token_budget")
 """What a resumed run may set anew; anything else would make it another run."""
 
 
@@ -130,6 +133,8 @@ def load_config(folder: str | Path) -> Config:
         values = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: expected JSON, got: {error}") from None
+    if isinstance(values, dict) and isinstance(values.get("sampling"), dict):
+        values["sampling"].setdefault("engine", "hf")  # what there was before the field
     return from_dict(values)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 
 from srt_fast.config import Config
 from srt_fast.policy import Policy, longest_prompt
 from srt_fast.rollout import Problem, Rollouts
-from srt_fast.sampler.base import Sampler, SamplerError
+from srt_fast.sampler.base import Pending, Sampler, SamplerError
 from srt_fast.tasks.stream import PromptStream
 from srt_fast.tasks.wording import prompt_ids
 
@@ -38,7 +37,7 @@ class Supply:
         self.max_prompt = longest_prompt(policy, config.sampling)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="prompts")
         self._prepared: Future | None = None
-        self._sampled: tuple[Prompts, Rollouts | Callable[[], Rollouts]] | None = None
+        self._sampled: tuple[Prompts, Rollouts | Pending] | None = None
 
     def next(self) -> tuple[Prompts, Rollouts]:
         """A step's prompts and their rollouts, sampled now if they have not been."""
@@ -58,10 +57,10 @@ class Supply:
 
     def settle(self) -> None:
         """Wait for rollouts that are being sampled. Where the engine fails, their prompts are the next ones again."""
-        if self._sampled and callable(self._sampled[1]):
-            prompts, wait = self._sampled
+        if self._sampled and isinstance(self._sampled[1], Pending):
+            prompts, pending = self._sampled
             try:
-                self._sampled = prompts, wait()
+                self._sampled = prompts, pending.result()
             except SamplerError:
                 self.load_state_dict({"prompts": prompts.position, "rollouts": None})
                 raise
@@ -77,6 +76,9 @@ class Supply:
         return {"prompts": prepared.position if prepared else self._stream.state_dict(), "rollouts": None}
 
     def load_state_dict(self, state: dict) -> None:
+        """What is being prepared is given up."""
+        if self._sampled and isinstance(self._sampled[1], Pending):
+            self._sampled[1].cancel()
         if self._prepared:
             self._prepared.result()
         self._prepared = self._sampled = None

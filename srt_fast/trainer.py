@@ -1,7 +1,7 @@
 """Self-Rewarded Training (arXiv 2505.21444), read from top to bottom: sample, vote, reward, pack, loss, step, sync, log.
 
 Left out, and why: several devices (FSDP2 comes next; the loss already takes the global batch's normalizer and the
-sampler has its weight sync), and PPO epochs over the same mini-batch (the paper takes one optimizer step per batch).
+samplers their weight sync), and PPO epochs over the same mini-batch (the paper takes one optimizer step per batch).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def evaluate_model(config: Config, *, quiet: bool = False) -> dict[str, float]:
     with RunProgress(quiet=quiet) as progress:
         policy = load_policy(starting_model(config, progress), config.model)
         reader = AnswerReader(policy.tokenizer, config.task.answer_rule)
-        with contextlib.closing(make_sampler(config, policy, folder=None, checkpoint=lambda: None)) as sampler:
+        with contextlib.closing(make_sampler(config, policy)) as sampler:
             progress.phase("evaluation", 1, ["pass1", "maj", "vote_share"])
             result = evaluate(policy, sampler, reader, task, config, config.evaluation)
         progress.update(1, **result)
@@ -111,6 +111,9 @@ class Trainer:
         self.policy = load_policy(str(saved / "model") if saved else start, config.model)
         reference = load_reference(start, config.model) if with_kl else None
         self.reader = AnswerReader(self.policy.tokenizer, config.task.answer_rule)
+        if config.sampling.engine == "vllm":
+            run.progress.note("sampling with vLLM" + (f" at {', '.join(config.vllm.urls)}" if config.vllm.urls else
+                                                      f", whose log is {run.folder / 'vllm.log'}"))
         self.sampler = make_sampler(config, self.policy, folder=run.folder, checkpoint=run.signals.check)
         held.callback(self.sampler.close)
         self.learner = Learner(config, self.policy, reference, run.signals.check)
@@ -120,7 +123,10 @@ class Trainer:
         torch.manual_seed(train.seed)
         if saved:
             state = torch.load(saved / "state.pt", weights_only=True, map_location="cpu")
-            self._rewind(state["stream"])
+            position = state["stream"]
+            if "supply" not in position:  # a checkpoint of before batches were prepared ahead
+                position["supply"] = {"prompts": position.pop("prompts"), "rollouts": None}
+            self._rewind(position)
             self.learner.load_state_dict(state["learner"])
             run.load_state_dict(state["run"])
             self.step = state["step"]
@@ -132,8 +138,8 @@ class Trainer:
         return {"random": random_state(), "supply": self.supply.state_dict(), "feedback": self.feedback.state_dict()}
 
     def _rewind(self, position: dict) -> None:
+        self.supply.load_state_dict(position["supply"])  # first: a sampler that still runs may draw from the same generator
         set_random_state(position["random"])
-        self.supply.load_state_dict(position["supply"])
         self.feedback.load_state_dict(position["feedback"])
 
     def _save(self, *, needed: bool) -> None:

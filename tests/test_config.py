@@ -30,6 +30,11 @@ def test_recipes_are_whole_and_survive_json(name):
     ({"task.kind": "jsonl"}, r"task\.name"),
     ({"task.template": "no prompt"}, r"task\.template"),
     ({"task.kind": "reasoning_gym", "task.name": "chain_sum"}, r"model\.path"),
+    ({"sampling.top_p": 0.9, "sampling.min_p": 0.1}, r"sampling\.allow_truncation: expected True with top_p=0\.9, min_p=0\.1"),
+    ({"vllm.mode": "server"}, r"vllm\.urls: expected at least one server"),
+    ({"vllm.urls": ["http://a:1"]}, r"vllm\.mode: expected 'server'"),
+    ({"vllm.mode": "server", "vllm.urls": ["a:1"]}, r"vllm\.urls: expected http://host:port, got a:1"),
+    ({"vllm.one_step_off": True, "sampling.engine": "hf"}, r"vllm\.one_step_off: expected sampling\.engine='vllm'"),
 ])
 def test_bad_values_name_the_field(changes, message):
     with pytest.raises(ValueError, match=message):
@@ -51,6 +56,12 @@ def test_override_nests_and_dots_and_leaves_the_original():
 def test_dr_grpo_takes_its_length_from_sampling():
     config = override(quickstart(), {"train.objective": "dr_grpo"})
     assert config.objective().max_length == config.sampling.max_new_tokens
+
+
+def test_one_step_off_corrects_unless_told_otherwise():
+    config = override(quickstart(), {"vllm.one_step_off": True})
+    assert config.objective().correction == "token_truncate"
+    assert override(config, {"train.objective_overrides": {"correction": "none"}}).objective().correction == "none"
 
 
 def test_for_model_names_the_run_after_the_model():

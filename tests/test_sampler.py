@@ -55,3 +55,19 @@ def test_greedy_and_seeded(tiny_policy):
         torch.manual_seed(3)
         draws.append(sampler.sample(PROMPTS, 4, temperature=1.0, max_new_tokens=4).tokens)
     assert draws[0].equal(draws[1])
+
+
+@torch.no_grad()
+def test_truncated_logprobs_are_those_of_the_tokens_that_are_left(tiny_policy):
+    """top_k 3 after the temperature: three tokens share the probability, and only they are sampled."""
+    sampler = HFSampler(tiny_policy, max_sequences=512)
+    rollouts = sampler.sample([PROMPTS[1]], 64, temperature=0.5, max_new_tokens=1, top_k=3)
+    logits = tiny_policy.model(input_ids=torch.tensor([PROMPTS[1]]), use_cache=False).logits[0, -1] / 0.5
+    values, tokens = logits.topk(3)
+    expected = dict(zip(tokens.tolist(), log_softmax(values, -1).tolist(), strict=True))
+    assert set(rollouts.tokens.tolist()) == set(expected)
+    of_each = torch.tensor([expected[token] for token in rollouts.tokens.tolist()])
+    torch.testing.assert_close(rollouts.logprobs, of_each, rtol=0, atol=1e-5)
+    for truncation in ({"top_p": 1e-6}, {"min_p": 1.0}):  # nothing but the likeliest token
+        only = sampler.sample([PROMPTS[1]], 8, temperature=0.5, max_new_tokens=1, **truncation)
+        assert (only.tokens == tokens[0]).all() and (only.logprobs == 0).all()

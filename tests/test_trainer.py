@@ -14,6 +14,7 @@ from srt_fast import learner
 from srt_fast.checkpoint import CheckpointError
 from srt_fast.config import Config, override, to_dict
 from srt_fast.metrics import read_metrics
+from srt_fast.run import load_config
 from srt_fast.trainer import Trainer
 
 
@@ -147,6 +148,19 @@ def test_stopped_killed_and_resumed_is_bit_for_bit_the_whole_run(tiny_config, tm
     told = [[{k: v for k, v in row.items() if k != "time" and "second" not in k} for row in rows if row["kind"] != "event"]
             for rows in (whole_rows, read_metrics(folder / "metrics.jsonl"))]
     assert told[0] == told[1]
+
+
+def test_a_folder_of_an_earlier_version_goes_on(tiny_config, tmp_path):
+    """Before the samplers had names, and before batches were prepared ahead."""
+    run(tiny_config, tmp_path / "run", **{"train.steps": 2, "checkpoint.every": 1})
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    del config["vllm"], config["sampling"]["engine"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    file = tmp_path / "run" / "checkpoints" / "step-000002" / "state.pt"
+    state = torch.load(file, weights_only=True)
+    state["stream"]["prompts"] = state["stream"].pop("supply")["prompts"]
+    torch.save(state, file)
+    assert Trainer(override(load_config(tmp_path / "run"), {"train.steps": 3}), resume=tmp_path / "run", quiet=True).train()
 
 
 def test_a_resume_may_not_become_another_run(tiny_config, tmp_path):

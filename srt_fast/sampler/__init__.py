@@ -28,8 +28,12 @@ def choose_engine(config: Config) -> Config:
     return config
 
 
-def make_sampler(config: Config, policy: Policy, *, folder: Path | None, checkpoint: Callable[[], None]) -> Sampler:
-    """The sampler of a configuration whose engine is decided, with the policy's weights. folder: where vLLM writes its log."""
+def make_sampler(config: Config, policy: Policy, *, folder: Path | None = None,
+                 checkpoint: Callable[[], None] = lambda: None) -> Sampler:
+    """The sampler of a configuration whose engine is decided, with the policy's weights. folder: where vLLM writes its log.
+
+    `checkpoint` is called while waiting; it may raise to leave early (a signal arrived).
+    """
     sampling = config.sampling
     if sampling.engine == "hf":
         from srt_fast.sampler.hf import HFSampler
@@ -41,5 +45,9 @@ def make_sampler(config: Config, policy: Policy, *, folder: Path | None, checkpo
         from srt_fast.sampler.vllm import VLLMSampler
         log_file = folder / "vllm.log" if folder else None
         sampler = VLLMSampler(policy, sampling, config.vllm, log_file=log_file, checkpoint=checkpoint)
-    sampler.sync(policy)
+    try:
+        sampler.sync(policy)
+    except BaseException:
+        sampler.close()
+        raise
     return sampler

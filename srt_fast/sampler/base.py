@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
 
@@ -15,6 +17,14 @@ from srt_fast.sampler.gap import Gap
 
 class SamplerError(RuntimeError):
     """The engine died, ran out of memory, is stuck, or does not compute what the trainer computes. The run can be resumed."""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Rollouts that are being sampled."""
+
+    result: Callable[..., Rollouts]  # waits; signals are noticed meanwhile only with interruptible=True
+    cancel: Callable[[], None]  # gives them up; the engine is idle after
 
 
 class Sampler(Protocol):

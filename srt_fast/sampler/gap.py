@@ -1,9 +1,10 @@
 """The proof that sampler and trainer compute the same log-probs, and what it looks like when they do not.
 
 After every weight sync a few prompts are completed, always the same ones with the same seeds, and both sides score the
-tokens. The largest difference is compared with a bar. What is behind a larger one is told from evidence:
-- tokens and log-probs are those of the last check to the bit, although the trainer now scores these tokens otherwise:
-  the engine did not take the new weights (stale);
+tokens. The differences are compared with a bar: the largest one in float32; the mean in narrower types, where single
+tokens may be far apart by rounding alone. What is behind a gap is told from evidence:
+- tokens and log-probs are those of the last check to the bit, although weights have changed since, also in the sampler's
+  type: the engine did not take the new weights (stale). This needs no bar: it shows however small the update was;
 - at another temperature the trainer gives the sampler's log-probs, or every token is likelier to the sampler:
   temperature or truncation;
 - the engine computes in a narrower type than the trainer;
@@ -23,10 +24,11 @@ from srt_fast.policy import Policy
 from srt_fast.rollout import Rollouts
 
 SEED = 20260102
-ROUNDING = 1e-5  # nats that a deterministic fp32 score of the same tokens may move by without a change of weights
 TOKEN_BUDGET = 16384
-STALE = ("stale weights: the sampler repeats its tokens and log-probs of the last check to the bit, the trainer's scores of them "
-         "have changed. The weight sync had no effect")
+MAX_GAP, MEAN_GAP = 1e-3, 0.1  # nats; in float32, in narrower types
+FAR = 3.0  # a sampler whose temperature seems further off than this factor rather has other weights
+STALE = ("stale weights: the sampler repeats its tokens and log-probs of the last check to the bit, the trainer's weights have "
+         "changed. The weight sync had no effect")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,37 +41,42 @@ class Gap:
 
 
 class GapCheck:
-    """Holds the last check, to tell a sampler that did not change. `bar` in nats; dtype: what the sampler computes in."""
+    """Holds the last check, to tell a sampler that did not change. dtype: what the sampler computes in.
 
-    def __init__(self, temperature: float, dtype: torch.dtype, bar: float | None):
-        self._temperature, self._dtype, self._bar = temperature, dtype, bar
-        self._last: tuple[Rollouts, Tensor] | None = None
+    max_gap, mean_gap in nats; None: MAX_GAP in float32, MEAN_GAP in narrower types.
+    """
+
+    def __init__(self, temperature: float, dtype: torch.dtype, max_gap: float | None, mean_gap: float | None):
+        self._temperature, self._dtype, self._max_gap, self._mean_gap = temperature, dtype, max_gap, mean_gap
+        self._last: tuple[Rollouts, list[int]] | None = None
 
     def __call__(self, policy: Policy, rollouts: Rollouts) -> Gap:
         """Compare the policy's scores of these rollouts with the sampler's."""
         ours = self._score(policy, rollouts, self._temperature)
-        gap = (ours - rollouts.logprobs).abs()
-        last, self._last = self._last, (rollouts, ours)
-        worst, bar = gap.max().item(), self._bar_for(policy)
-        stale = last is not None and _same(rollouts, last[0]) and (ours - last[1]).abs().max() > ROUNDING
-        narrow = self._dtype != torch.float32  # a small update may vanish in the sampler's type
+        gap, sums = (ours - rollouts.logprobs).abs(), self._sums(policy)
+        last, self._last = self._last, (rollouts, sums)
+        changed = 0 if last is None else sum(a != b for a, b in zip(sums, last[1], strict=True)) / len(sums)
+        stale = changed > 0.5 and _same(rollouts, last[0])  # half of the tensors: one alone may leave all tokens as they are
+        largest, mean = gap.max().item(), gap.mean().item()
+        float32 = policy.compute_dtype == torch.float32
+        max_gap = self._max_gap or (MAX_GAP if float32 else math.inf)
+        mean_gap = self._mean_gap or (math.inf if float32 else MEAN_GAP)
         problem = None
-        if not worst <= bar or (stale and not narrow):
+        if stale or not (largest <= max_gap and mean <= mean_gap):
             what = STALE if stale else self._explain(policy, rollouts, ours)
-            problem = ("the sampler's log-probs are not the trainer's: largest gap "
-                       f"{worst:.3g} nats over {len(gap)} tokens (mean {gap.mean():.2g}, bar {bar:g}). It looks like {what}")
-        return Gap(mean=gap.mean().item(), max=worst, problem=problem)
-
-    def _bar_for(self, policy: Policy) -> float:
-        return self._bar or (1e-3 if policy.compute_dtype == torch.float32 else 0.5)
+            bars = ", ".join(f"{name} {bar:g}" for name, bar in (("largest", max_gap), ("mean", mean_gap)) if bar < math.inf)
+            problem = (f"the sampler's log-probs are not the trainer's: over {len(gap)} tokens the largest gap is {largest:.3g} "
+                       f"nats, the mean {mean:.3g} (bars: {bars}). It looks like {what}")
+        return Gap(mean=mean, max=largest, problem=problem)
 
     def _explain(self, policy: Policy, rollouts: Rollouts, ours: Tensor) -> str:
         difference = rollouts.logprobs - ours
         size = difference.abs().mean().item()
         temperature, left = self._best_temperature(policy, rollouts)
-        if left < 0.1 * size and abs(math.log(temperature / self._temperature)) > 0.01:
+        off = abs(math.log(temperature / self._temperature))
+        if left < 0.1 * size and 0.01 < off < math.log(FAR):
             return (f"temperature or truncation: the sampler's log-probs are those of temperature {temperature:.3g}, "
-                    f"the trainer's of {self._temperature:g}")
+                    f"the trainer's of {self._temperature:g} (or its head is scaled)")
         if difference.min() > -0.05 * difference.max():
             return ("temperature or truncation: every token is likelier to the sampler than to the trainer, as where top_p, "
                     "top_k or min_p leave tokens out")
@@ -91,6 +98,12 @@ class GapCheck:
     def _score(self, policy: Policy, rollouts: Rollouts, temperature: float) -> Tensor:
         everything = torch.arange(len(rollouts.cut), device=rollouts.cut.device)
         return rollout_logprobs(policy, rollouts, everything, temperature=temperature, token_budget=TOKEN_BUDGET)
+
+    def _sums(self, policy: Policy) -> list[int]:
+        """A sum of each weight's bits in the sampler's type: another one says that the weight has changed there too."""
+        bits = torch.int32 if self._dtype == torch.float32 else torch.int16
+        return torch.stack([weight.detach().to(self._dtype).contiguous().view(bits).sum(dtype=torch.int64)
+                            for _, weight in policy.weights()]).tolist()
 
 
 def _same(a: Rollouts, b: Rollouts) -> bool:

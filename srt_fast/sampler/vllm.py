@@ -2,7 +2,7 @@
 
 The engine runs in this process, on the trainer's device. It starts with random weights: every weight it ever samples with
 came through `sync`, from the trainer's own tensors on the same device (vLLM's layerwise reload takes one layer at a
-time: no disk, no host copy, no second model; merged projections and tied embeddings are its own business).
+time: no disk, no host copy, no staging buffer; merged projections and tied embeddings are its own business).
 
 All calls of vLLM happen in one daemon thread. The trainer's thread waits with a bound, notices signals meanwhile, and may
 train while the engine samples (`start`).
@@ -10,7 +10,6 @@ train while the engine samples (`start`).
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import queue
@@ -19,6 +18,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from concurrent import futures
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -27,68 +27,39 @@ import torch
 from torch import Tensor
 
 from srt_fast.config import SamplingConfig, VLLMConfig
-from srt_fast.policy import Policy, longest_prompt
+from srt_fast.policy import Policy
 from srt_fast.rollout import Rollouts
-from srt_fast.sampler.base import SamplerError, pack_completions
-from srt_fast.sampler.gap import SEED, Gap, GapCheck
-from srt_fast.sampler.hf import stop_tokens
+from srt_fast.sampler.base import Pending, SamplerError, pack_completions
+from srt_fast.sampler.engine import EngineSampler
+from srt_fast.sampler.gap import GapCheck
 
 POLL = 0.2  # seconds between looks at signals and deadlines; a result is noticed at once
+GRACE = 15.0  # seconds that an engine gets to drop its requests or to shut down
+DERIVED = (".W_UK_T", ".W_UV")  # parameters that vLLM makes of others (MLA)
 
 
-class VLLMSampler:
+class VLLMSampler(EngineSampler):
     """A vLLM engine in this process. Holds no weights before the first `sync`.
 
-    log_file: where vLLM's own log goes (None: warnings to stderr). `checkpoint` is called while waiting; it may raise
+    log_file: where vLLM's own log goes (None: errors to stderr). `checkpoint` is called while waiting; it may raise
     to leave early (a signal arrived). Raises SamplerError where the engine cannot start.
     """
 
     def __init__(self, policy: Policy, sampling: SamplingConfig, config: VLLMConfig, *, log_file: Path | None = None,
                  checkpoint: Callable[[], None] = lambda: None):
-        self._policy, self._config, self._checkpoint, self._log_file = policy, config, checkpoint, log_file
-        self._stop_tokens, self._max_prompt = stop_tokens(policy), longest_prompt(policy, sampling)
-        self._max_new_tokens = sampling.max_new_tokens
-        self._temperature = sampling.temperature
+        super().__init__(policy, sampling, config, checkpoint)
+        self._log_file = log_file
         self._sleeps = config.sleep and policy.device.type == "cuda"
         self._asleep, self._stop, self._broken = False, threading.Event(), None
         self._finished_at = time.monotonic()
         self._thread = _EngineThread()
-        started = self._thread.submit(lambda: self._start_engine(sampling))
-        self._wait(started, config.start_timeout, "starting", interruptible=True)
+        try:
+            self._wait(self._thread.submit(self._start_engine), config.start_timeout, "starting", interruptible=True)
+        except BaseException:
+            self._thread.submit(None)
+            raise
 
     # ---- the sampler's interface: the trainer's thread ----
-
-    def sample(self, prompts: list[list[int]], samples: int, *, temperature: float, max_new_tokens: int, top_p: float = 1.0,
-               top_k: int = 0, min_p: float = 0.0) -> Rollouts:
-        """As Sampler.sample. ValueError for a prompt or a length that the engine was not made for."""
-        wait = self.start(prompts, samples, temperature=temperature, max_new_tokens=max_new_tokens, top_p=top_p, top_k=top_k,
-                          min_p=min_p)
-        return wait(interruptible=True)
-
-    def start(self, prompts: list[list[int]], samples: int, *, temperature: float, max_new_tokens: int, top_p: float = 1.0,
-              top_k: int = 0, min_p: float = 0.0) -> Callable[..., Rollouts]:
-        """Begin to sample, with the weights of the last sync. The function that is returned waits for the rollouts; signals
-        are noticed meanwhile only if it is called with interruptible=True."""
-        if max_new_tokens > self._max_new_tokens:
-            raise ValueError(f"max_new_tokens: expected at most {self._max_new_tokens}, which the engine was made for, "
-                             f"got {max_new_tokens}")
-        longest = max(map(len, prompts))
-        if longest > self._max_prompt:
-            raise ValueError(f"prompts: expected at most {self._max_prompt} tokens, got one of {longest}")
-        # One seed a prompt (vLLM adds the sample's number), from torch's generator: runs repeat and resume.
-        seeds = torch.randint(2**31, (len(prompts),)).tolist()
-        state = torch.get_rng_state()  # vLLM's CPU sampler draws from the same generator, and then not from what it drew
-        n = samples if temperature > 0 else 1  # greedy completions are all the same, and vLLM refuses more than one
-        params = [{"n": n, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed,
-                   "max_tokens": max_new_tokens} for seed in seeds]
-        self._finished_at = time.monotonic()
-        future = self._thread.submit(lambda: self._generate(prompts, params))
-
-        def wait(interruptible: bool = False) -> Rollouts:
-            outputs = self._wait(future, self._config.timeout, "sampling", interruptible, since=lambda: self._finished_at)
-            torch.set_rng_state(state)
-            return self._pack(outputs, prompts, samples)
-        return wait
 
     def sleep(self) -> None:
         """Free the engine's weights and KV cache (on a GPU): the next sync brings both back."""
@@ -101,20 +72,22 @@ class VLLMSampler:
         self._call(lambda: self._load(policy.weights()), "loading weights")
         self._asleep = False
 
-    def check(self, policy: Policy, prompts: list[list[int]]) -> Gap:
-        """As Sampler.check, on the same completions' seeds at every call. Leaves the random state as it was."""
-        with torch.random.fork_rng([]):
-            torch.manual_seed(SEED)
-            wait = self.start(prompts[:self._config.check_prompts], 1, temperature=self._temperature,
-                              max_new_tokens=min(self._config.check_tokens, self._max_new_tokens))
-        return self._gap(policy, wait())
-
     def close(self) -> None:
-        """Shut the engine down; what it samples is dropped."""
+        """Shut the engine down; what it samples is dropped. Does not fail: an engine that hangs ends with the process."""
         self._stop.set()
-        if self._broken is None:
-            self._call(self._shut_down, "shutting down")
+        futures.wait([self._thread.submit(self._shut_down)], GRACE)
         self._thread.submit(None)
+
+    def _begin(self, prompts: list[list[int]], samples: int, params: list[dict[str, Any]]) -> Pending:
+        state = torch.get_rng_state()  # vLLM's CPU sampler draws from the same generator, and then not from what it drew
+        self._finished_at = time.monotonic()
+        future = self._thread.submit(lambda: self._generate(prompts, params))
+
+        def wait(interruptible: bool = False) -> Rollouts:
+            outputs = self._wait(future, self._config.timeout, "sampling", interruptible, since=lambda: self._finished_at)
+            torch.set_rng_state(state)
+            return self._pack(outputs, prompts, samples)
+        return Pending(wait, lambda: self._abandon(future))
 
     # ---- waiting ----
 
@@ -128,45 +101,43 @@ class VLLMSampler:
         if self._broken:
             raise SamplerError(self._broken)
         started = time.monotonic()
-        while True:
+        while not futures.wait([future], POLL).done:
             try:
-                return future.result(timeout=POLL)
-            except Exception as error:
-                if future.done():
-                    self._broken = self._explain(error, what)
-                    raise SamplerError(self._broken) from error
-            if interruptible:
-                try:
-                    self._checkpoint()
-                except BaseException:
+                self._checkpoint()
+            except BaseException:
+                if interruptible:
                     self._abandon(future)
                     raise
+                timeout = min(timeout, GRACE)  # asked to leave while a step is being finished
             if time.monotonic() - (since() if since else started) > timeout:
                 name = "vllm.timeout" if since else "vllm.start_timeout"
                 self._broken = f"vLLM was {what} and gave nothing for {timeout:g} s ({name}){self._log_hint()}"
                 raise SamplerError(self._broken)
+        if error := future.exception():
+            self._broken = self._explain(error, what)
+            raise SamplerError(self._broken) from error
+        return future.result()
 
     def _abandon(self, future: Future) -> None:
-        """Have the engine drop its requests, so that it can be used again, and give it some seconds to do so."""
+        """Have the engine drop its requests, so that it can be used again; one that does not within seconds is given up."""
         self._stop.set()
-        with contextlib.suppress(Exception):
-            future.result(timeout=10)
-        self._stop.clear()
+        if futures.wait([future], GRACE).done:
+            self._stop.clear()
+        else:
+            self._broken = f"vLLM did not stop within {GRACE:g} s{self._log_hint()}"
 
     def _explain(self, error: BaseException, what: str) -> str:
-        lines = (str(error).strip() or repr(error)).splitlines()
-        text = f"vLLM failed while {what}: {type(error).__name__}: {lines[0]}"
-        if isinstance(error, torch.OutOfMemoryError) or "memory" in lines[0].lower():
-            text += (". Lower vllm.gpu_memory_utilization, vllm.kv_cache_gib or sampling.max_sequences, "
-                     "or train.token_budget if the trainer holds the memory")
-        return text + self._log_hint()
+        line = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
+        memory = isinstance(error, torch.OutOfMemoryError) or "memory" in line.lower()
+        hint = " (vllm.gpu_memory_utilization, vllm.kv_cache_gib and sampling.max_sequences say what it takes)" if memory else ""
+        return f"vLLM failed while {what}: {type(error).__name__}: {line}{hint}{self._log_hint()}"
 
     def _log_hint(self) -> str:
         return f"; its log is {self._log_file}" if self._log_file else ""
 
     # ---- the engine: its own thread ----
 
-    def _start_engine(self, sampling: SamplingConfig) -> None:
+    def _start_engine(self) -> None:
         on_cpu = self._policy.device.type == "cpu"
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # one process: weights are handed over as they are
         if on_cpu:
@@ -180,13 +151,16 @@ class VLLMSampler:
             arguments = {
                 "model": folder, "load_format": "dummy", "skip_tokenizer_init": True, "generation_config": "vllm",
                 "dtype": str(self._policy.compute_dtype).removeprefix("torch."),
-                "max_model_len": self._max_prompt + self._max_new_tokens, "max_num_seqs": sampling.max_sequences,
-                "logprobs_mode": "processed_logprobs", "gpu_memory_utilization": self._config.gpu_memory_utilization,
+                "max_model_len": self._max_prompt + self._sampling.max_new_tokens,
+                "max_num_seqs": self._sampling.max_sequences, "logprobs_mode": "processed_logprobs",
+                "gpu_memory_utilization": self._config.gpu_memory_utilization,
                 "kv_cache_memory_bytes": None if cache is None else int(cache * 2**30), "enable_sleep_mode": self._sleeps,
                 "enforce_eager": on_cpu, "disable_log_stats": True, "seed": 0,
                 "trust_remote_code": self._policy.trust_remote_code}
             if on_cpu:  # vLLM's CPU runner fails on a seeded request whose prompt it reads in pieces
                 arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, arguments["max_model_len"])}
+            # For some models vLLM runs transformers' own class, decorated: instances made before, as ours, lack this attribute.
+            type(self._policy.model.base_model).do_not_compile = True
             try:
                 with warnings.catch_warnings():  # it names what torch has deprecated
                     warnings.simplefilter("ignore")
@@ -194,17 +168,18 @@ class VLLMSampler:
             finally:
                 torch.set_num_threads = set_num_threads
         self._engine = self._llm.llm_engine
-        self._gap = GapCheck(self._temperature, self._engine.model_config.dtype, self._config.max_gap)
+        self._gap = GapCheck(self._sampling.temperature, self._engine.model_config.dtype, self._config.max_gap,
+                             self._config.mean_gap)
 
     def _generate(self, prompts: list[list[int]], params: list[dict]) -> list:
         """vLLM's outputs in the prompts' order; None where it was told to stop."""
         from vllm import SamplingParams
+        from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
         outputs: dict[int, Any] = {}
         for index, (prompt, settings) in enumerate(zip(prompts, params, strict=True)):
-            self._engine.add_request(str(index), {"prompt_token_ids": prompt}, SamplingParams(
-                **settings, stop_token_ids=self._stop_tokens, logprobs=0, flat_logprobs=True, detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY))
+            self._engine.add_request(str(index), tokens_input(prompt), SamplingParams(
+                **settings, flat_logprobs=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY))
         try:
             while self._engine.has_unfinished_requests():
                 if self._stop.is_set():
@@ -229,7 +204,7 @@ class VLLMSampler:
             loaded = model.load_weights((name, weight.detach()) for name, weight in weights)
             finalize_layerwise_reload(model, self._engine.model_config)
             _repack_tied(model)
-            return wanted - loaded
+            return {name for name in wanted - loaded if not name.endswith(DERIVED)}
 
         if self._policy.device.type == "cuda":
             torch.cuda.synchronize()  # the optimizer's step is over before its weights are read
@@ -240,7 +215,8 @@ class VLLMSampler:
             raise RuntimeError(f"expected the trainer's weights to fill the engine's model, got none for {sorted(missing)[:5]}")
         if self._asleep:
             self._llm.wake_up(tags=["kv_cache"])
-        self._llm.reset_prefix_cache()
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("expected an idle engine, whose prefix cache can be reset, got a busy one")
 
     def _shut_down(self) -> None:
         from vllm.distributed import cleanup_dist_env_and_memory
@@ -306,8 +282,36 @@ def _log_to(file: Path | None) -> None:
     logger = logging.getLogger("vllm")
     for old in list(logger.handlers):
         logger.removeHandler(old)
+        old.close()
     handler = logging.FileHandler(file) if file else logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO if file else logging.WARNING)
+    logger.setLevel(logging.INFO if file else logging.ERROR)
     logger.propagate = False
+
+
+def nccl_transfer(policy: Policy, client: Any, workers: int) -> Callable[[], None]:
+    """Join the trainer, rank 0, with `workers` workers of vLLM servers in an NCCL group. The function that is returned sends
+    the policy's present weights. client: reaches the servers (vLLM's VLLMWeightSyncClient).
+
+    Written for vLLM 0.32 and 0.33 from their sources. It has not been run: that takes two GPUs.
+    """
+    _log_to(None)
+    from vllm.distributed.weight_transfer import ModuleSource, WeightTransferTrainerFactory
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+    from vllm.utils.network_utils import get_ip, get_open_port
+
+    class Weights:  # of a module, ModuleSource wants this method alone, in 0.32 and in 0.33, whose other sources differ
+        def named_parameters(self) -> Iterable[tuple[str, Tensor]]:
+            return ((name, weight.detach()) for name, weight in policy.weights())
+
+    with torch.cuda.device(policy.device):
+        engine = WeightTransferTrainerFactory.trainer_init(
+            init_info=NCCLTrainerInitInfo(master_address=get_ip(), master_port=get_open_port(), world_size=1 + workers, rank=0),
+            client=client, source=ModuleSource(Weights()))
+
+    def send() -> None:
+        with torch.cuda.device(policy.device):
+            torch.cuda.synchronize()  # the optimizer's step is over before its weights are read, on other streams
+            engine.send_weights()
+    return send

@@ -1,0 +1,65 @@
+"""What the samplers with an engine of their own share: requests checked and seeded, and the check against the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from srt_fast.config import SamplingConfig, VLLMConfig
+from srt_fast.policy import Policy, longest_prompt
+from srt_fast.rollout import Rollouts
+from srt_fast.sampler.base import Pending
+from srt_fast.sampler.gap import SEED, Gap, GapCheck
+from srt_fast.sampler.hf import stop_tokens
+
+
+class EngineSampler:
+    """The part of a Sampler that is the same wherever vLLM runs. A subclass says how to `_begin` and makes `_gap`."""
+
+    _gap: GapCheck
+
+    def __init__(self, policy: Policy, sampling: SamplingConfig, config: VLLMConfig, checkpoint: Callable[[], None]):
+        self._policy, self._sampling, self._config, self._checkpoint = policy, sampling, config, checkpoint
+        self._stop_tokens, self._max_prompt = stop_tokens(policy), longest_prompt(policy, sampling)
+
+    def sample(self, prompts: list[list[int]], samples: int, *, temperature: float, max_new_tokens: int, top_p: float = 1.0,
+               top_k: int = 0, min_p: float = 0.0) -> Rollouts:
+        """As Sampler.sample. ValueError for a prompt or a length that the engine was not made for."""
+        pending = self.start(prompts, samples, temperature=temperature, max_new_tokens=max_new_tokens, top_p=top_p,
+                             top_k=top_k, min_p=min_p)
+        return pending.result(interruptible=True)
+
+    def start(self, prompts: list[list[int]], samples: int, *, temperature: float, max_new_tokens: int, top_p: float = 1.0,
+              top_k: int = 0, min_p: float = 0.0) -> Pending:
+        """Begin to sample, with the weights of the last sync."""
+        if 0 < temperature < 0.01:
+            raise ValueError(f"temperature: expected 0 (greedy) or at least 0.01, which vLLM takes for less, got {temperature}")
+        if max_new_tokens > self._sampling.max_new_tokens:
+            raise ValueError(f"max_new_tokens: expected at most {self._sampling.max_new_tokens}, which the engine was made for, "
+                             f"got {max_new_tokens}")
+        longest = max(map(len, prompts))
+        if longest > self._max_prompt:
+            raise ValueError(f"prompts: expected at most {self._max_prompt} tokens, got one of {longest}")
+        # One seed a prompt (vLLM adds the sample's number), from torch's generator: runs repeat and resume.
+        seeds = torch.randint(2**31, (len(prompts),)).tolist()
+        n = samples if temperature > 0 else 1  # greedy completions are all the same, and vLLM refuses more than one
+        return self._begin(prompts, samples, [
+            {"n": n, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed,
+             "max_tokens": max_new_tokens, "stop_token_ids": self._stop_tokens, "logprobs": 0} for seed in seeds])
+
+    def check(self, policy: Policy, prompts: list[list[int]]) -> Gap:
+        """As Sampler.check, on the same completions' seeds at every call. Leaves the random state as it was."""
+        with torch.random.fork_rng([]):
+            torch.manual_seed(SEED)
+            pending = self.start(self._probes(prompts[:self._config.check_prompts]), 1, temperature=self._sampling.temperature,
+                                 max_new_tokens=min(self._config.check_tokens, self._sampling.max_new_tokens))
+            return self._gap(policy, pending.result())  # still with the check's generator, which a sampler may put back
+
+    def _probes(self, prompts: list[list[int]]) -> list[list[int]]:
+        return prompts
+
+    def _begin(self, prompts: list[list[int]], samples: int, params: list[dict[str, Any]]) -> Pending:
+        """Send a request for each prompt, with vLLM's sampling parameters."""
+        raise NotImplementedError
