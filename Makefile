@@ -23,7 +23,7 @@ smollm: $(VENV)/.tests
 vllm-cpu: $(VENV)/.trainer $(VENV)/.vllm
 
 test: $(VENV)/.tests $(VENV)/.vllm
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.tests
 	$(VENV)/bin/ruff check .

@@ -8,6 +8,7 @@ return a whole Config; the command line and YAML or TOML files override single f
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pydantic
@@ -51,6 +52,10 @@ Table = Annotated[dict[str, Any], tyro.constructors.PrimitiveConstructorSpec(
     nargs="*", metavar="[KEY=VALUE ...]", instance_from_str=_parse_table, is_instance=lambda x: isinstance(x, dict),
     str_from_instance=lambda table: [f"{key}={value}" for key, value in table.items()])]
 """A table of settings; on the command line min_terms=2 max_terms=3, values as YAML reads them."""
+
+DESIGNS = tuple(sorted(file.stem for file in (Path(__file__).parent / "feedback").glob("*.py")
+                       if file.stem not in ("__init__", "base")))
+"""The reward designs: the files of srt_fast/feedback."""
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -253,8 +258,11 @@ class FeedbackConfig:
 
     section: ClassVar[str] = "feedback."
 
-    kind: Literal["majority", "oracle"] = "majority"
-    """"majority": agreement with the group's majority vote (no labels). "oracle": agreement with gold."""
+    kind: Literal[DESIGNS] = "majority"
+    """Which design of srt_fast/feedback: majority (agreement with the group's vote), soft (share of the own answer), threshold
+    and easiest (only clear votes), base_rate (less what other prompts get too); oracle (gold). Their files say more."""
+    params: Table = Field(default_factory=dict)
+    """Settings of the design, such as tau=0.6 (threshold) or fraction=0.3 (easiest)."""
     share_over: Literal["all", "valid"] = "all"
     """Vote share counts over all rollouts of a group, or over those with an answer. "all": silence lowers confidence."""
     cut: Literal["vote", "no_answer", "mask"] = "vote"

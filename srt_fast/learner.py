@@ -55,6 +55,8 @@ class Learner:
             kl = self._sequence_kl(rollouts, everything)
             rewards, values["kl"] = rewards - train.reward_kl_coef * kl, kl.mean().item()
         advantages = group_advantage(rewards, rollouts.cu_groups, kind=train.advantage)
+        if reward.weights is not None:
+            advantages = advantages * reward.weights
         every_row = objective.kl_coef > 0 or objective.entropy_coef != 0
         active = active_rollouts(advantages, reward.keep, rollouts.cu_seqlens, every_row=every_row)
         lengths = rollouts.cu_seqlens.diff()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from srt_fast.audit import Ballot
 from srt_fast.checkpoint import random_state, set_random_state
 from srt_fast.config import Config
 from srt_fast.evaluate import evaluate
-from srt_fast.feedback import DESIGNS, Groups, Reward
+from srt_fast.feedback import Groups, Reward, make_design
 from srt_fast.learner import Learner
 from srt_fast.policy import check_path, load_policy, load_reference, quiet_transformers
 from srt_fast.progress import RunProgress
@@ -75,7 +76,7 @@ class Trainer:
         self.task = make_task(config)
         if config.feedback.kind == "oracle" and not self.task.train_has_gold:
             raise ValueError("feedback.kind: 'oracle' needs gold answers, expected task.gold_column to name them, got none")
-        self.feedback = DESIGNS[config.feedback.kind]()
+        self.feedback = make_design(config.feedback.kind, config.feedback.params)
         self.run = Run(config, resume=resume, quiet=quiet)
 
     def train(self) -> dict:
@@ -247,7 +248,7 @@ class Trainer:
                         vote=vote, correct=correct)
         reward = self.feedback(groups)
         if config.cut == "mask":
-            reward = Reward(rewards=reward.rewards, keep=reward.keep & ~rollouts.cut)
+            reward = replace(reward, keep=reward.keep & ~rollouts.cut)
         return reward, groups
 
     def _answers(self, rollouts: Rollouts, groups: Iterable[int]) -> dict[int, list[str | None]]:

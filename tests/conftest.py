@@ -42,3 +42,8 @@ def tiny_config(tiny_model, tmp_path) -> Config:
         "task.answer_rule": "whole", "sampling": {"group_size": 4, "max_new_tokens": 3, "engine": "hf"},
         "train": {"steps": 4, "prompts_per_step": 6, "lr": 1e-3}, "evaluation": {"every": 0, "prompts": 4, "samples": 2},
         "checkpoint.every": 0, "log": {"tensorboard": False, "sample_every": 2}})
+
+
+def pytest_collection_modifyitems(items):
+    """The longest file first: what is left then fills the other worker's time (make test gives whole files to workers)."""
+    items.sort(key=lambda item: item.path.name != "test_interpreter.py")

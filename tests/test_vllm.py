@@ -176,27 +176,55 @@ def rows(folder, kind="train"):
     return [row for row in read_metrics(folder / "metrics.jsonl") if row["kind"] == kind]
 
 
-def test_twenty_steps_and_a_fault_at_the_seventh(config, tmp_path, monkeypatch):
-    """The gap is below the bar at every step; a skipped sync stops the run at its step; the folder goes on from there."""
-    from srt_fast.sampler.vllm import VLLMSampler
-    folder = tmp_path / "run"
-    config = override(config, {"train.steps": 20, "train.objective_overrides": {"correction": "token_truncate"}})
-    trainer, sync, syncs = Trainer(config, quiet=True), VLLMSampler.sync, []
+FAULTS = {7: "stale weights: the sampler repeats", 11: "corrupted ones", 15: "those of temperature 0.5, the trainer's of 1"}
 
-    def skip_one(self, policy):
-        syncs.append(None)
-        if len(syncs) != 8:  # the first is before the first step
+
+def test_twenty_steps_and_a_fault_at_three_of_them(config, tmp_path, monkeypatch):
+    """The gap is below the bar at every step. A skipped sync, a layer that arrives corrupted and a sampler at another
+    temperature each stop the run at their step, and the folder goes on from there."""
+    from srt_fast.policy import Policy
+    from srt_fast.sampler.vllm import VLLMSampler
+    folder, resume, sync, weights, check = tmp_path / "run", None, VLLMSampler.sync, Policy.weights, VLLMSampler.check
+    config = override(config, {"train.steps": 20, "train.lr": 1e-3, "task.answer_rule": "whole",
+                               "train.objective_overrides": {"correction": "token_truncate"}})
+
+    def corrupted(policy):
+        return ((name, weight * (1.3 if "layers.1.mlp.down_proj" in name else 1)) for name, weight in weights(policy))
+
+    now: dict = {}
+
+    def at(step):
+        return now["fault"] == step == getattr(now["trainer"], "step", None)
+
+    def faulty_sync(self, policy):
+        monkeypatch.setattr(Policy, "weights", corrupted if at(11) else weights)
+        if not at(7):
             sync(self, policy)
-    monkeypatch.setattr(VLLMSampler, "sync", skip_one)
-    with pytest.raises(SamplerError, match="stale weights"):
-        trainer.train()
-    assert [row["step"] for row in rows(folder)] == list(range(1, 8))
-    assert "Saved at" in trainer.run.where_saved() and (folder / "checkpoints" / "step-000007").is_dir()
+        monkeypatch.setattr(Policy, "weights", weights)
+
+    def faulty_check(self, policy, prompts):
+        sampling = self._sampling
+        if at(15):
+            self._sampling = override(config, {"sampling.temperature": 0.5}).sampling
+        gap = check(self, policy, prompts)
+        self._sampling = sampling
+        return gap
+    monkeypatch.setattr(VLLMSampler, "sync", faulty_sync)
+    monkeypatch.setattr(VLLMSampler, "check", faulty_check)
+    for fault, message in FAULTS.items():
+        now |= {"fault": fault, "trainer": Trainer(config, resume=resume, quiet=True)}
+        with pytest.raises(SamplerError, match=message):
+            now["trainer"].train()
+        assert [row["step"] for row in rows(folder)] == list(range(1, fault + 1))
+        assert "Saved at" in now["trainer"].run.where_saved() and (folder / "checkpoints" / f"step-{fault:06d}").is_dir()
+        resume = folder
+    now["fault"] = None
     Trainer(config, resume=folder, quiet=True).train()
     trained = rows(folder)
     assert [row["step"] for row in trained] == list(range(1, 21))
-    assert all(row["check_gap"] < 1e-3 and row.get("sampler_gap", 0) < 1e-3 for row in trained if row["step"] != 7)
-    assert all(abs(row["correction"] - 1) < 1e-3 and row["correction_clipped"] == 0 for row in trained if row["updates"])
+    assert all(row["check_gap"] < 1e-3 for row in trained if row["step"] not in FAULTS)
+    assert all(row["sampler_gap"] < 1e-3 and row["updates"] for row in trained)
+    assert all(abs(row["correction"] - 1) < 1e-3 and row["correction_clipped"] == 0 for row in trained)
     assert (folder / "vllm.log").stat().st_size and (folder / "summary.json").is_file()
 
 

@@ -30,8 +30,11 @@ def _sums(values: Tensor, offsets: Tensor) -> Tensor:
     return segment_reduce(values[:, None], "sum", offsets)[:, 0]
 
 
-def _votes_per_key(keys: Tensor, group: Tensor, weights: Tensor) -> Tensor:
-    """[R] fp64: the summed weights of the rollouts of the same group with the same key."""
+def votes_per_key(keys: Tensor, group: Tensor, weights: Tensor) -> Tensor:
+    """[R] fp64: the summed weights of the rollouts of the same group with the same key (0 is a key like any other).
+
+    keys [R] int64; group [R] int64, ascending; weights [R] fp64, summed in the rollouts' order. No host sync.
+    """
     order = torch.argsort(keys, stable=True)
     order = order[torch.argsort(group[order], stable=True)]  # by group, then key, then rollout
     keys, group = keys[order], group[order]
@@ -51,7 +54,7 @@ def vote_by_sorting(
     """What majority_vote_kernel.py computes, the same bits, in O(R log R)."""
     group, valid = segment_ids(cu_groups, len(keys)), keys != 0
     weights = torch.ones_like(keys, dtype=torch.float64) if weights is None else weights.double()
-    votes = _votes_per_key(keys, group, weights).where(valid, 0.0)
+    votes = votes_per_key(keys, group, weights).where(valid, 0.0)
     top = segment_reduce(votes, "max", cu_groups)
     index = torch.arange(len(keys), device=keys.device)
     leads = (votes == top[group]) & (votes > 0)

@@ -7,22 +7,16 @@ runs: the policy learns to give one constant answer, pseudo-reward goes to 1 and
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-from srt_fast.feedback.base import Groups, Reward
+from srt_fast.feedback.base import Groups, Reward, Stateless
 
 
-class Majority:
+@dataclass(frozen=True, kw_only=True)
+class Majority(Stateless):
     """Reward 1 for the majority's answer, 0 for any other and for none."""
-
-    needs_gold = False
 
     def __call__(self, groups: Groups) -> Reward:
         return Reward(rewards=groups.vote.rewards, keep=torch.ones_like(groups.keys, dtype=torch.bool))
-
-    def state_dict(self) -> dict:
-        return {}
-
-    def load_state_dict(self, state: dict) -> None:
-        if state:
-            raise ValueError(f"feedback state: expected none for 'majority', got {sorted(state)}")

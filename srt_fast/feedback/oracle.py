@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 
-from srt_fast.feedback.base import Groups, Reward
-from srt_fast.feedback.majority import Majority
+from srt_fast.feedback.base import Groups, Reward, Stateless
 
 
-class Oracle(Majority):
+@dataclass(frozen=True, kw_only=True)
+class Oracle(Stateless):
     """Reward 1 for a correct answer, 0 otherwise. The one design that sees gold answers."""
 
-    needs_gold = True
+    needs_gold: ClassVar[bool] = True
 
     def __call__(self, groups: Groups) -> Reward:
         return Reward(rewards=groups.correct.float(), keep=torch.ones_like(groups.keys, dtype=torch.bool))
