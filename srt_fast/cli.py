@@ -83,7 +83,8 @@ def _train(argv: list[str]) -> int:
     start, end = evaluations["start"], evaluations["end"]
     summary_table(f"{config.recipe}: {summary['steps']} steps, {summary['seconds']:.0f} s, no label used"
                   if config.feedback.kind != "oracle" else f"{config.recipe}: {summary['steps']} steps with gold labels",
-                  [(name, start[name], end[name]) for name in start if name not in ("step", "prompts", "k", "pass1_se")])
+                  [(name, start[name], end[name]) for name in start
+                   if name not in ("step", "prompts", "k", "pass1_se") and not name.startswith(("coverage@", "maj@"))])
     for name in ("model", "metrics.jsonl", "report.html", "report.png"):
         print(f"{name:14} {folder / name}")
     print(json.dumps(summary))

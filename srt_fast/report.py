@@ -99,7 +99,16 @@ def _scores(rows: list[Row], summary: Row) -> str:
     if not body:
         return "<p>no evaluations</p>"
     steps = [f" (step {row['step']})" if "step" in row else "" for row in (before, after)]
-    return _table(("held-out", "before" + steps[0], "after" + steps[1], "change"), body, "scores")
+    return _table(("held-out", "before" + steps[0], "after" + steps[1], "change"), body, "scores") + _calibration(before, after)
+
+
+def _calibration(before: Row, after: Row) -> str:
+    """How far the vote's share tells whether its answer is right, and of how many prompts."""
+    bars = [name.removeprefix("coverage@") for name in before if name.startswith("coverage@")]
+    body = [(f"at least {bar}", *(f"{_score(row, 'maj@' + bar)} of {_score(row, 'coverage@' + bar)}" for row in (before, after)))
+            for bar in bars]
+    lead = "<p>Vote share as confidence: how often the majority is right, of the prompts on which it has that share.</p>"
+    return lead + _table(("vote share", "before", "after"), body, "scores") if body else ""
 
 
 def _score(row: Row, name: str) -> str:

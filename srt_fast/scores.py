@@ -10,6 +10,9 @@ import math
 import statistics
 from collections.abc import Sequence
 
+SHARES = (0.25, 0.5, 0.75, 1.0)
+"""Vote shares from which on a majority is believed, for the calibration of the share as confidence."""
+
 
 def pass_at_k(n: int | Sequence[int], c: int | Sequence[int], k: int) -> float | list[float]:
     """Chance that at least one of k samples is correct, given that c of n were: 1 - C(n-c, k) / C(n, k).
@@ -39,7 +42,9 @@ def summarize(
     answer is, and `shares[p]` is the majority's share of the votes. Returned: `pass1` (avg@k: mean over prompts of the
     mean over samples), `pass1_se` (its standard error with prompts as clusters, because the samples of one prompt are
     not independent; None with a single prompt), `pass@2`, `pass@4` ... up to the smallest group, `maj`, `gap`
-    (maj - pass1: what the vote knows beyond a sample), `vote_share`, `prompts` and `k` (size of the smallest group).
+    (maj - pass1: what the vote knows beyond a sample), `vote_share`, for each of SHARES `coverage@share` (part of the
+    prompts whose majority has at least that share) and `maj@share` (accuracy of the majority on these, None if there are
+    none), `prompts` and `k` (size of the smallest group).
     """
     if not correct:
         raise ValueError("summarize: expected at least one prompt, got none")
@@ -60,4 +65,8 @@ def summarize(
     scores["maj"] = statistics.fmean(map(bool, majority_correct))
     scores["gap"] = scores["maj"] - scores["pass1"]
     scores["vote_share"] = statistics.fmean(shares)
+    for bar in SHARES:
+        sure = [bool(right) for right, share in zip(majority_correct, shares, strict=True) if share >= bar]
+        scores[f"coverage@{bar:g}"] = len(sure) / len(shares)
+        scores[f"maj@{bar:g}"] = statistics.fmean(sure) if sure else None
     return scores | {"prompts": len(correct), "k": min(n)}

@@ -30,7 +30,8 @@ def write_run(run_dir, steps, gold):
     for step in range(steps + 1):
         true = 0.5 + 0.004 * step if gold else None
         if step % 20 == 0 and gold:
-            writer.log(step, {"pass1": true, "pass1_se": 0.02, "pass@2": 0.7, "maj": true, "gap": 0.0}, kind="eval")
+            scores = {"pass1": true, "pass1_se": 0.02, "pass@2": 0.7, "maj": true, "gap": 0.0}
+            writer.log(step, scores | {"coverage@0.5": 0.75, "maj@0.5": true + 0.1}, kind="eval")
         entropy = 1.0 if step % 9 else float("nan")
         writer.log(step, {"pseudo_reward": 0.7, "pass1": true, "entropy": entropy, "cut": 0.25})
         completion = {"prompt": EVIL, "completion": EVIL, "answer": EVIL, "majority": True, "correct": None}
@@ -49,7 +50,8 @@ def test_full_run(tmp_path):
     assert "script" not in page.tags and "link" not in page.tags and "img" not in page.tags
     assert all(link.startswith("#") for link in page.links)
     assert page.tags.count("svg") == 10 and "no data" in page.text
-    for shown in ("seed 7", "1 min 1 s", "50.0 ± 2.0 %", "74.0 ± 2.0 %", "+24.0 points", "after (step 60)"):
+    for shown in ("seed 7", "1 min 1 s", "50.0 ± 2.0 %", "74.0 ± 2.0 %", "+24.0 points", "after (step 60)", "60.0 % of 75.0 %",
+                  "84.0 % of 75.0 %"):
         assert shown in page.text
     for shown in ("25.0 % of training completions", "alert('1')", "Step 3", "Step 60", "group_size"):
         assert shown in page.text

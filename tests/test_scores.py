@@ -25,6 +25,8 @@ def test_pass_at_k_refuses(n, c, k):
 def test_summarize_worked_example():
     scores = summarize([[1, 1, 0, 1], [0, 0, 1, 0]], [True, False], [0.75, 0.5])
     expected = {"pass1": 0.5, "pass1_se": 0.25, "pass@2": 0.75, "pass@4": 1.0, "maj": 0.5, "gap": 0.0}
+    expected |= {"coverage@0.25": 1.0, "maj@0.25": 0.5, "coverage@0.5": 1.0, "maj@0.5": 0.5}
+    expected |= {"coverage@0.75": 0.5, "maj@0.75": 1.0, "coverage@1": 0.0, "maj@1": None}  # the right one is sure to 3/4
     assert scores == expected | {"vote_share": 0.625, "prompts": 2, "k": 4}
 
 
