@@ -272,6 +272,7 @@ def test_a_signal_ends_the_wait_for_a_stuck_engine(policy, monkeypatch):
 
     from srt_fast.sampler import vllm
     monkeypatch.setattr(vllm, "GRACE", 1.0)
+    monkeypatch.setattr(vllm, "POLL", 0.01)  # the first sample must not be over before the first look
     arrived = []
 
     def check():
