@@ -227,11 +227,11 @@ def test_a_server_that_hangs_is_left(servers, policy):
         if stop:
             raise KeyboardInterrupt
     stop: list = []
-    engine = sampler(policy, *(each.url for each in servers), timeout=4.0, checkpoint=check)
+    engine = sampler(policy, *(each.url for each in servers), timeout=8.0, checkpoint=check)
     engine.sync(policy)
     servers[1].signal(signal.SIGSTOP)
     try:
-        with pytest.raises(SamplerError, match=rf"{servers[1].url}: no answer for 4 s \(vllm.timeout\)"):
+        with pytest.raises(SamplerError, match=rf"{servers[1].url}: no answer for 8 s \(vllm.timeout\)"):
             engine.sample(PROMPTS, 2, temperature=1.0, max_new_tokens=4)
         stop.append(None)
         with pytest.raises(KeyboardInterrupt):
