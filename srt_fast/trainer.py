@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -200,9 +201,10 @@ class Trainer:
 
     def _check_sampler(self) -> None:
         """The check of every step, for the first one. The prompts of all checks are chosen here."""
-        prompts = [prompt_ids(problem, self.config.task, self.policy.tokenizer)
-                   for problem in self.task.held_out(self.config.evaluation.prompts)]
-        self.probes = [ids for ids in prompts if len(ids) <= self.supply.max_prompt][:self.config.vllm.check_prompts]
+        prompts = (prompt_ids(problem, self.config.task, self.policy.tokenizer)
+                   for problem in self.task.held_out(self.config.evaluation.prompts))
+        fitting = (ids for ids in prompts if len(ids) <= self.supply.max_prompt)
+        self.probes = list(islice(fitting, self.config.vllm.check_prompts))
         gap = self.sampler.check(self.policy, self.probes) if self.probes else None
         if gap and gap.problem:
             raise SamplerError(gap.problem)

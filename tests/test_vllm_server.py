@@ -207,7 +207,8 @@ def test_the_check_finds_stale_weights_and_other_users(servers, policy):
 
 def test_servers_of_another_model_are_refused(servers, policy, monkeypatch):
     url, config = servers[0].url, policy.model.config
-    monkeypatch.setattr(server, "SETTINGS", server.SETTINGS | {"logprobs_mode": "raw_logprobs"})
+    ours = ServerSampler._arguments
+    monkeypatch.setattr(ServerSampler, "_arguments", lambda self: ours(self) | {"logprobs_mode": "raw_logprobs"})
     for changes, message in (
             ({"vocab_size": config.vocab_size + 3}, r"vocabulary of 268 tokens, got token_id\(s\) \[267\].* size: 265"),
             ({"vocab_size": 200}, "vocabulary of 200 tokens, got a larger one"),

@@ -14,6 +14,8 @@ from srt_fast.sampler.base import Pending
 from srt_fast.sampler.gap import SEED, Gap, GapCheck
 from srt_fast.sampler.hf import stop_tokens
 
+POLL = 0.2  # seconds between looks at signals and deadlines; results and failures are noticed at once
+
 
 class EngineSampler:
     """The part of a Sampler that is the same wherever vLLM runs. A subclass says how to `_begin` and makes `_gap`."""
@@ -56,6 +58,20 @@ class EngineSampler:
             pending = self.start(self._probes(prompts[:self._config.check_prompts]), 1, temperature=self._sampling.temperature,
                                  max_new_tokens=min(self._config.check_tokens, self._sampling.max_new_tokens))
             return self._gap(policy, pending.result())  # still with the check's generator, which a sampler may put back
+
+    def _arguments(self) -> dict[str, Any]:
+        """vLLM's arguments that this run needs, wherever the engine runs."""
+        policy, longest = self._policy, self._max_prompt + self._sampling.max_new_tokens
+        on_cpu = policy.device.type == "cpu"
+        cache = self._config.kv_cache_gib or (1.0 if on_cpu else None)
+        arguments = {
+            "dtype": str(policy.compute_dtype).removeprefix("torch."), "max_model_len": longest,
+            "max_num_seqs": self._sampling.max_sequences, "kv_cache_memory_bytes": cache and int(cache * 2**30),
+            "logprobs_mode": "processed_logprobs", "generation_config": "vllm", "skip_tokenizer_init": True,
+            "trust_remote_code": policy.trust_remote_code}
+        if on_cpu:  # vLLM's CPU runner fails on a seeded request whose prompt it reads in pieces
+            arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, longest)}
+        return arguments
 
     def _probes(self, prompts: list[list[int]]) -> list[list[int]]:
         return prompts

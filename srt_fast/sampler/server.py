@@ -35,14 +35,13 @@ from srt_fast.config import SamplingConfig, VLLMConfig
 from srt_fast.policy import Policy
 from srt_fast.rollout import Rollouts
 from srt_fast.sampler.base import Pending, SamplerError, pack_completions
-from srt_fast.sampler.engine import EngineSampler
+from srt_fast.sampler.engine import POLL, EngineSampler
 from srt_fast.sampler.gap import GapCheck
 from srt_fast.sampler.requests import RequestFailed, Requests, first_line
 
-POLL = 0.2  # seconds between looks at signals and deadlines; answers and failures are noticed at once
 IDLE = 10.0  # seconds that a server may take to end requests that were given up
-SETTINGS = {"logprobs_mode": "processed_logprobs", "generation_config": "vllm"}
-"""What servers must run with: log-probs of the distribution that is sampled from, and no settings that come with a model."""
+SETTINGS = ("logprobs_mode", "generation_config")
+"""What servers must run with as we would: log-probs of the distribution that is sampled from, and no settings of a model's."""
 
 
 class ServerSampler(EngineSampler):
@@ -131,36 +130,31 @@ class ServerSampler(EngineSampler):
 
     def _misfits(self, config: dict[str, Any]) -> list[str]:
         """What this run expects of a server's configuration and does not get."""
-        model, transfer, length = config["model_config"], config["weight_transfer_config"], self._longest()
-        wrong = [f"{name} {value!r}, got {model[name]!r}" for name, value in SETTINGS.items() if model[name] != value]
-        if model["max_model_len"] < length:
-            wrong.append(f"max_model_len of at least {length}, got {model['max_model_len']}")
+        model, transfer, ours = config["model_config"], config["weight_transfer_config"], self._arguments()
+        wrong = [f"{name} {ours[name]!r}, got {model[name]!r}" for name in SETTINGS if model[name] != ours[name]]
+        if model["max_model_len"] < ours["max_model_len"]:
+            wrong.append(f"max_model_len of at least {ours['max_model_len']}, got {model['max_model_len']}")
         if self._nccl and (transfer or {}).get("backend") != "nccl":
             wrong.append(f"weight_transfer_config with backend 'nccl', got {transfer}")
         if config["device_config"]["device"] == "cpu" and self._policy.model.config.get_text_config().tie_word_embeddings:
             wrong.append("a head of its own with vLLM's CPU build, whose reload passes tied ones by, got tied embeddings")
         return wrong
 
-    def _longest(self) -> int:
-        return self._max_prompt + self._sampling.max_new_tokens
-
     def _command(self, url: str) -> str:
         """What starts a server for this run, as a shell takes it."""
-        policy, address, on_cpu = self._policy, urlsplit(url), self._policy.device.type == "cpu"
-        cache = self._config.kv_cache_gib or (1.0 if on_cpu else None)
-        options = {
-            "host": address.hostname, "port": address.port, "dtype": str(policy.compute_dtype).removeprefix("torch."),
-            "max-model-len": self._longest(), "max-num-seqs": self._sampling.max_sequences,
-            "kv-cache-memory-bytes": cache and int(cache * 2**30),
-            **{name.replace("_", "-"): value for name, value in SETTINGS.items()}}
-        flags = ["--skip-tokenizer-init"] + ["--trust-remote-code"] * policy.trust_remote_code
+        address, arguments = urlsplit(url), self._arguments()
         if self._nccl:
-            options["weight-transfer-config"] = '{"backend": "nccl"}'
-        if on_cpu:  # vLLM's CPU runner fails on a seeded request whose prompt it reads in pieces
-            options["max-num-batched-tokens"] = max(8192, self._longest())
-            flags.append("--no-enable-chunked-prefill")
-        words = [str(word) for name, value in options.items() if value is not None for word in ("--" + name, value)]
-        return "VLLM_SERVER_DEV_MODE=1 " + shlex.join(["vllm", "serve", policy.model.name_or_path, *words, *flags])
+            arguments["weight_transfer_config"] = '{"backend": "nccl"}'
+        words = ["vllm", "serve", self._policy.model.name_or_path, "--host", address.hostname, "--port", str(address.port)]
+        for name, value in arguments.items():
+            flag = name.replace("_", "-")
+            if name == "enable_chunked_prefill" and not value:
+                words.append(f"--no-{flag}")
+            elif value is True:
+                words.append(f"--{flag}")
+            elif value:
+                words += [f"--{flag}", str(value)]
+        return "VLLM_SERVER_DEV_MODE=1 " + shlex.join(words)
 
     # ---- weights ----
 

@@ -30,10 +30,9 @@ from srt_fast.config import SamplingConfig, VLLMConfig
 from srt_fast.policy import Policy
 from srt_fast.rollout import Rollouts
 from srt_fast.sampler.base import Pending, SamplerError, pack_completions
-from srt_fast.sampler.engine import EngineSampler
+from srt_fast.sampler.engine import POLL, EngineSampler
 from srt_fast.sampler.gap import GapCheck
 
-POLL = 0.2  # seconds between looks at signals and deadlines; a result is noticed at once
 GRACE = 15.0  # seconds that an engine gets to drop its requests or to shut down
 DERIVED = (".W_UK_T", ".W_UV")  # parameters that vLLM makes of others (MLA)
 
@@ -145,20 +144,11 @@ class VLLMSampler(EngineSampler):
         _log_to(self._log_file)
         set_num_threads = torch.set_num_threads  # vLLM's CPU worker replaces it, for the whole process
         from vllm import LLM
-        cache = self._config.kv_cache_gib or (1.0 if on_cpu else None)
         with tempfile.TemporaryDirectory() as folder:
             self._policy.save_config(Path(folder))
-            arguments = {
-                "model": folder, "load_format": "dummy", "skip_tokenizer_init": True, "generation_config": "vllm",
-                "dtype": str(self._policy.compute_dtype).removeprefix("torch."),
-                "max_model_len": self._max_prompt + self._sampling.max_new_tokens,
-                "max_num_seqs": self._sampling.max_sequences, "logprobs_mode": "processed_logprobs",
-                "gpu_memory_utilization": self._config.gpu_memory_utilization,
-                "kv_cache_memory_bytes": None if cache is None else int(cache * 2**30), "enable_sleep_mode": self._sleeps,
-                "enforce_eager": on_cpu, "disable_log_stats": True, "seed": 0,
-                "trust_remote_code": self._policy.trust_remote_code}
-            if on_cpu:  # vLLM's CPU runner fails on a seeded request whose prompt it reads in pieces
-                arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, arguments["max_model_len"])}
+            arguments = self._arguments() | {
+                "model": folder, "load_format": "dummy", "gpu_memory_utilization": self._config.gpu_memory_utilization,
+                "enable_sleep_mode": self._sleeps, "enforce_eager": on_cpu, "disable_log_stats": True, "seed": 0}
             # For some models vLLM runs transformers' own class, decorated: instances made before, as ours, lack this attribute.
             type(self._policy.model.base_model).do_not_compile = True
             try:
