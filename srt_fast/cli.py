@@ -1,4 +1,4 @@
-"""srt-fast train | eval | report | recipes | vote."""
+"""srt-fast train | eval | report | recipes | vote | experiment."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ usage: srt-fast COMMAND [ARGUMENTS]
   report RUN_DIR                       write report.html and report.png of a run again
   recipes [NAME]                       list the recipes, or print one as YAML to edit
   vote FILE.jsonl                      majority, share and split of saved completions of any other system
+  experiment collapse                  rise and collapse of the vote, and what keeps it from collapsing (docs/feedback.md)
 
   srt-fast train quickstart --help     lists every field with its meaning and default
 """
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, 1 (failed), 2 (bad input), 128 + signal (interrupted, saved)."""
     argv = sys.argv[1:] if argv is None else argv
     commands: dict[str, Callable[[list[str]], int]] = {"train": _train, "eval": _eval, "report": _report, "recipes": _recipes,
-                                                         "vote": _vote}
+                                                         "vote": _vote, "experiment": _experiment}
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if argv else 2
@@ -81,8 +82,9 @@ def _train(argv: list[str]) -> int:
         return _fail(f"{error}. {trainer.run.where_saved()}", code=1)
     folder, evaluations = Path(summary["run_dir"]), trainer.run.evaluations
     start, end = evaluations["start"], evaluations["end"]
-    summary_table(f"{config.recipe}: {summary['steps']} steps, {summary['seconds']:.0f} s, no label used"
-                  if config.feedback.kind != "oracle" else f"{config.recipe}: {summary['steps']} steps with gold labels",
+    gold = "gold" in trainer.design.needs or config.monitor.judge == "gold" and config.monitor.action != "log"
+    summary_table(f"{config.recipe}: {summary['steps']} steps, {summary['seconds']:.0f} s, "
+                  f"{'gold answers used' if gold else 'no label used'}",
                   [(name, start[name], end[name]) for name in start
                    if name not in ("step", "prompts", "k", "pass1_se") and not name.startswith(("coverage@", "maj@"))])
     for name in ("model", "metrics.jsonl", "report.html", "report.png"):
@@ -123,6 +125,11 @@ def _recipes(argv: list[str]) -> int:
         for name, recipe in RECIPES.items():
             print(f"{name:20} {inspect.getdoc(recipe).splitlines()[0]}")
     return 0
+
+
+def _experiment(argv: list[str]) -> int:
+    from srt_fast.experiment.command import main as run_experiment
+    return run_experiment(argv)
 
 
 def _vote(argv: list[str]) -> int:

@@ -259,16 +259,58 @@ class FeedbackConfig:
     section: ClassVar[str] = "feedback."
 
     kind: Literal[DESIGNS] = "majority"
-    """Which design of srt_fast/feedback: majority (agreement with the group's vote), soft (share of the own answer), threshold
-    and easiest (only clear votes), base_rate (less what other prompts get too); oracle (gold). Their files say more."""
+    """Which design of srt_fast/feedback: majority (agreement with the group's vote), frozen (the starting model's vote), ema and
+    pool (a moving-average teacher votes), threshold ...; oracle (gold). docs/feedback.md compares them, their files say more."""
     params: Table = Field(default_factory=dict)
     """Settings of the design, such as tau=0.6 (threshold) or fraction=0.3 (easiest)."""
+    resample: NonNegative = 0
+    """Sample up to so many further batches until train.prompts_per_step prompts are not masked by the design (threshold,
+    easiest)."""
     share_over: Literal["all", "valid"] = "all"
     """Vote share counts over all rollouts of a group, or over those with an answer. "all": silence lowers confidence."""
     cut: Literal["vote", "no_answer", "mask"] = "vote"
     """A completion cut at max_new_tokens: votes if it has an answer, has no answer, or is also left out of the loss."""
     audit_groups: NonNegative = 0
     """Groups per step whose votes math-verify checks in a process of its own (audit.jsonl). Changes no step and delays none."""
+
+
+@_frozen
+class CurriculumConfig:
+    """Which prompts count more, and supervised steps between the others."""
+
+    section: ClassVar[str] = "curriculum."
+
+    head_tail: NonNegativeFloat = 0.0
+    """Weigh a prompt by (1 - vote share) to this power, so that hard ones count more than easy ones; 0 is off."""
+    supervised_every: NonNegative = 0
+    """Every so many steps one supervised step on the majority's completions where the vote was strong but rare; 0: never."""
+    supervised_share: Fraction = 0.5
+    """Rare: the majority's share is at most this."""
+    supervised_lead: PositiveFloat = 2.0
+    """Strong: the majority has at least so many times the votes of the next answer."""
+
+
+@_frozen
+class MonitorConfig:
+    """Watching for collapse."""
+
+    section: ClassVar[str] = "monitor."
+
+    action: Literal["log", "stop", "rollback", "freeze"] = "log"
+    """What an alarm does beside being logged: "stop" ends the run with the best weights, "rollback" goes back to them and
+    halves the learning rate (three times, then stops), "freeze" goes on with the starting model's votes as labels."""
+    every: NonNegative = 5
+    """Sample the monitor's held-out prompts every so many steps; 0: never, and then actions have nothing to choose by."""
+    prompts: Positive = 64
+    """Held-out prompts for the monitor, none of those of the evaluation where there are enough."""
+    samples: Positive = 4
+    """Completions of each."""
+    judge: Literal["start", "gold"] = "start"
+    """What they are compared with: the starting model's votes, which needs no labels, or gold answers."""
+
+    def __post_init__(self):
+        if self.action != "log" and not self.every:
+            raise ValueError(f"monitor.every: expected at least 1 with monitor.action={self.action!r}, got 0")
 
 
 @_frozen
@@ -369,6 +411,8 @@ class Config:
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     vllm: VLLMConfig = Field(default_factory=VLLMConfig)
     feedback: FeedbackConfig = Field(default_factory=FeedbackConfig)
+    curriculum: CurriculumConfig = Field(default_factory=CurriculumConfig)
+    monitor: MonitorConfig = Field(default_factory=MonitorConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluation: EvalConfig = Field(default_factory=EvalConfig)
     log: LogConfig = Field(default_factory=LogConfig)

@@ -1,6 +1,7 @@
 """The figures of a run: its curves (one figure with the first six panels, one SVG per panel for the report) and a bar.
 
-The only file that imports matplotlib. It draws on Figure objects: no global pyplot state and no display is touched.
+Like experiment/figure.py, the other file that imports matplotlib, it draws on Figure objects: no global pyplot state and no
+display is touched.
 """
 
 from __future__ import annotations
@@ -28,13 +29,15 @@ _SVG_RC |= {"xtick.color": _INK, "ytick.color": _INK}
 
 @dataclass(frozen=True)
 class Panel:
-    """One set of axes: its curves, the pair of curves (by place) whose distance is shaded, and whether y is logarithmic."""
+    """One set of axes: its curves, the pair of curves (by place) whose distance is shaded, whether y is logarithmic, and whether
+    the monitor's alarms are marked."""
 
     title: str
     ylabel: str
     series: tuple[Series, ...]
     shade: tuple[int, int] | None = None
     log: bool = False
+    alarms: bool = False
 
 
 PANELS = (  # the PNG has the first six
@@ -65,6 +68,12 @@ PANELS = (  # the PNG has the first six
             ("train", "unanimous", "unanimous prompts"),
             ("train", "top_answer_share", "largest share of one answer"),
         ),
+    ),
+    Panel(
+        "Held-out agreement with the start",
+        "fraction of samples",
+        (("monitor", "held_out", "monitor's prompts"), ("eval", "pass1", "held-out pass@1")),
+        alarms=True,
     ),
     Panel("Entropy", "nats per token", (("train", "entropy", "entropy"),)),
     Panel(
@@ -109,6 +118,9 @@ def _draw(axes: Axes, panel: Panel, rows: list[Row]) -> None:
         (steps, upper), (_, lower) = (drawn[place] for place in panel.shade)
         if len(upper) and len(lower):
             axes.fill_between(steps, upper, lower, color=BLUE, alpha=0.15, linewidth=0, label="gap")
+    alarms = [row["step"] for row in rows if row.get("event") == "alarm"] if panel.alarms else []
+    for number, step in enumerate(alarms):
+        axes.axvline(step, color=GREY, linewidth=1, linestyle="--", label=None if number else "alarm")
     axes.set_title(panel.title, loc="left")
     axes.set_xlabel("step")
     axes.set_ylabel(panel.ylabel)

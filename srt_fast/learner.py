@@ -17,6 +17,7 @@ from srt_fast.policy import Policy
 from srt_fast.rollout import PackedBatch, Rollouts
 from srt_fast.step_metrics import Totals
 from srt_kernels.group_advantage import group_advantage
+from srt_kernels.linear_logprob import linear_logprob
 from srt_kernels.linear_policy_loss import PolicyLoss, linear_policy_loss
 
 
@@ -55,6 +56,8 @@ class Learner:
             kl = self._sequence_kl(rollouts, everything)
             rewards, values["kl"] = rewards - train.reward_kl_coef * kl, kl.mean().item()
         advantages = group_advantage(rewards, rollouts.cu_groups, kind=train.advantage)
+        if reward.advantages is not None:  # the design's own; a KL in the reward still counts, centred
+            advantages = reward.advantages + group_advantage(rewards - reward.rewards, rollouts.cu_groups, kind="mean")
         if reward.weights is not None:
             advantages = advantages * reward.weights
         every_row = objective.kl_coef > 0 or objective.entropy_coef != 0
@@ -82,6 +85,25 @@ class Learner:
             warnings.simplefilter("ignore")
             self._scheduler.step()
         return values | totals.metrics()
+
+    def supervise(self, rollouts: Rollouts) -> dict:
+        """One optimizer update on the cross-entropy of these completions, in nats a token. Returns metrics."""
+        everything, total = torch.arange(len(rollouts.cut), device=rollouts.tokens.device), 0.0
+        nothing = torch.zeros(len(everything), device=everything.device)
+        for batch in pack(rollouts, nothing, everything, self._config.train.token_budget):
+            tensors, options = head_inputs(self._policy, batch, self._config.sampling.temperature)
+            loss = -linear_logprob(*tensors, **options)[0].sum() / len(rollouts.tokens)
+            loss.backward()
+            total += loss.item()
+        self._update()
+        return {"supervised_loss": total, "supervised": len(everything)}
+
+    def scale_lr(self, factor: float) -> None:
+        """From the next step on the learning rate is `factor` times what the configuration says."""
+        scheduler = self._scheduler
+        scheduler.base_lrs = [self._config.train.lr * factor] * len(scheduler.base_lrs)
+        for group, base, shape in zip(self._optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+            group["lr"] = base * shape(scheduler.last_epoch)
 
     def _backward(self, batch: PackedBatch, old: Tensor | None, ref: Tensor | None, normalizer: Tensor) -> PolicyLoss:
         tensors, options = head_inputs(self._policy, batch, self._config.sampling.temperature)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -33,3 +34,30 @@ def rollout_logprobs(policy: Policy, rollouts: Rollouts, indices: Tensor, *, tem
         tensors, options = head_inputs(policy, batch, temperature)
         out[batch.token_index] = linear_logprob(*tensors, **options)[0]
     return out
+
+
+@torch.no_grad()
+def rollout_statistics(policy: Policy, rollouts: Rollouts, *, temperature: float, token_budget: int,
+                       check: Callable[[], None] = lambda: None) -> tuple[Tensor, Tensor]:
+    """[N] entropies of the policy's distributions and [N] their certainty KL(U || p) = logsumexp(z) - mean(z) - log V, fp32
+    nats.
+
+    The mean of z over the vocabulary is the hidden state's product with the head's mean row, so certainty costs two dot
+    products a token beside the log-prob. ValueError for a head with a softcap, through which means do not pass.
+    """
+    head = policy.head
+    if head.softcap is not None:
+        raise ValueError(f"certainty: expected a head without softcap, got one of {head.softcap}")
+    everything = torch.arange(len(rollouts.cut), device=rollouts.tokens.device)
+    entropies, certainty = torch.empty_like(rollouts.logprobs), torch.empty_like(rollouts.logprobs)
+    mean_row, mean_bias = head.weight.float().mean(0), 0.0 if head.bias is None else head.bias.float().mean()
+    for batch in pack(rollouts, torch.zeros(len(everything), device=everything.device), everything, token_budget):
+        check()
+        (hidden, weight, targets), options = head_inputs(policy, batch, temperature)
+        logprobs, some = linear_logprob(hidden, weight, targets, **options)
+        rows = hidden[batch.row_index].float()
+        chosen = (rows * weight[targets].float()).sum(1) + (0.0 if head.bias is None else head.bias[targets].float())
+        centred = (chosen - rows @ mean_row - mean_bias) / options["temperature"]
+        entropies[batch.token_index] = some
+        certainty[batch.token_index] = centred - logprobs - math.log(weight.shape[0])
+    return entropies, certainty

@@ -9,6 +9,7 @@ One JSON object per line: {"step": 12, "kind": "train", "time": 1731000000.0, "l
          in the check after each sync), sampler_gap (largest over the trained tokens). With a sampler correction:
          correction (mean) and correction_clipped (share of tokens whose correction is over its cap).
 "eval"   one row per evaluation: scores.summarize's names and completion_tokens.
+"monitor" the monitor's held-out prompts: held_out (their score), kl_start (nats a token from the starting model), best_step.
 "event"  what else happened: "event" (a short name such as "skipped_step") and "message".
 """
 
@@ -27,7 +28,7 @@ from typing import Any, TextIO
 
 from srt_fast.config import LogConfig
 
-KINDS = ("train", "eval", "event")
+KINDS = ("train", "eval", "monitor", "event")
 _OWN = ("step", "kind", "time")
 
 

@@ -65,6 +65,11 @@ class Policy:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
+    def load(self, folder: Path) -> None:
+        """Take the weights that `save` wrote, in place."""
+        saved = type(self.model).from_pretrained(folder, dtype=self.model.dtype, trust_remote_code=self.trust_remote_code)
+        self.model.load_state_dict(saved.state_dict())
+
     def save_config(self, folder: Path) -> None:
         """Write config.json alone: the architecture without weights."""
         self.model.config.save_pretrained(folder)

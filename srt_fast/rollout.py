@@ -1,4 +1,4 @@
-"""The data that flows through a step. Types only, no logic.
+"""The data that flows through a step: types, and how batches of them are joined.
 
 Worked example (used below): two prompts, three and two rollouts, completions of 2, 1, 3, 2 and 2 tokens, answers
 A A B | C C. Then N = 10, cu_seqlens = [0, 2, 3, 6, 8, 10], cu_groups = [0, 3, 5], rewards = [1, 1, 0, 1, 1] and the
@@ -7,8 +7,9 @@ mean-centred advantages [1/3, 1/3, -2/3, 0, 0]: the second group is unanimous an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -51,3 +52,25 @@ class PackedBatch:
     sampler_logprobs: Tensor  # [n] fp32
     rollout_index: Tensor  # [r] int64, which of the step's R rollouts these are: [0, 1, 2]
     token_index: Tensor  # [n] int64, which of the step's N tokens these are
+
+
+def join(parts: list):
+    """Dataclasses of one type, or tensors or lists, one behind the other. Offsets (fields named cu_...) go on where the part
+    before ends. None where every part is None."""
+    first = parts[0]
+    if len(parts) == 1 or first is None:
+        return first
+    if isinstance(first, Tensor):
+        return torch.cat(parts)
+    if not is_dataclass(first):
+        return sum(parts, [])
+    values = {field.name: [getattr(part, field.name) for part in parts] for field in fields(first)}
+    return type(first)(**{name: _join_offsets(some) if name.startswith("cu_") and some[0] is not None else join(some)
+                          for name, some in values.items()})
+
+
+def _join_offsets(parts: list[Tensor]) -> Tensor:
+    joined = parts[0]
+    for offsets in parts[1:]:
+        joined = torch.cat([joined, joined[-1] + offsets[1:]])
+    return joined

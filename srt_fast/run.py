@@ -135,6 +135,7 @@ def load_config(folder: str | Path) -> Config:
         raise ValueError(f"{path}: expected JSON, got: {error}") from None
     if isinstance(values, dict) and isinstance(values.get("sampling"), dict):
         values["sampling"].setdefault("engine", "hf")  # what there was before the field
+        values.setdefault("monitor", {"every": 0})
     return from_dict(values)
 
 

@@ -10,24 +10,28 @@ from torch import Tensor
 
 from srt_fast.rollout import PackedBatch, Problem, Rollouts
 from srt_kernels.linear_policy_loss import PolicyLoss
-from srt_kernels.majority_vote import Vote
+from srt_kernels.majority_vote import Vote, votes_per_key
 from srt_kernels.objective import Objective
+from srt_kernels.segments import segment_ids
 
 SAMPLED_PROMPTS, SAMPLED_COMPLETIONS = 2, 3
 
 
 def vote_metrics(vote: Vote, correct: Tensor | None, cu_groups: Tensor) -> dict[str, float | None]:
-    """Figures of P groups' votes. With gold: accuracy of the samples (pass1), of the majority (label_accuracy), and how
-    often the vote's reward is the one that gold would give (reward_accuracy).
+    """Figures of P groups' votes. With gold: accuracy of the samples (pass1), of the majority (label_accuracy), and how often
+    the vote's reward is the one that gold would give (reward_accuracy).
 
-    top_answer_share is the largest share of prompts that one answer is the majority of: towards 1 it shows the
-    collapse to a constant answer.
+    top_answer_share is the largest share of prompts that one answer is the majority of: towards 1 it shows the collapse to a
+    constant answer. answer_entropy is the entropy of the majorities over the prompts, in nats, as a part of its largest value:
+    1 where no two prompts have the same one, 0 where all do.
     """
-    answered = vote.majority[vote.majority != 0]
-    most_common = answered.unique(return_counts=True)[1].max().item() if len(answered) else 0
+    counts = vote.majority[vote.majority != 0].unique(return_counts=True)[1].double()
+    parts = counts / counts.sum()
+    spread = -(parts * parts.log()).sum().item() / math.log(counts.sum().item()) if counts.sum() > 1 else None
     values = {
         "vote_share": vote.share.mean().item(), "unanimous": (vote.share == 1).float().mean().item(),
-        "no_answer": 1 - vote.valid.float().mean().item(), "top_answer_share": most_common / len(vote.majority)}
+        "no_answer": 1 - vote.valid.float().mean().item(),
+        "top_answer_share": (counts.max().item() if len(counts) else 0) / len(vote.majority), "answer_entropy": spread}
     if correct is None:
         return values
     agrees = vote.rewards.bool()
@@ -35,6 +39,23 @@ def vote_metrics(vote: Vote, correct: Tensor | None, cu_groups: Tensor) -> dict[
     right = torch.zeros(len(vote.majority), device=correct.device).index_add(0, group, (agrees & correct).float())
     return values | {"pass1": correct.float().mean().item(), "label_accuracy": (right > 0).float().mean().item(),
                      "reward_accuracy": (agrees == correct).float().mean().item()}
+
+
+def repetition(rollouts: Rollouts) -> float | None:
+    """The part of the 8-token windows that came before in the same completion; None where no completion has 8 tokens."""
+    tokens, size = rollouts.tokens, 8
+    if len(tokens) < size:
+        return None
+    group = segment_ids(rollouts.cu_seqlens, len(tokens))
+    windows = torch.zeros_like(tokens[size - 1:])
+    for place in range(size):  # a polynomial hash modulo 2**64
+        windows = windows * 0x5851F42D4C957F2D + tokens[place:len(tokens) - size + 1 + place] + 1
+    inside = group[size - 1:] == group[:len(group) - size + 1]
+    windows, group = windows[inside], group[size - 1:][inside]
+    if not len(windows):
+        return None
+    times = votes_per_key(windows, group, torch.ones_like(windows, dtype=torch.float64))
+    return 1 - (1 / times).sum().item() / len(windows)
 
 
 def sample_rows(problems: list[Problem], rollouts: Rollouts, tokenizer, answers: list[str | None], agrees: Tensor,

@@ -8,34 +8,34 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from srt_fast import quickstart
 from srt_fast.audit import Ballot
 from srt_fast.checkpoint import random_state, set_random_state
 from srt_fast.config import Config
+from srt_fast.curriculum import Lift, as_rollouts
 from srt_fast.evaluate import evaluate
-from srt_fast.feedback import Groups, Reward, make_design
+from srt_fast.evidence import Evidence
+from srt_fast.feedback import make_design
+from srt_fast.guard import Guard
 from srt_fast.learner import Learner
 from srt_fast.policy import check_path, load_policy, load_reference, quiet_transformers
 from srt_fast.progress import RunProgress
-from srt_fast.rollout import Problem, Rollouts
 from srt_fast.run import Run
 from srt_fast.sampler import SamplerError, choose_engine, make_sampler
+from srt_fast.self_reward import Batch, SelfReward
 from srt_fast.signals import Interrupted
-from srt_fast.step_metrics import SAMPLED_PROMPTS, sample_rows, vote_metrics
+from srt_fast.step_metrics import SAMPLED_PROMPTS, repetition, sample_rows, vote_metrics
 from srt_fast.supply import Supply
 from srt_fast.tasks import make_task
 from srt_fast.tasks.stream import PromptStream
 from srt_fast.tasks.wording import prompt_ids
 from srt_kernels.answer_key import AnswerReader
-from srt_kernels.majority_vote import majority_vote
 
 
 def starting_model(config: Config, progress: RunProgress, check: Callable[[], None] = lambda: None) -> str:
@@ -75,9 +75,13 @@ class Trainer:
         if config.model.path != "quickstart":
             check_path(config.model.path)
         self.task = make_task(config)
-        if config.feedback.kind == "oracle" and not self.task.train_has_gold:
-            raise ValueError("feedback.kind: 'oracle' needs gold answers, expected task.gold_column to name them, got none")
-        self.feedback = make_design(config.feedback.kind, config.feedback.params)
+        self.design = make_design(config.feedback.kind, config.feedback.params)
+        if "gold" in self.design.needs and not self.task.train_has_gold:
+            raise ValueError(f"feedback.kind: {config.feedback.kind!r} needs gold answers, expected task.gold_column to name "
+                             "them, got none")
+        if config.monitor.judge == "gold" and not self.task.has_gold:
+            raise ValueError("monitor.judge: 'gold' needs held-out gold answers, expected task.gold_column to name them, "
+                             "got none")
         self.run = Run(config, resume=resume, quiet=quiet)
 
     def train(self) -> dict:
@@ -93,8 +97,7 @@ class Trainer:
             try:
                 if "start" not in run.evaluations:
                     self._evaluate("start")
-                while self.step < self.config.train.steps:
-                    self._evaluate_if_due()  # a signal during a step's evaluation leaves it to the resumed run
+                while self._after_step():  # also what a signal left undone, in a resumed run
                     self._one_step()
                 self._evaluate("end")
             except (Interrupted, SamplerError) as stop:
@@ -109,46 +112,62 @@ class Trainer:
         config, run, train = self.config, self.run, self.config.train
         saved = run.last_checkpoint()
         with_kl = train.reward_kl_coef or config.objective().kl_coef
-        start = starting_model(config, run.progress, run.signals.check) if with_kl or not saved else None
-        self.policy = load_policy(str(saved / "model") if saved else start, config.model)
-        reference = load_reference(start, config.model) if with_kl else None
+        votes = config.monitor.action == "freeze" or ("start" in self.design.needs and not getattr(self.design, "file", None))
+        start = starting_model(config, run.progress, run.signals.check) if with_kl or votes or not saved else None
+        now = str(saved / "model") if saved else start
+        self.policy = load_policy(now, config.model)
+        reference = load_reference(start, config.model) if with_kl or votes else None
+        trailing = load_reference(now, config.model) if "teacher" in self.design.needs else None
         self.reader = AnswerReader(self.policy.tokenizer, config.task.answer_rule)
         if config.sampling.engine == "vllm":
             run.progress.note("sampling with vLLM" + (f" at {', '.join(config.vllm.urls)}" if config.vllm.urls else
                                                       f", whose log is {run.folder / 'vllm.log'}"))
         self.sampler = make_sampler(config, self.policy, folder=run.folder, checkpoint=run.signals.check)
         held.callback(self.sampler.close)
-        self.learner = Learner(config, self.policy, reference, run.signals.check)
+        self.learner = Learner(config, self.policy, reference if with_kl else None, run.signals.check)
+        evidence = Evidence(config, self.policy, self.sampler, self.reader, run.signals.check,
+                            start=reference if votes else None, trailing=trailing)
+        self.reward = SelfReward(config, self.task, self.policy, self.sampler, self.reader, evidence, self.design)
+        self.lift = Lift(config.curriculum)
         self.supply = Supply(config, PromptStream(self.task, train.seed), self.policy, self.sampler)
         held.callback(self.supply.close)
+        self.guard = Guard(self)
         self.step = 0
         torch.manual_seed(train.seed)
         if saved:
-            state = torch.load(saved / "state.pt", weights_only=True, map_location="cpu")
-            position = state["stream"]
-            if "supply" not in position:  # a checkpoint of before batches were prepared ahead
-                position["supply"] = {"prompts": position.pop("prompts"), "rollouts": None}
-            self._rewind(position)
-            self.learner.load_state_dict(state["learner"])
-            run.load_state_dict(state["run"])
-            self.step = state["step"]
-            run.progress.note(f"resumed from {saved} at step {self.step}")
+            self._restore(saved)
         self._check_sampler()
+        self.guard.begin()
+
+    def _restore(self, saved: Path) -> None:
+        """Everything of a checkpoint but the model."""
+        state = torch.load(saved / "state.pt", weights_only=True, map_location="cpu")
+        position = state["stream"]
+        if "supply" not in position:  # a checkpoint of before batches were prepared ahead
+            position["supply"] = {"prompts": position.pop("prompts"), "rollouts": None}
+        self.guard.load_state_dict(state.get("guard"))
+        self._rewind(position)
+        self.learner.load_state_dict(state["learner"])
+        self.run.load_state_dict(state["run"])
+        self.step = state["step"]
+        self.run.progress.note(f"resumed from {saved} at step {self.step}")
 
     def _position(self) -> dict:
         """What a step changes before its optimizer update: enough to run the step again."""
-        return {"random": random_state(), "supply": self.supply.state_dict(), "feedback": self.feedback.state_dict()}
+        return {"random": random_state(), "supply": self.supply.state_dict(), "feedback": self.reward.state_dict(),
+                "lift": self.lift.state_dict()}
 
     def _rewind(self, position: dict) -> None:
         self.supply.load_state_dict(position["supply"])  # first: a sampler that still runs may draw from the same generator
         set_random_state(position["random"])
-        self.feedback.load_state_dict(position["feedback"])
+        self.reward.load_state_dict(position["feedback"])
+        self.lift.load_state_dict(position.get("lift", []))
 
     def _save(self, *, needed: bool) -> None:
         def write(folder: Path) -> None:
             self.policy.save(folder / "model")
             torch.save({"step": self.step, "stream": self._position(), "learner": self.learner.state_dict(),
-                        "run": self.run.state_dict()}, folder / "state.pt")
+                        "guard": self.guard.state_dict(), "run": self.run.state_dict()}, folder / "state.pt")
         self.run.save(self.step, write, needed=needed)
 
     # ---- one step ----
@@ -156,38 +175,45 @@ class Trainer:
     def _one_step(self) -> None:
         config, position, started = self.config, self._position(), time.perf_counter()
         try:
-            prompts, rollouts = self.supply.next()
-            sampled = time.perf_counter()
-            reward, voted = self._reward(prompts.problems, rollouts)
+            batch = self.reward.batch(self.supply)
+            rollouts, reward = self.reward.with_second_task(batch)
             rewarded = time.perf_counter()
             if not config.vllm.one_step_off:
                 self.sampler.sleep()
             if self.step + 1 < config.train.steps:
                 self.supply.ahead()
             learned = self.learner.learn(rollouts, reward)
-            trained = time.perf_counter()
         except (Interrupted, SamplerError):
             self.learner.forget()
             self._rewind(position)
             raise
         self.step += 1
+        learned |= self._supervise(batch)
+        self.reward.after_update(self.step)
+        trained = time.perf_counter()
         problem, gap = self._hand_over()
         synced = time.perf_counter()
-        if prompts.dropped:
-            self.run.event(self.step, "prompts_dropped", f"{prompts.dropped} prompts longer than {self.supply.max_prompt} tokens "
-                           "were replaced", count=prompts.dropped)
+        if batch.prompts.dropped:
+            self.run.event(self.step, "prompts_dropped", f"{batch.prompts.dropped} prompts longer than {self.supply.max_prompt} "
+                           "tokens were replaced", count=batch.prompts.dropped)
         if not learned["updates"]:
             self.run.event(self.step, "step_skipped",
                            "no rollout has a gradient (every group is unanimous or masked); step skipped")
-        values = self._observe(prompts.problems, rollouts, reward, voted) | learned | gap | {
-            "seconds_sample": sampled - started, "seconds_reward": rewarded - sampled, "seconds_train": trained - rewarded,
-            "seconds_sync": synced - trained, "seconds": time.perf_counter() - started}
-        values["tokens_per_second"] = len(rollouts.tokens) / values["seconds"]
+        values = self._observe(batch) | learned | gap | {
+            "seconds_sample": rewarded - started - batch.seconds_reward, "seconds_reward": batch.seconds_reward,
+            "seconds_train": trained - rewarded, "seconds_sync": synced - trained, "seconds": time.perf_counter() - started}
+        values["tokens_per_second"] = len(batch.rollouts.tokens) / values["seconds"]
         self.run.metrics.log(self.step, values)
         self.run.progress.update(self.step, **values)
+        self.guard.hear(values)
         if problem:
             raise SamplerError(problem)
-        self._after_step()
+
+    def _supervise(self, batch: Batch) -> dict:
+        """Collect completions for the supervised steps, and take one where it is due."""
+        self.lift.collect(batch.rollouts, batch.groups)
+        pairs = self.lift.take(self.step)
+        return self.learner.supervise(as_rollouts(pairs, self.policy.device)) if pairs else {}
 
     def _hand_over(self) -> tuple[str | None, dict]:
         """Give the sampler the new weights and check that it has them. What is wrong, if anything, and the gap's metrics."""
@@ -209,13 +235,16 @@ class Trainer:
         if gap and gap.problem:
             raise SamplerError(gap.problem)
 
-    def _after_step(self) -> None:
+    def _after_step(self) -> bool:
+        """The monitor's look, evaluation and checkpoint that are due after this step. Whether there is another one."""
         config, step = self.config, self.step
-        if step == config.train.steps:
-            return
+        self.guard.watch()
+        if step == config.train.steps or self.guard.stopped:
+            return False
         self._evaluate_if_due()
-        if config.checkpoint.every and step % config.checkpoint.every == 0:
+        if config.checkpoint.every and step and step % config.checkpoint.every == 0:
             self._save(needed=False)
+        return True
 
     def _evaluate_if_due(self) -> None:
         every = self.config.evaluation.every
@@ -233,57 +262,22 @@ class Trainer:
             done = {"step": self.step, **result}
         self.run.evaluations |= {"latest": done, name: done}
 
-    def _reward(self, problems: list[Problem], rollouts: Rollouts) -> tuple[Reward, Groups]:
-        """Rewards, and what they were given for: on the device of the tokens, and nothing here waits for it.
-
-        Only a design that needs gold answers does; else they are looked at after the training pass.
-        """
-        config, cu_groups = self.config.feedback, rollouts.cu_groups
-        keys = self.reader.keys(rollouts.tokens, rollouts.cu_seqlens)
-        if config.cut != "vote":
-            keys = keys.masked_fill(rollouts.cut, 0)
-        vote = majority_vote(keys, cu_groups, share_over=config.share_over)
-        correct = None
-        if self.feedback.needs_gold:
-            correct = self._correct(problems, self._answers(rollouts, range(len(problems))), keys.device)
-        groups = Groups(keys=keys, cu_groups=cu_groups, cu_seqlens=rollouts.cu_seqlens, logprobs=rollouts.logprobs,
-                        vote=vote, correct=correct)
-        reward = self.feedback(groups)
-        if config.cut == "mask":
-            reward = replace(reward, keep=reward.keep & ~rollouts.cut)
-        return reward, groups
-
-    def _answers(self, rollouts: Rollouts, groups: Iterable[int]) -> dict[int, list[str | None]]:
-        """What the rollouts of these groups answered, as text, on the host; None where a cut one has no vote."""
-        bounds, offsets, cut = rollouts.cu_groups.tolist(), rollouts.cu_seqlens, rollouts.cut.tolist()
-        votes, found = self.config.feedback.cut == "vote", {}
-        for group in groups:
-            first, last = bounds[group], bounds[group + 1]
-            some = offsets[first:last + 1]
-            texts = self.reader.read(rollouts.tokens[some[0]:some[-1]], some - some[0])
-            found[group] = [text if votes or not cut[first + i] else None for i, text in enumerate(texts)]
-        return found
-
-    def _correct(self, problems: list[Problem], answers: dict[int, list[str | None]], device: torch.device) -> Tensor:
-        """[R] bool: which answers of all groups agree with gold."""
-        found = [self.task.correct(answer, problem) for group, problem in enumerate(problems) for answer in answers[group]]
-        return torch.tensor(found, device=device)
-
-    def _observe(self, problems: list[Problem], rollouts: Rollouts, reward: Reward, voted: Groups) -> dict:
+    def _observe(self, batch: Batch) -> dict:
         """Figures of the rollouts; the first ones go to samples.jsonl, some groups to the audit."""
+        problems, rollouts, voted = batch.prompts.problems, batch.rollouts, batch.groups
         vote, correct, bounds, log = voted.vote, voted.correct, rollouts.cu_groups.tolist(), self.config.log
         audited, everyone = self.run.audit.chosen(self.step, len(problems)), range(len(problems))
         sampled = log.sample_every and (self.step in (1, self.config.train.steps) or self.step % log.sample_every == 0)
         shown, with_gold = everyone[:SAMPLED_PROMPTS] if sampled else [], correct is None and self.task.train_has_gold
-        answers = self._answers(rollouts, everyone if with_gold else {*audited, *shown})
+        answers = self.reward.answers(rollouts, everyone if with_gold else {*audited, *shown})
         if with_gold:
-            correct = self._correct(problems, answers, rollouts.tokens.device)
+            correct = self.reward.correct(problems, answers, rollouts.tokens.device)
         self.run.audit.submit(self.step, [
             Ballot(texts=answers[group], keys=voted.keys[bounds[group]:bounds[group + 1]].tolist(),
                    majority=vote.majority[group].item()) for group in audited])
         if sampled:
             self.run.metrics.samples(self.step, sample_rows(
                 problems, rollouts, self.policy.tokenizer, sum((answers[group] for group in shown), []), vote.rewards, correct))
-        return vote_metrics(vote, correct, rollouts.cu_groups) | {
-            "pseudo_reward": reward.rewards.mean().item(), "cut": rollouts.cut.float().mean().item(),
-            "completion_tokens": len(rollouts.tokens) / len(rollouts.cut)}
+        return vote_metrics(vote, correct, rollouts.cu_groups) | ({"rounds": batch.rounds} if batch.rounds > 1 else {}) | {
+            "pseudo_reward": batch.reward.rewards.nanmean().item(), "cut": rollouts.cut.float().mean().item(),
+            "completion_tokens": len(rollouts.tokens) / len(rollouts.cut), "repetition": repetition(rollouts)}

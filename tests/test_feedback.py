@@ -1,5 +1,7 @@
 """Every reward design on one batch whose outcome can be worked out by hand, and in a run."""
 
+import math
+
 import pytest
 import torch
 
@@ -17,16 +19,38 @@ CORRECT = [True, True, True, False, False, False, True, False, False, False]
 VOTE = [1, 1, 1, 0, 1, 0, 0, 1, 1, 1]
 
 
-def groups(keys: list[int], cu_groups: list[int], correct=None) -> Groups:
+def groups(keys: list[int], cu_groups: list[int], **evidence) -> Groups:
+    """Rollouts of two tokens each."""
     keys, cu_groups = torch.tensor(keys), torch.tensor(cu_groups, dtype=torch.int32)
-    return Groups(keys=keys, cu_groups=cu_groups, cu_seqlens=torch.arange(len(keys) + 1, dtype=torch.int32),
-                  logprobs=torch.zeros(len(keys)), vote=majority_vote(keys, cu_groups),
-                  correct=None if correct is None else torch.tensor(correct))
+    return Groups(keys=keys, cu_groups=cu_groups, cu_seqlens=2 * torch.arange(len(keys) + 1, dtype=torch.int32),
+                  logprobs=torch.zeros(2 * len(keys)), vote=majority_vote(keys, cu_groups),
+                  **{name: torch.tensor(value) for name, value in evidence.items()})
+
+
+# What a design may ask for. The starting model voted A, D and nothing; the teacher's rollouts, two a prompt, say B B, D D, none.
+EVIDENCE = {"correct": CORRECT, "start_labels": [A, D, 0], "start_shares": [.5, 1., 0.],
+            "teacher_keys": [B, B, D, D, 0, 0], "cu_teacher": [0, 2, 4, 6],
+            "entropies": [.25, .75] * 10, "certainty": [1., 3.] * 10, "judged": [.1, .2, .3, .4, .5, .6, .7, .8, .9, 1.]}
+
+
+def restrained() -> list[float]:
+    """Each answer of a group as the label in turn, weighed by exp(-0.5 ((f - 1) / 0.5)^2); the third prompt's is unanimous."""
+    def gaussian(share): return math.exp(-2 * (share - 1) ** 2)
+    out = []
+    for shares, own, agreement in (([3 / 4, 1 / 4], [0, 0, 0, 1], .5), ([2 / 4, 1 / 4], [0, None, 1, 0], 1.)):
+        total = sum(map(gaussian, shares))
+        for mine in own:
+            terms = [gaussian(f) / total * ((mine == a) - f) / math.sqrt(f * (1 - f)) for a, f in enumerate(shares)]
+            out.append(gaussian(agreement) * sum(terms))
+    return [*out, 0., 0.]
+
+
+WEIGHT_OF_A, WEIGHT_OF_C = (1 / (1 + math.exp(-2 * ((1 - y) ** 2 - (1 - x) ** 2))) for x, y in ((.75, .25), (.5, .25)))
 
 
 # A's base rate for the first prompt is 2/6 (the third's), for the third 3/8; nobody else gives C.
 WEIGHTS = [(3 / 4 - 2 / 6) / (3 / 4)] * 4 + [1.0] * 4 + [1 - 3 / 8] * 2
-EXPECTED = {  # design, settings -> rewards, which rollouts are kept, weights
+EXPECTED = {  # design, settings -> rewards, which rollouts are kept, weights, or advantages where the design makes its own
     ("majority", ()): (VOTE, [1] * 10, None),
     ("oracle", ()): (CORRECT, [1] * 10, None),
     ("soft", ()): ([.75, .75, .75, .25, .5, 0, .25, .5, 1, 1], [1] * 10, None),
@@ -35,6 +59,18 @@ EXPECTED = {  # design, settings -> rewards, which rollouts are kept, weights
     ("easiest", ()): (VOTE, [0] * 8 + [1] * 2, None),
     ("easiest", (("fraction", 0.5),)): (VOTE, [1] * 4 + [0] * 4 + [1] * 2, None),
     ("base_rate", ()): (VOTE, [1] * 10, WEIGHTS),
+    ("frozen", ()): ([1, 1, 1, 0, 0, 0, 1, 0, 0, 0], [1] * 10, None),
+    ("ema", ()): ([0, 0, 0, 1, 0, 0, 1, 0, 0, 0], [1] * 10, None),
+    ("pool", ()): ([1, 1, 1, 0, 0, 0, 1, 0, 1, 1], [1] * 10, None),  # A 3 to B 3, a tie the policy wins; D 3 to C 2; A
+    ("restrain", ()): ([WEIGHT_OF_A] * 3 + [1 - WEIGHT_OF_A, WEIGHT_OF_C, 0, 1 - WEIGHT_OF_C, WEIGHT_OF_C, 1, 1], [1] * 10,
+                       {"advantages": restrained()}),
+    ("restrain", (("weak", 0.6), ("sigma", 1e6), ("penalty", 0.5))): (
+        [.5] * 5 + [0] + [.5] * 2 + [1] * 2, [1] * 10,
+        {"advantages": [0] * 4 + [-.5] * 4 + [0] * 2}),  # two answers of equal weight pull against each other
+    ("self_certainty", ()): ([2.] * 10, [1] * 10, None),
+    ("entropy", ()): ([-.5] * 5 + [-7.] + [-.5] * 4, [1] * 10, None),
+    ("self_judge", ()): ([.1, .2, .3, .4, .5, 0, .7, .8, .9, 1.], [1] * 10, None),
+    ("verify", ()): (VOTE, [1] * 10, None),
 }
 
 
@@ -44,25 +80,35 @@ def test_every_design_is_tested_here():
 
 @pytest.mark.parametrize(("kind", "params"), EXPECTED)
 def test_a_batch_worked_out_by_hand(kind, params):
-    rewards, keep, weights = EXPECTED[kind, params]
+    rewards, keep, more = EXPECTED[kind, params]
     design: Feedback = make_design(kind, dict(params))
-    reward = design(groups(KEYS, CU_GROUPS, CORRECT if design.needs_gold else None))
+    reward = design(groups(KEYS, CU_GROUPS, **EVIDENCE))
     assert reward.rewards.dtype == torch.float32 and reward.keep.dtype == torch.bool
     torch.testing.assert_close(reward.rewards, torch.tensor(rewards, dtype=torch.float32))
     assert reward.keep.tolist() == [bool(k) for k in keep]
-    if weights is None:
-        assert reward.weights is None
-    else:
-        torch.testing.assert_close(reward.weights, torch.tensor(weights))
+    more = more if isinstance(more, dict) else {"weights": more}
+    for name in ("weights", "advantages"):
+        got, expected = getattr(reward, name), more.get(name)
+        assert (got is None) == (expected is None)
+        if expected is not None:
+            torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("kind", DESIGNS)
 def test_groups_without_answers_earn_nothing(kind):
-    """Also the only group of a batch."""
+    """Also the only group of a batch. Designs that reward confidence alone give all rollouts the same here."""
     design = make_design(kind, {})
     for keys, cu_groups in (([0, 0, 0, 0], [0, 2, 4]), ([0, 0], [0, 2])):
-        reward = design(groups(keys, cu_groups, [False] * len(keys) if design.needs_gold else None))
-        assert (reward.rewards == 0).all() and (reward.weights is None or reward.weights.isfinite().all())
+        rollouts, prompts = len(keys), len(cu_groups) - 1
+        reward = design(groups(
+            keys, cu_groups, correct=[False] * rollouts, start_labels=[A] * prompts, start_shares=[1.] * prompts,
+            teacher_keys=[A] * prompts, cu_teacher=list(range(prompts + 1)), entropies=[1.] * 2 * rollouts,
+            certainty=[0.] * 2 * rollouts, judged=[1.] * rollouts))
+        assert (reward.rewards == reward.rewards[0]).all()
+        assert reward.rewards[0] == (-7 if kind == "entropy" else 0)
+        for values in (reward.weights, reward.advantages):
+            assert values is None or values.isfinite().all()
+        assert reward.advantages is None or (reward.advantages == 0).all()
 
 
 def test_the_constant_answer_weighs_nothing_in_base_rate():

@@ -56,7 +56,7 @@ def test_not_finite_becomes_null(tmp_path):
 
 def test_refusals_name_what_was_expected(tmp_path, monkeypatch):
     writer = write_steps(tmp_path / "old", [1], None)
-    with pytest.raises(ValueError, match="kind: expected one of train, eval, event, got 'test'"):
+    with pytest.raises(ValueError, match="kind: expected one of train, eval, monitor, event, got 'test'"):
         writer.log(2, {}, kind="test")
     with pytest.raises(ValueError, match="got step"):
         writer.log(2, {"step": 3})

@@ -49,7 +49,7 @@ def test_full_run(tmp_path):
     page = Tags(html.read_text(encoding="utf-8"))
     assert "script" not in page.tags and "link" not in page.tags and "img" not in page.tags
     assert all(link.startswith("#") for link in page.links)
-    assert page.tags.count("svg") == 10 and "no data" in page.text
+    assert page.tags.count("svg") == 11 and "no data" in page.text
     for shown in ("seed 7", "1 min 1 s", "50.0 ± 2.0 %", "74.0 ± 2.0 %", "+24.0 points", "after (step 60)", "60.0 % of 75.0 %",
                   "84.0 % of 75.0 %"):
         assert shown in page.text
@@ -70,7 +70,7 @@ def test_run_that_has_just_begun(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     html, png = write_report(tmp_path)
     text = html.read_text(encoding="utf-8")
-    assert text.count("no data") == 10 and png.is_file()
+    assert text.count("no data") == 11 and png.is_file()
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "kind": "eval", "time": 1.0, "pass1": 0.5}\n')
     assert "points" not in write_report(tmp_path)[0].read_text(encoding="utf-8")  # one evaluation is no change
 

@@ -10,26 +10,28 @@ rates by themselves, and train less for it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from srt_fast.feedback.base import Groups, Reward, Stateless
+from srt_fast.feedback.base import Groups, Reward
 from srt_kernels.majority_vote import votes_per_key
+from srt_kernels.segments import segment_reduce
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseRate(Stateless):
+class BaseRate:
     """Reward 1 for the majority's answer, weighed by how far it is this prompt's own."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __call__(self, groups: Groups) -> Reward:
         keys, group, sizes = groups.keys, groups.group_of(), groups.cu_groups.diff().double()
         ones = torch.ones(len(keys), dtype=torch.float64, device=keys.device)
         agrees = groups.vote.rewards.bool()
-        here = votes_per_key(keys, group, ones).where(agrees, 0.0)
-        everywhere = votes_per_key(keys, torch.zeros_like(group), ones).where(agrees, 0.0)
-        here, everywhere = (torch.segment_reduce(votes, "max", offsets=groups.cu_groups.long(), initial=0.0)
-                            for votes in (here, everywhere))
+        here, everywhere = (segment_reduce(votes.where(agrees, 0.0), "max", groups.cu_groups) for votes in
+                            (groups.votes_of_own(), votes_per_key(keys, torch.zeros_like(group), ones)))
         elsewhere = (everywhere - here) / (len(keys) - sizes).clamp_min(1)
         share = here / sizes.clamp_min(1)
         weights = ((share - elsewhere) / share.clamp_min(1e-9)).clamp_min(0.0)
-        return Reward(rewards=groups.vote.rewards, keep=torch.ones_like(agrees), weights=weights.float()[group])
+        return Reward(rewards=groups.vote.rewards, keep=groups.everyone(), weights=weights.float()[group])

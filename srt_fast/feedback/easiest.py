@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from srt_fast.feedback.base import Groups, Reward, Stateless
+from srt_fast.feedback.base import Groups, Reward
 
 
 @dataclass(frozen=True, kw_only=True)
-class Easiest(Stateless):
+class Easiest:
     """Reward 1 for the majority's answer. `fraction`: part of the batch's prompts that trains."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     fraction: float = 1 / 3
 

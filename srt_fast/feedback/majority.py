@@ -8,15 +8,16 @@ runs: the policy learns to give one constant answer, pseudo-reward goes to 1 and
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
-
-from srt_fast.feedback.base import Groups, Reward, Stateless
+from srt_fast.feedback.base import Groups, Reward
 
 
 @dataclass(frozen=True, kw_only=True)
-class Majority(Stateless):
+class Majority:
     """Reward 1 for the majority's answer, 0 for any other and for none."""
 
+    needs: ClassVar[frozenset[str]] = frozenset()
+
     def __call__(self, groups: Groups) -> Reward:
-        return Reward(rewards=groups.vote.rewards, keep=torch.ones_like(groups.keys, dtype=torch.bool))
+        return Reward(rewards=groups.vote.rewards, keep=groups.everyone())

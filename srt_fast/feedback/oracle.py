@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from srt_fast.feedback.base import Groups, Reward, Stateless
+from srt_fast.feedback.base import Groups, Reward
 
 
 @dataclass(frozen=True, kw_only=True)
-class Oracle(Stateless):
+class Oracle:
     """Reward 1 for a correct answer, 0 otherwise. The one design that sees gold answers."""
 
-    needs_gold: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"gold"})
 
     def __call__(self, groups: Groups) -> Reward:
-        return Reward(rewards=groups.correct.float(), keep=torch.ones_like(groups.keys, dtype=torch.bool))
+        return Reward(rewards=groups.correct.float(), keep=groups.everyone())

@@ -9,15 +9,16 @@ collapse: the constant answer still has share 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
-
-from srt_fast.feedback.base import Groups, Reward, Stateless
+from srt_fast.feedback.base import Groups, Reward
 
 
 @dataclass(frozen=True, kw_only=True)
-class Soft(Stateless):
+class Soft:
     """Reward in [0, 1]: the part of the group that agrees."""
 
+    needs: ClassVar[frozenset[str]] = frozenset()
+
     def __call__(self, groups: Groups) -> Reward:
-        return Reward(rewards=groups.share_of_own(), keep=torch.ones_like(groups.keys, dtype=torch.bool))
+        return Reward(rewards=groups.share_of_own(), keep=groups.everyone())

@@ -9,13 +9,16 @@ majority does, and does not undo it: a constant answer passes every threshold.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from srt_fast.feedback.base import Groups, Reward, Stateless
+from srt_fast.feedback.base import Groups, Reward
 
 
 @dataclass(frozen=True, kw_only=True)
-class Threshold(Stateless):
+class Threshold:
     """Reward 1 for the majority's answer. `tau`: least share of a majority that trains."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     tau: float = 0.6
 

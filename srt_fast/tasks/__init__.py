@@ -15,7 +15,7 @@ def make_task(config: Config) -> Task:
     if config.task.kind == "reasoning_gym":
         from srt_fast.tasks.gym import GymTask
 
-        return GymTask(config.task, config.evaluation.prompts)
+        return GymTask(config.task, config.evaluation.prompts + (config.monitor.prompts if config.monitor.every else 0))
     from srt_fast.tasks.files import FileTask
 
     return FileTask(config.task)

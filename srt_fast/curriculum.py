@@ -1,0 +1,76 @@
+"""Which prompts count more, and supervised steps between the others. Both go by the vote alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from srt_fast.config import CurriculumConfig
+from srt_fast.feedback import Groups, Reward
+from srt_fast.rollout import Rollouts
+
+MOST = 256  # completions that wait for a supervised step; older ones go first
+
+
+def head_tail(reward: Reward, groups: Groups, power: float) -> Reward:
+    """Weigh each prompt by (1 - f_m)^power, f_m the majority's share, scaled to mean 1 over the prompts: hard ones count more.
+
+    Head-tail rebalancing (arXiv 2510.26474) caps the trajectories of easy prompts, repeats and resamples those of hard ones in
+    proportion to 1 - accuracy. Here f_m stands for the accuracy, which needs gold, and a weight on the advantage for repeats:
+    the same gradient in expectation, no rollout twice. Left out: sampling hard prompts more often. power 0: the reward as it
+    is.
+    """
+    if not power:
+        return reward
+    hardness = (1 - groups.vote.share).clamp_min(0) ** power
+    hardness = (hardness / hardness.mean().clamp_min(1e-9))[groups.group_of()]
+    return replace(reward, weights=hardness if reward.weights is None else reward.weights * hardness)
+
+
+class Lift:
+    """Collects completions for interleaved supervised steps (ReLIFT, arXiv 2506.07527, whose collected solutions are gold ones
+    to prompts that no rollout solves).
+
+    Here they are the majority's own completions of prompts whose vote is strong (at least supervised_lead times the next
+    answer's) but rare (a share of at most supervised_share): the policy rarely says what it agrees on most.
+    """
+
+    def __init__(self, settings: CurriculumConfig):
+        self._settings = settings
+        self._waiting: list[tuple[list[int], list[int]]] = []  # prompt and completion
+
+    def collect(self, rollouts: Rollouts, groups: Groups) -> None:
+        """One completion of each group whose vote is so: the first that gave the majority's answer."""
+        settings, vote = self._settings, groups.vote
+        if not settings.supervised_every:
+            return
+        chosen = (vote.share > 0) & (vote.share <= settings.supervised_share)
+        chosen &= vote.share >= settings.supervised_lead * vote.runner_up
+        offsets, bounds, agrees = rollouts.cu_seqlens.tolist(), groups.cu_groups.tolist(), vote.rewards.tolist()
+        for group in chosen.nonzero()[:, 0].tolist():
+            index = agrees.index(1.0, bounds[group])
+            self._waiting.append((rollouts.prompts[group], rollouts.tokens[offsets[index]:offsets[index + 1]].tolist()))
+        self._waiting = self._waiting[-MOST:]
+
+    def take(self, step: int) -> list[tuple[list[int], list[int]]]:
+        """What is to be supervised after this step; nothing where no supervised step is due."""
+        every = self._settings.supervised_every
+        if not every or step % every:
+            return []
+        taken, self._waiting = self._waiting, []
+        return taken
+
+    def state_dict(self) -> list:
+        return list(self._waiting)
+
+    def load_state_dict(self, state: list) -> None:
+        self._waiting = list(state)
+
+
+def as_rollouts(pairs: list[tuple[list[int], list[int]]], device: torch.device) -> Rollouts:
+    """Prompts and completions as rollouts of one completion each, without log-probs."""
+    from srt_fast.sampler.base import pack_completions
+    completions = [torch.tensor(completion, device=device) for _, completion in pairs]
+    return pack_completions(completions, [torch.zeros(len(c), device=device) for c in completions], [False] * len(pairs),
+                            [prompt for prompt, _ in pairs], samples=1)
