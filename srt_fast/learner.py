@@ -51,7 +51,7 @@ class Learner:
         """One optimizer update per mini-batch of prompts; none where no rollout has a gradient. Returns metrics."""
         train, objective = self._config.train, self._objective
         rewards, everything = reward.rewards, torch.arange(len(reward.rewards), device=reward.rewards.device)
-        values: dict = {"lr": self._scheduler.get_last_lr()[0]}
+        values: dict = {"lr": self._optimizer.param_groups[0]["lr"]}
         if train.reward_kl_coef:
             kl = self._sequence_kl(rollouts, everything)
             rewards, values["kl"] = rewards - train.reward_kl_coef * kl, kl.mean().item()

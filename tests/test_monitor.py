@@ -11,7 +11,7 @@ HEALTHY = {"top_answer_share": 0.1, "answer_entropy": 0.95, "unanimous": 0.2, "v
 
 
 def after(values: dict, scores: list[float] | None = None, kl: float = 0.1, looks: int = 2) -> tuple[list[str], bool]:
-    """What a monitor says that has seen a healthy beginning, with held-out scores of 0.75, and then five steps of these values."""
+    """What a monitor says after a healthy beginning, with held-out scores of 0.75, and then five steps of these values."""
     monitor = Monitor()
     for step in (0, 5):
         monitor.hold_out(step, [0.5, 1.0] * 16, 0.0)

@@ -18,8 +18,8 @@ BASE = {"model.device": "cpu", "sampling.engine": "hf", "log.tensorboard": False
 """The second and third line: what an arm may change, as it is without, whatever the recipe's default comes to be."""
 RISE = {"train": {"lr": 1e-4, "prompts_per_step": 64, "steps": 60}, "evaluation": {"every": 10, "prompts": 256, "samples": 8}}
 """The recipe's own settings, written out."""
-COLLAPSE = {"train": {"lr": 5e-4, "prompts_per_step": 24, "steps": 160},
-            "evaluation": {"every": 10, "prompts": 256, "samples": 4}}
+COLLAPSE = {"train": {"lr": 5e-4, "prompts_per_step": 24, "steps": 120},
+            "evaluation": {"every": 10, "prompts": 128, "samples": 4}}
 """What it takes for the plain vote to collapse: five times the rate, fewer prompts a step, more steps."""
 ASK = {"feedback.params": {"question": "{prompt}{completion}?"}}
 """The embedded model knows sums alone: a question in words would be as strange to it, and longer."""
@@ -59,7 +59,7 @@ def collapse_grid() -> tuple[Arm, ...]:
         Arm("rise_oracle", "rise", RISE | {"feedback.kind": "oracle"}, "gold answers"),
         _arm("majority", "collapse", "majority", "the plain vote"),
         _arm("oracle", "collapse", "oracle", "gold answers"),
-        _arm("majority_long", "collapse", "majority", "the plain vote, twice as long", {"train.steps": 320}),
+        _arm("majority_long", "collapse", "majority", "the plain vote, to the end", {"train.steps": 320}),
         _arm("soft", "design", "soft", "reward: the own answer's share"),
         _arm("threshold", "design", "threshold", "only clear votes train"),
         _arm("threshold_resample", "design", "threshold", "the same, resampled until the batch is full",
