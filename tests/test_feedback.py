@@ -1,6 +1,7 @@
 """Every reward design on one batch whose outcome can be worked out by hand, and in a run."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,6 +93,17 @@ def test_a_batch_worked_out_by_hand(kind, params):
         assert (got is None) == (expected is None)
         if expected is not None:
             torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float32))
+
+
+def test_the_example_of_contributing():
+    """Its file and its row agree."""
+    text = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
+    design, row = (block.split("```")[0] for block in text.split("```python\n")[1:3])
+    made: dict = {"__name__": __name__}
+    exec(design, made)
+    [(rewards, keep, _)] = eval("{" + row + "}", {"VOTE": VOTE}).values()
+    reward = made["RunnerUp"]()(groups(KEYS, CU_GROUPS))
+    assert reward.rewards.tolist() == rewards and reward.keep.tolist() == [bool(k) for k in keep]
 
 
 @pytest.mark.parametrize("kind", DESIGNS)

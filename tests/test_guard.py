@@ -63,7 +63,8 @@ def test_stop_ends_the_run_with_the_best_weights(collapsing):
 def test_rollback_goes_on_from_the_best_weights_and_slower(collapsing):
     """Back at 6; the first look after it is 0.5, still 35 points below the best: back again, and so on."""
     summary, rows, folder = trained(collapsing, "rollback")
-    assert events(rows, "rolled_back", "stopped") == [(6, "rolled_back"), (8, "rolled_back"), (12, "rolled_back"), (14, "stopped")]
+    assert events(rows, "rolled_back", "stopped") == [
+        (6, "rolled_back"), (8, "rolled_back"), (12, "rolled_back"), (14, "stopped")]
     lr = {row["step"]: row["lr"] for row in rows if row["kind"] == "train"}
     halved = [1e-3, 5e-4, 5e-4, 2.5e-4, 2.5e-4, 1.25e-4, 1.25e-4]
     assert [lr[step] for step in (6, 7, 8, 9, 12, 13, 14)] == pytest.approx(halved)
