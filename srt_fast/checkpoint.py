@@ -19,14 +19,14 @@ class CheckpointError(Exception):
     """A checkpoint could not be written (a full disk, say). Earlier ones are untouched."""
 
 
-def save_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep: int, link: Path) -> Path:
+def save_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep: int, link: Path, *, again: bool = False) -> Path:
     """Have `write(folder)` fill a folder and make it `root/step-NNNNNN` in one rename. Then point `link` at the model in
-    it, and delete all but the last `keep`.
+    it, and delete all but the last `keep`. `again`: also where there is one of this step, which is then replaced.
 
     Raises CheckpointError where writing fails; what was there before is still there, and nothing half-written is left.
     """
     final, aside = root / f"step-{step:06d}", root / f"{WRITING}step-{step:06d}"
-    if final.exists():  # a resumed run that was stopped before its next step
+    if final.exists() and not again:  # a resumed run that was stopped before its next step
         return final
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -36,13 +36,15 @@ def save_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep: 
         write(aside)
         for path in [*aside.rglob("*"), aside]:
             _fsync(path)
+        if final.exists():
+            final.rename(root / f"{WRITING}replaced-{step:06d}")  # after a crash here the checkpoint before this one is the last
         aside.rename(final)
         _fsync(root)
         fresh = link.with_name(WRITING + link.name)
         fresh.unlink(missing_ok=True)
         fresh.symlink_to((final / "model").relative_to(link.parent))
         os.replace(fresh, link)
-        for old in list_checkpoints(root)[:-keep]:
+        for old in [*list_checkpoints(root)[:-keep], *root.glob(f"{WRITING}replaced-*")]:
             shutil.rmtree(old)
     except (OSError, SafetensorError, RuntimeError) as error:  # safetensors and torch.save wrap the disk's own error
         shutil.rmtree(aside, ignore_errors=True)

@@ -32,7 +32,7 @@ def _frozen(cls):
         try:
             checked_init(self, *args, **kwargs)
         except pydantic.ValidationError as error:
-            raise ValueError(_explain(error, cls.section)) from None
+            raise ValueError(explain(error, cls.section)) from None
 
     cls.__init__ = __init__
     return cls
@@ -457,7 +457,7 @@ def from_dict(values: dict[str, Any]) -> Config:
     try:
         return _adapter.validate_python(values)
     except pydantic.ValidationError as error:
-        raise ValueError(_explain(error)) from None
+        raise ValueError(explain(error)) from None
 
 
 def override(config: Config, changes: dict[str, Any]) -> Config:
@@ -487,7 +487,7 @@ def _merge(values: dict, changes: dict, prefix: str) -> None:
             values[key] = value
 
 
-def _explain(error: pydantic.ValidationError, section: str = "") -> str:
+def explain(error: pydantic.ValidationError, section: str = "") -> str:
     """Each problem in a few words: the field, what was expected, what came."""
     return "; ".join(_describe(problem, section) for problem in error.errors())
 

@@ -45,7 +45,7 @@ class Lift:
         settings, vote = self._settings, groups.vote
         if not settings.supervised_every:
             return
-        chosen = (vote.share > 0) & (vote.share <= settings.supervised_share)
+        chosen = (groups.cu_groups.diff() * vote.share > 1.5) & (vote.share <= settings.supervised_share)  # two agree at least
         chosen &= vote.share >= settings.supervised_lead * vote.runner_up
         offsets, bounds, agrees = rollouts.cu_seqlens.tolist(), groups.cu_groups.tolist(), vote.rewards.tolist()
         for group in chosen.nonzero()[:, 0].tolist():
@@ -60,6 +60,10 @@ class Lift:
             return []
         taken, self._waiting = self._waiting, []
         return taken
+
+    def clear(self) -> None:
+        """Forget what waits."""
+        self._waiting = []
 
     def state_dict(self) -> list:
         return list(self._waiting)

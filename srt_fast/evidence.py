@@ -16,6 +16,7 @@ from srt_fast.policy import Policy
 from srt_fast.rollout import Rollouts
 from srt_fast.sampler import Sampler
 from srt_fast.supply import Prompts
+from srt_fast.tasks.base import Task
 from srt_fast.teacher import Teacher, decay_at
 from srt_fast.verdict import judge
 from srt_kernels.answer_key import AnswerReader, answer_key
@@ -35,7 +36,7 @@ class Evidence:
         self._start, self._trailing = (Teacher(config, model, policy, sampler, reader, check) if model else None
                                        for model in (start, trailing))
         self._labels: dict[str, tuple[int, float]] = {}  # problem id -> key and share of the starting model's vote
-        self._files: dict[str, dict[str, int]] = {}
+        self._file: dict[str, int] = {}
 
     def gather(self, design: Feedback, prompts: Prompts, rollouts: Rollouts) -> dict[str, Tensor]:
         """The fields of Groups that the design needs, but for gold."""
@@ -44,7 +45,7 @@ class Evidence:
             found["start_labels"], found["start_shares"] = self._start_votes(design, prompts)
         if "teacher" in design.needs:
             found["teacher_keys"], found["cu_teacher"] = self._trailing.answers(prompts.token_ids, design.samples)
-        if "statistics" in design.needs:
+        if design.needs & {"entropies", "certainty"}:
             found["entropies"], found["certainty"] = rollout_statistics(
                 self._policy, rollouts, temperature=self._config.sampling.temperature,
                 token_budget=self._config.train.token_budget, check=self._check)
@@ -61,8 +62,8 @@ class Evidence:
         """[P] keys and [P] shares. A prompt that has been voted on keeps its label."""
         file, device = getattr(design, "file", None), self._policy.device
         if file:
-            labels = self._read(file)
-            keys = [labels.get(problem.prompt, 0) for problem in prompts.problems]
+            self._file = self._file or read_labels(file)
+            keys = [self._file.get(problem.prompt, 0) for problem in prompts.problems]
             return torch.tensor(keys, device=device), torch.tensor([float(key != 0) for key in keys], device=device)
         new = [place for place, problem in enumerate(prompts.problems) if problem.id not in self._labels]
         if new:
@@ -72,20 +73,36 @@ class Evidence:
         keys, shares = zip(*(self._labels[problem.id] for problem in prompts.problems), strict=True)
         return torch.tensor(keys, device=device), torch.tensor(shares, device=device)
 
-    def _read(self, file: str) -> dict[str, int]:
-        """Keys of a file's labels, by prompt."""
-        if file not in self._files:
-            rows = read_metrics(file)
-            if wrong := [number for number, row in enumerate(rows, 1) if not {"prompt", "label"} <= set(row)]:
-                raise ValueError(f"feedback.params: file: expected prompt and label in every row of {file}, got a row without "
-                                 f"(line {wrong[0]})")
-            self._files[file] = {str(row["prompt"]): answer_key(str(row["label"])) for row in rows}
-        return self._files[file]
-
     def state_dict(self) -> dict[str, Any]:
-        return {"labels": dict(self._labels), "teacher": self._trailing.state_dict() if self._trailing else None}
+        return {"labels": dict(self._labels), "teacher": self.teacher_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._labels = dict(state["labels"])
+        self.put_back(state["teacher"])
+
+    def teacher_state(self) -> dict[str, Tensor] | None:
+        """The moving average's weights, where there is one."""
+        return self._trailing.state_dict() if self._trailing else None
+
+    def put_back(self, teacher: dict[str, Tensor] | None) -> None:
+        """The inverse of teacher_state."""
         if self._trailing:
-            self._trailing.load_state_dict(state["teacher"])
+            self._trailing.load_state_dict(teacher)
+
+
+def read_labels(file: str) -> dict[str, int]:
+    """Keys of a file's labels, by prompt. ValueError where there is no file, or a row without prompt or label."""
+    rows = read_metrics(file)
+    if wrong := [number for number, row in enumerate(rows, 1) if not {"prompt", "label"} <= set(row)]:
+        raise ValueError(f"feedback.params: file: expected prompt and label in every row of {file}, got a row without "
+                         f"(line {wrong[0]})")
+    return {str(row["prompt"]): answer_key(str(row["label"])) for row in rows}
+
+
+def check_labels(file: str, task: Task) -> None:
+    """ValueError where a file labels none of a finite task's prompts."""
+    labels, size = read_labels(file), task.train_size
+    if size and not any(task.train(index).prompt in labels for index in range(size)):
+        raise ValueError(f"feedback.params: file: expected labels of the task's prompts, got none of its {size} among the "
+                         f"{len(labels)} of {file} (first prompt there: {next(iter(labels), None)!r}, in the task: "
+                         f"{task.train(0).prompt!r})")

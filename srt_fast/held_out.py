@@ -22,7 +22,7 @@ START_SAMPLES = 16  # completions of a prompt that the starting model votes with
 
 
 class HeldOut:
-    """A small set of prompts that is never trained on.
+    """A small set of held-out prompts (with task.test_time, which holds out none, of the training prompts).
 
     `begin` asks the starting model: its votes are what a policy's answers are scored by (unless monitor.judge is "gold"), and
     its own completions what KL(start || policy) is estimated on, for which the starting model is not needed again. The
@@ -39,11 +39,11 @@ class HeldOut:
         pairs = [(problem, prompt_ids(problem, config.task, policy.tokenizer)) for problem in problems[-wanted:]]
         self._problems = [problem for problem, ids in pairs if len(ids) <= limit]
         self._prompts = [ids for _, ids in pairs if len(ids) <= limit]
+        if not self._prompts:
+            raise ValueError(f"sampling.max_prompt_tokens: expected held-out prompts of at most {limit} tokens for the monitor, "
+                             f"got {len(pairs)} longer ones")
         self._labels: Tensor | None = None
         self._anchor: Rollouts | None = None
-
-    def __bool__(self) -> bool:
-        return bool(self._prompts)
 
     def begin(self) -> None:
         """Ask the starting model, which the policy still is."""

@@ -19,6 +19,7 @@ from srt_fast.step_metrics import Totals
 from srt_kernels.group_advantage import group_advantage
 from srt_kernels.linear_logprob import linear_logprob
 from srt_kernels.linear_policy_loss import PolicyLoss, linear_policy_loss
+from srt_kernels.segments import segment_reduce
 
 
 class Learner:
@@ -35,6 +36,10 @@ class Learner:
                                             weight_decay=train.weight_decay)
         name = "constant_with_warmup" if train.lr_schedule == "constant" else train.lr_schedule
         self._scheduler = get_scheduler(name, self._optimizer, train.warmup_steps, train.steps)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self._optimizer
 
     def state_dict(self) -> dict:
         return {"optimizer": self._optimizer.state_dict(), "scheduler": self._scheduler.state_dict()}
@@ -66,7 +71,7 @@ class Learner:
         values["tokens_saved"] = count_tokens(rollouts, everything) - count_tokens(rollouts, active)
         old = self._logprobs(self._policy, rollouts, active) if train.minibatches > 1 else None
         ref = self._logprobs(self._reference, rollouts, active) if objective.kl_coef else None
-        bounds = torch.linspace(0, len(rollouts.prompts), train.minibatches + 1).long()
+        bounds = _even_bounds(reward, rollouts, train.minibatches)
         totals = Totals()
         for first, last in rollouts.cu_groups[bounds].unfold(0, 2, 1).tolist():
             part = active[(active >= first) & (active < last)]
@@ -135,3 +140,11 @@ class Learner:
         k3 = log_ratio.exp() - 1 - log_ratio
         rollout = torch.repeat_interleave(everything, rollouts.cu_seqlens.diff(), output_size=len(k3))
         return torch.zeros(len(everything), device=k3.device).index_add(0, rollout, k3)
+
+
+def _even_bounds(reward: Reward, rollouts: Rollouts, minibatches: int) -> Tensor:
+    """[minibatches + 1] prompts at which mini-batches begin, with equally many prompts each of which something is kept."""
+    kept = (segment_reduce(reward.keep, "max", rollouts.cu_groups) > 0).nonzero()[:, 0]
+    first = torch.linspace(0, len(kept), minibatches + 1, device=kept.device).long()[1:-1]
+    ends = torch.tensor([0, len(rollouts.prompts)], device=kept.device)
+    return torch.cat([ends[:1], kept[first.clamp_max(max(len(kept) - 1, 0))] if len(kept) else first, ends[1:]])

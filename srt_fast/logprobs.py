@@ -39,25 +39,23 @@ def rollout_logprobs(policy: Policy, rollouts: Rollouts, indices: Tensor, *, tem
 @torch.no_grad()
 def rollout_statistics(policy: Policy, rollouts: Rollouts, *, temperature: float, token_budget: int,
                        check: Callable[[], None] = lambda: None) -> tuple[Tensor, Tensor]:
-    """[N] entropies of the policy's distributions and [N] their certainty KL(U || p) = logsumexp(z) - mean(z) - log V, fp32
-    nats.
+    """[N] entropies of the policy's distributions and [N] their certainty KL(U || p) = logsumexp(z) - mean(z) - log V, fp32 nats.
 
-    The mean of z over the vocabulary is the hidden state's product with the head's mean row, so certainty costs two dot
-    products a token beside the log-prob. ValueError for a head with a softcap, through which means do not pass.
+    The mean of z over the vocabulary is the hidden state's product with the head's mean row, so certainty costs two dot products
+    a token beside the log-prob. It is NaN for a head with a softcap, through which means do not pass.
     """
     head = policy.head
-    if head.softcap is not None:
-        raise ValueError(f"certainty: expected a head without softcap, got one of {head.softcap}")
     everything = torch.arange(len(rollouts.cut), device=rollouts.tokens.device)
-    entropies, certainty = torch.empty_like(rollouts.logprobs), torch.empty_like(rollouts.logprobs)
-    mean_row, mean_bias = head.weight.float().mean(0), 0.0 if head.bias is None else head.bias.float().mean()
+    entropies, certainty = torch.empty_like(rollouts.logprobs), torch.full_like(rollouts.logprobs, float("nan"))
+    mean_row = head.weight.mean(0, dtype=torch.float32)
+    bias = torch.zeros(1, device=mean_row.device) if head.bias is None else head.bias.float()
     for batch in pack(rollouts, torch.zeros(len(everything), device=everything.device), everything, token_budget):
         check()
         (hidden, weight, targets), options = head_inputs(policy, batch, temperature)
-        logprobs, some = linear_logprob(hidden, weight, targets, **options)
-        rows = hidden[batch.row_index].float()
-        chosen = (rows * weight[targets].float()).sum(1) + (0.0 if head.bias is None else head.bias[targets].float())
-        centred = (chosen - rows @ mean_row - mean_bias) / options["temperature"]
-        entropies[batch.token_index] = some
-        certainty[batch.token_index] = centred - logprobs - math.log(weight.shape[0])
+        logprobs, entropies[batch.token_index] = linear_logprob(hidden, weight, targets, **options)
+        if head.softcap is None:
+            rows = hidden[batch.row_index].float()
+            chosen = (rows * weight[targets].float()).sum(1) + (bias[targets] if head.bias is not None else 0.0)
+            centred = (chosen - rows @ mean_row - bias.mean()) / options["temperature"]
+            certainty[batch.token_index] = centred - logprobs - math.log(weight.shape[0])
     return entropies, certainty

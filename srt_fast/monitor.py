@@ -64,12 +64,12 @@ class Monitor:
 
     def hold_out(self, step: int, scores: list[float], kl: float) -> bool:
         """Take the held-out prompts' scores, 0 to 1 each, and the KL to the starting model. True where they are the best so
-        far."""
+        far: the mean of the last LOOKS is, and the last look by itself."""
         self._looks = [*self._looks, list(scores)][-LOOKS:]
         mean = [statistics.fmean(prompt) for prompt in zip(*self._looks, strict=True)]
         self._recent["held_out"], self._recent["kl"] = deque([statistics.fmean(mean)], 1), deque([kl], 1)
         self._start.setdefault("held_out", statistics.fmean(mean))
-        better = self.best_step is None or statistics.fmean(mean) > statistics.fmean(self._best)
+        better = self.best_step is None or min(statistics.fmean(mean), statistics.fmean(scores)) > statistics.fmean(self._best)
         if better:
             self._best, self.best_step = mean, step
         return better
@@ -98,9 +98,9 @@ class Monitor:
         self._looks, self.causes, self.alarmed = [], [], False
 
     def now(self, name: str) -> float:
-        """The mean of the last steps; NaN, which is above and below no bar, before there is a value."""
+        """The mean of the last steps; NaN, which is above and below no bar, before there are so many."""
         recent = self._recent.get(name)
-        return statistics.fmean(recent) if recent else math.nan
+        return statistics.fmean(recent) if recent and len(recent) == recent.maxlen else math.nan
 
     def gain(self, name: str) -> float:
         """How much more than at the beginning."""

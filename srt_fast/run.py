@@ -80,14 +80,18 @@ class Run:
         checkpoints = list_checkpoints(self.folder / "checkpoints") if self._resuming else []
         return checkpoints[-1] if checkpoints else None
 
-    def save(self, step: int, write: Callable[[Path], None], *, needed: bool) -> None:
-        """Write a checkpoint. Where that fails (a full disk) and it is not `needed`, log an event and go on."""
+    def save(self, step: int, write: Callable[[Path], None], *, needed: bool, again: bool) -> bool:
+        """Write a checkpoint; `again`: replace the one of this step. Where that fails (a full disk) and it is not `needed`,
+        log an event and go on. Whether it is there."""
         try:
-            save_checkpoint(self.folder / "checkpoints", step, write, self.config.checkpoint.keep, self.folder / "model")
+            save_checkpoint(self.folder / "checkpoints", step, write, self.config.checkpoint.keep, self.folder / "model",
+                            again=again)
         except CheckpointError as error:
             if needed:
                 raise
             self.event(step, "checkpoint_failed", str(error))
+            return False
+        return True
 
     def event(self, step: int, name: str, message: str, **values) -> None:
         """A logged, shown event: something was skipped, dropped or failed."""

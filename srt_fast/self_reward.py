@@ -55,8 +55,8 @@ class SelfReward:
 
     def batch(self, supply: Supply) -> Batch:
         """The next prompts, sampled and rewarded. With feedback.resample, more of them until the design keeps enough; what it
-        does not keep, and keeps beyond that, is masked. On the device of the tokens, and without gold, a teacher or resampling
-        nothing here waits for it."""
+        does not keep, and keeps beyond that, is masked. All on the device of the tokens; with a design that asks for nothing
+        (`needs`) and without resampling nothing here waits for it."""
         wanted = self._config.train.prompts_per_step
         batch = self._one(supply)
         for _ in range(self._config.feedback.resample):
@@ -111,6 +111,14 @@ class SelfReward:
     def after_update(self, step: int) -> None:
         """Let teachers follow."""
         self._evidence.after_update(self.design, step)
+
+    def teacher_state(self) -> dict | None:
+        """The moving-average teacher's weights, where there is one."""
+        return self._evidence.teacher_state()
+
+    def put_back(self, teacher: dict | None) -> None:
+        """The inverse of teacher_state."""
+        self._evidence.put_back(teacher)
 
     def freeze(self) -> None:
         """From now on the starting model's votes are the labels."""

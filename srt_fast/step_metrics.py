@@ -17,9 +17,10 @@ from srt_kernels.segments import segment_ids
 SAMPLED_PROMPTS, SAMPLED_COMPLETIONS = 2, 3
 
 
-def vote_metrics(vote: Vote, correct: Tensor | None, cu_groups: Tensor) -> dict[str, float | None]:
-    """Figures of P groups' votes. With gold: accuracy of the samples (pass1), of the majority (label_accuracy), and how often
-    the vote's reward is the one that gold would give (reward_accuracy).
+def vote_metrics(vote: Vote, correct: Tensor | None, cu_groups: Tensor, rewards: Tensor) -> dict[str, float | None]:
+    """Figures of P groups' votes. With gold: accuracy of the samples (pass1), how often the reward is the one that gold would
+    give (reward_accuracy), and of the labels that earn it, where some rollout of the group does (label_accuracy). A design whose
+    rewards [R] are not 0 and 1 has no labels: then both are of the vote.
 
     top_answer_share is the largest share of prompts that one answer is the majority of: towards 1 it shows the collapse to a
     constant answer. answer_entropy is the entropy of the majorities over the prompts, in nats, as a part of its largest value:
@@ -34,10 +35,11 @@ def vote_metrics(vote: Vote, correct: Tensor | None, cu_groups: Tensor) -> dict[
         "top_answer_share": (counts.max().item() if len(counts) else 0) / len(vote.majority), "answer_entropy": spread}
     if correct is None:
         return values
-    agrees = vote.rewards.bool()
+    agrees = rewards.bool() if ((rewards == 0) | (rewards == 1)).all() else vote.rewards.bool()
     group = torch.repeat_interleave(torch.arange(len(vote.majority), device=correct.device), cu_groups.diff())
-    right = torch.zeros(len(vote.majority), device=correct.device).index_add(0, group, (agrees & correct).float())
-    return values | {"pass1": correct.float().mean().item(), "label_accuracy": (right > 0).float().mean().item(),
+    nothing = torch.zeros(len(vote.majority), device=correct.device)
+    labelled, right = (nothing.index_add(0, group, some.float()) > 0 for some in (agrees, agrees & correct))
+    return values | {"pass1": correct.float().mean().item(), "label_accuracy": right[labelled].float().mean().item(),
                      "reward_accuracy": (agrees == correct).float().mean().item()}
 
 

@@ -65,6 +65,12 @@ class Supply:
                 self.load_state_dict({"prompts": prompts.position, "rollouts": None})
                 raise
 
+    def again(self) -> None:
+        """Give up rollouts that wait: their prompts are the next ones again, to be sampled with other weights."""
+        self.settle()
+        if self._sampled:
+            self.load_state_dict({"prompts": self._sampled[0].position, "rollouts": None})
+
     def state_dict(self) -> dict:
         """What load_state_dict needs to give the same batches: prompts as a place in the stream, rollouts as they are."""
         self.settle()

@@ -43,10 +43,8 @@ class Teacher:
             yield self._own
             return
         self._engine.sync(self._model)
-        try:
-            yield self._engine
-        finally:
-            self._engine.sync(self._policy)
+        yield self._engine
+        self._engine.sync(self._policy)  # not after an exception: the run ends with it
 
     @torch.no_grad()
     def follow(self, decay: float) -> None:

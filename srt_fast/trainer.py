@@ -20,7 +20,7 @@ from srt_fast.checkpoint import random_state, set_random_state
 from srt_fast.config import Config
 from srt_fast.curriculum import Lift, as_rollouts
 from srt_fast.evaluate import evaluate
-from srt_fast.evidence import Evidence
+from srt_fast.evidence import Evidence, check_labels
 from srt_fast.feedback import make_design
 from srt_fast.guard import Guard
 from srt_fast.learner import Learner
@@ -79,6 +79,11 @@ class Trainer:
         if "gold" in self.design.needs and not self.task.train_has_gold:
             raise ValueError(f"feedback.kind: {config.feedback.kind!r} needs gold answers, expected task.gold_column to name "
                              "them, got none")
+        if "teacher" in self.design.needs and config.model.dtype != "float32":
+            raise ValueError(f"model.dtype: expected float32 with feedback.kind {config.feedback.kind!r}, whose teacher moves by "
+                             f"less than bfloat16 resolves, got {config.model.dtype}")
+        if labels := getattr(self.design, "file", None):
+            check_labels(labels, self.task)
         if config.monitor.judge == "gold" and not self.task.has_gold:
             raise ValueError("monitor.judge: 'gold' needs held-out gold answers, expected task.gold_column to name them, "
                              "got none")
@@ -116,6 +121,9 @@ class Trainer:
         start = starting_model(config, run.progress, run.signals.check) if with_kl or votes or not saved else None
         now = str(saved / "model") if saved else start
         self.policy = load_policy(now, config.model)
+        if "certainty" in self.design.needs and self.policy.head.softcap is not None:
+            raise ValueError(f"feedback.kind: {config.feedback.kind!r} expected a model without softcap on its logits, got one "
+                             f"of {self.policy.head.softcap}")
         reference = load_reference(start, config.model) if with_kl or votes else None
         trailing = load_reference(now, config.model) if "teacher" in self.design.needs else None
         self.reader = AnswerReader(self.policy.tokenizer, config.task.answer_rule)
@@ -168,7 +176,8 @@ class Trainer:
             self.policy.save(folder / "model")
             torch.save({"step": self.step, "stream": self._position(), "learner": self.learner.state_dict(),
                         "guard": self.guard.state_dict(), "run": self.run.state_dict()}, folder / "state.pt")
-        self.run.save(self.step, write, needed=needed)
+        if self.run.save(self.step, write, needed=needed, again=self.guard.acted_at == self.step):
+            self.guard.saved()
 
     # ---- one step ----
 
@@ -212,7 +221,7 @@ class Trainer:
     def _supervise(self, batch: Batch) -> dict:
         """Collect completions for the supervised steps, and take one where it is due."""
         self.lift.collect(batch.rollouts, batch.groups)
-        pairs = self.lift.take(self.step)
+        pairs = [] if self.guard.frozen else self.lift.take(self.step)
         return self.learner.supervise(as_rollouts(pairs, self.policy.device)) if pairs else {}
 
     def _hand_over(self) -> tuple[str | None, dict]:
@@ -278,6 +287,11 @@ class Trainer:
         if sampled:
             self.run.metrics.samples(self.step, sample_rows(
                 problems, rollouts, self.policy.tokenizer, sum((answers[group] for group in shown), []), vote.rewards, correct))
-        return vote_metrics(vote, correct, rollouts.cu_groups) | ({"rounds": batch.rounds} if batch.rounds > 1 else {}) | {
+        figures = {"rounds": batch.rounds} if self.config.feedback.resample else {}
+        if voted.judged is not None:
+            figures["ungraded"] = voted.judged.isnan().float().mean().item()
+        if voted.start_labels is not None:
+            figures["labelled"] = (voted.start_labels != 0).float().mean().item()
+        return figures | vote_metrics(vote, correct, rollouts.cu_groups, batch.reward.rewards) | {
             "pseudo_reward": batch.reward.rewards.nanmean().item(), "cut": rollouts.cut.float().mean().item(),
             "completion_tokens": len(rollouts.tokens) / len(rollouts.cut), "repetition": repetition(rollouts)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def judge(question: str, problems: list[Problem], rollouts: Rollouts, policy: Po
     verdicts = [torch.tensor(policy.tokenizer(worded % verdict, add_special_tokens=False)["input_ids"], device=policy.device)
                 for verdict in "10"]
     asked = ask(question, problems, rollouts, range(len(rollouts.cut)), policy, config)
-    limit = longest_prompt(policy, config.sampling)
+    limit = longest_prompt(policy, replace(config.sampling, max_prompt_tokens=2**31, max_new_tokens=max(map(len, verdicts))))
     fits = [index for index, ids in enumerate(asked) if len(ids) <= limit]
     judged = torch.full((len(asked),), float("nan"), device=policy.device)
     if not fits:
@@ -62,7 +63,7 @@ def verification(design: Verify, problems: list[Problem], rollouts: Rollouts, ag
     """The second task's rollouts and rewards: verdicts on up to `solutions` of these rollouts, `samples` sampled for each.
 
     agrees [R] bool: the pseudo-label, which a verdict has to give. Half of the solutions agree where there are enough of either.
-    None where no question fits.
+    A question that is longer than a prompt may be is not asked; None where none is left.
     """
     solutions, order = design.solutions, torch.randperm(len(agrees))
     right, wrong = (order[(agrees.cpu() == label)[order]].tolist() for label in (True, False))

@@ -1,6 +1,5 @@
 """What designs ask for beside the vote: teachers, statistics, verdicts; resampling and the curriculum."""
 
-import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -213,21 +212,76 @@ def test_resampling_fills_the_batch_with_what_the_design_keeps(tiny_config, tmp_
     assert [row["rounds"] * 3 for row in rows] == [prompts for _, prompts in kept]
 
 
+@pytest.fixture
+def opinionated(tiny_config, tiny_model, tmp_path):
+    """A model with sharp opinions, so that votes agree, labels recur and steps train."""
+    policy = load_policy(tiny_model, tiny_config.model)
+    with torch.no_grad():
+        policy.model.lm_head.weight.mul_(30)
+    policy.save(tmp_path / "sharp")
+    return override(tiny_config, {"model.path": str(tmp_path / "sharp"), "sampling.max_new_tokens": 2, "train.lr": 1e-3})
+
+
 @pytest.mark.parametrize("changes", [
     {"feedback.kind": "frozen", "task.size": 8},
-    {"feedback.kind": "ema"},
-    {"feedback": {"kind": "verify", "params": {"question": "{completion}?", "solutions": 2, "samples": 2}, "resample": 1}},
-    {"curriculum": {"supervised_every": 2, "head_tail": 1.0}},
-], ids=lambda changes: json.dumps(changes)[1:40])
-def test_a_resumed_run_is_the_whole_run(tiny_config, tmp_path, changes):
-    """Three steps and three more, or six: the same metrics, and so the same labels, teacher, verdicts and monitor."""
-    told = []
+    {"feedback": {"kind": "ema", "params": {"decay": 0.5, "final_decay": 0.5}}},
+    {"feedback": {"kind": "verify", "params": {"question": "{completion}?", "solutions": 2, "samples": 2}}},
+    {"feedback": {"kind": "threshold", "params": {"tau": 0.75}, "resample": 2}},
+    {"curriculum": {"supervised_every": 2, "supervised_lead": 1.0, "head_tail": 1.0}},
+], ids=["frozen", "ema", "verify", "threshold", "curriculum"])
+def test_a_resumed_run_is_the_whole_run(opinionated, tmp_path, changes):
+    """Three steps and three more, or six: the same metrics and weights, and so the same labels, teacher, verdicts and monitor."""
+    told, weights = [], []
     for name, parts in (("whole", (6,)), ("parts", (3, 6))):
         for steps in parts:
-            config = override(tiny_config, {**changes, "task.answer_rule": "last_number", "run_dir": str(tmp_path / name),
-                                            "train.steps": steps})
+            config = override(opinionated, {**changes, "run_dir": str(tmp_path / name), "train.steps": steps})
             Trainer(config, quiet=True, resume=config.run_dir if steps != parts[0] else None).train()
         rows = read_metrics(tmp_path / name / "metrics.jsonl")
         told.append([{k: v for k, v in row.items() if k != "time" and "second" not in k} for row in rows
                      if row["kind"] in ("train", "monitor")])
+        weights.append(load_policy(str(tmp_path / name / "model"), config.model).model.state_dict())
     assert told[0] == told[1] and any(row["kind"] == "monitor" and row["step"] == 6 for row in told[0])
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+    trained = [row for row in told[0] if row.get("updates") or row.get("supervised")]
+    assert {row["step"] <= 3 for row in trained} == {True, False}  # on either side of the stop
+
+
+@pytest.mark.parametrize(("kind", "lost"), [("ema", "teacher"), ("frozen", "labels")])
+def test_what_a_resume_restores_matters(opinionated, tmp_path, monkeypatch, kind, lost):
+    """The test above would notice: without it the second half differs."""
+    restore = Evidence.load_state_dict
+
+    def forget(self, state):
+        restore(self, {**state, "labels": {}} if lost == "labels" else {**state, "teacher": self.teacher_state()})
+
+    told = []
+    for name, change in (("kept", restore), ("lost", forget)):
+        monkeypatch.setattr(Evidence, "load_state_dict", change)
+        for steps in (3, 6):
+            config = override(opinionated, {"feedback": {"kind": kind, "params": {"decay": 0.9} if kind == "ema" else {}},
+                                            "task.size": 8, "run_dir": str(tmp_path / name), "train.steps": steps})
+            Trainer(config, quiet=True, resume=config.run_dir if steps == 6 else None).train()
+        told.append([row["pseudo_reward"] for row in read_metrics(tmp_path / name / "metrics.jsonl") if row["kind"] == "train"])
+    assert told[0][:3] == told[1][:3] and told[0][3:] != told[1][3:]
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"feedback": {"kind": "threshold", "params": {"tau": "high"}}}, "feedback.params: tau: expected a valid number.*'high'"),
+    ({"feedback": {"kind": "frozen", "params": {"samples": 2.5}}}, "feedback.params: samples: expected a valid integer"),
+    ({"feedback": {"kind": "frozen", "params": {"file": "nowhere.jsonl"}}}, "nowhere.jsonl: expected a file of JSON lines"),
+    ({"feedback": {"kind": "verify", "params": {"question": "{prompt}"}}}, "expected {completion} exactly once"),
+    ({"feedback.kind": "ema", "model.dtype": "bfloat16"}, "model.dtype: expected float32 with feedback.kind 'ema'"),
+], ids=lambda value: value[:30] if isinstance(value, str) else "")
+def test_bad_settings_are_errors_before_anything_is_written(tiny_config, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        Trainer(override(tiny_config, changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_labels_other_prompts_is_an_error(tiny_config, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text("".join(f'{{"problem": "{i}+1="}}\n' for i in range(40)))
+    (tmp_path / "labels.jsonl").write_text('{"prompt": "what?", "label": 3}\n')
+    task = {"kind": "jsonl", "name": str(tmp_path / "prompts.jsonl"), "params": {}}
+    changes = {"task": task, "feedback": {"kind": "frozen", "params": {"file": str(tmp_path / "labels.jsonl")}}}
+    with pytest.raises(ValueError, match="got none of its 36 among the 1 of .*first prompt there: 'what\\?', in the task: '"):
+        Trainer(override(tiny_config, changes))

@@ -62,9 +62,11 @@ def test_two_weak_causes_are_an_alarm_and_it_is_raised_once():
         monitor.load_state_dict(state)
 
 
-def test_the_best_step_is_that_of_the_mean_of_two_looks():
+def test_the_best_step_has_the_best_mean_of_two_looks_and_has_not_fallen():
+    """Step 10 has a mean of 0.75, which is above step 5's 0.7, but its own 0.6 is not."""
     monitor = Monitor()
-    for step, score, best in ((0, 0.5, 0), (5, 0.9, 5), (10, 0.4, 5), (15, 0.9, 5), (20, 0.6, 20), (25, 0.8, 20)):
+    for step, score, best in ((0, 0.5, 0), (5, 0.9, 5), (10, 0.6, 5), (15, 0.7, 5), (20, 0.9, 20), (25, 0.8, 20), (30, 0.9, 30),
+                              (35, 0.86, 35)):
         monitor.hold_out(step, [score] * 4, 0.0)
         assert monitor.best_step == best
     monitor.restart()

@@ -1,5 +1,6 @@
 """Real servers, of vLLM's CPU build: what they sample is the trainer's policy, and whatever befalls one is named."""
 
+import copy
 import os
 import re
 import shlex
@@ -139,10 +140,11 @@ def test_nccl_is_told_what_is_sent(policy, monkeypatch):
     engine = nccl_engine.NCCLTrainerWeightTransferEngine
     monkeypatch.setattr(engine, "_broadcast", lambda self, source, meta: sent.append(dict(self._checked_iter(source, meta))))
     monkeypatch.setattr(engine, "_post_send_sync", lambda self: None)
-    for _ in range(2):
-        change(policy)
-        receivers.send(policy)
-        weights = dict(policy.weights())
+    teacher = copy.deepcopy(policy)
+    for sender in (policy, teacher, policy):
+        change(sender)
+        receivers.send(sender)
+        weights = dict(sender.weights())
         assert sent[-1].keys() == weights.keys() and all(sent[-1][name].equal(weights[name]) for name in weights)
     bodies = dict(told)
     assert bodies["endpoint"].world_size == 7

@@ -11,7 +11,7 @@ from torch import Tensor
 from srt_kernels.majority_vote import Vote, votes_per_key
 from srt_kernels.segments import segment_ids, segment_reduce
 
-NEEDS = ("gold", "start", "teacher", "statistics", "judgement", "verification")
+NEEDS = ("gold", "start", "teacher", "entropies", "certainty", "judgement", "verification")
 """What a design may ask for beside the vote; evidence.py gets it. "verification" is a second task on the design's rewards."""
 
 QUESTION = "{prompt}\n{completion}\nIs this solution correct? Answer 1 for yes or 0 for no."
@@ -32,8 +32,8 @@ class Groups:
     start_shares: Tensor | None = None  # [P] fp32, their shares of that vote
     teacher_keys: Tensor | None = None  # [R'] int64, answers of the moving-average teacher to the same prompts: "teacher"
     cu_teacher: Tensor | None = None  # [P+1] int32, which of them are whose
-    entropies: Tensor | None = None  # [N] fp32 nats, of the policy's distribution at each token: "statistics"
-    certainty: Tensor | None = None  # [N] fp32 nats, KL of the uniform distribution to that one
+    entropies: Tensor | None = None  # [N] fp32 nats, of the policy's distribution at each token: "entropies"
+    certainty: Tensor | None = None  # [N] fp32 nats, KL of the uniform distribution to that one: "certainty"
     judged: Tensor | None = None  # [R] fp32, the policy's own probability that the rollout is correct: "judgement"
 
     def group_of(self) -> Tensor:

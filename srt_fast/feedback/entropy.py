@@ -16,7 +16,7 @@ from srt_fast.feedback.base import Groups, Reward
 class Entropy:
     """Reward in nats, at most 0."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"statistics"})
+    needs: ClassVar[frozenset[str]] = frozenset({"entropies"})
     no_answer: float = -7.0
 
     def __call__(self, groups: Groups) -> Reward:

@@ -24,8 +24,8 @@ class Frozen:
     samples: int = 0
 
     def __post_init__(self):
-        if self.samples < 0:
-            raise ValueError(f"feedback.params: samples: expected at least 0, got {self.samples}")
+        if self.samples < 0 or self.samples and self.file:
+            raise ValueError(f"feedback.params: samples: expected at least 0, and 0 with a file, got {self.samples}")
 
     def __call__(self, groups: Groups) -> Reward:
         return Reward(rewards=groups.agrees_with(groups.start_labels), keep=groups.everyone())

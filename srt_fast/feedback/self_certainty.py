@@ -18,7 +18,7 @@ from srt_fast.feedback.base import Groups, Reward
 class SelfCertainty:
     """Reward in nats, also for a rollout without an answer."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"statistics"})
+    needs: ClassVar[frozenset[str]] = frozenset({"certainty"})
 
     def __call__(self, groups: Groups) -> Reward:
         return Reward(rewards=groups.mean_over_tokens(groups.certainty), keep=groups.everyone())

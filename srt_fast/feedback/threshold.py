@@ -1,9 +1,9 @@
 """The majority vote where it is clear: r_i = 1[a_i = m] in groups whose majority has share f_m >= tau; others are masked.
 
 SRT's `self_consistency_threshold` (arXiv 2505.21444, 0.6 in its configuration); a masked group neither trains nor counts in
-the loss's mean (in SRT's code its tokens still count). The paper reports no collapse within its budget at 0.6 with
-resampling until the batch is full (appendix I.7); here the batch is smaller instead. It delays what a confident wrong
-majority does, and does not undo it: a constant answer passes every threshold.
+the loss's mean (in SRT's code its tokens still count). The paper reports no collapse within its budget at 0.6 with resampling
+until the batch is full (appendix I.7), which is feedback.resample here; without it the batch is smaller. It delays what a
+confident wrong majority does, and does not undo it: a constant answer passes every threshold.
 """
 
 from __future__ import annotations

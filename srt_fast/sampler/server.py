@@ -256,12 +256,12 @@ class _Receivers:
         self._ask, self.failure, self._transfer = ask, Future(), None
 
     def send(self, policy: Policy) -> None:
-        """Send the policy's weights; the first call opens the group."""
+        """Send a policy's weights; the first call opens the group."""
         if self._transfer is None:
             from srt_fast.sampler.vllm import nccl_transfer
             self._workers = [answer["world_size"] for answer in self._ask("/get_world_size")]
             self._transfer = nccl_transfer(policy, self, sum(self._workers))
-        self._transfer()
+        self._transfer(policy)
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         before = [sum(self._workers[:index]) for index in range(len(self._workers))]

@@ -280,9 +280,10 @@ def _log_to(file: Path | None) -> None:
     logger.propagate = False
 
 
-def nccl_transfer(policy: Policy, client: Any, workers: int) -> Callable[[], None]:
+def nccl_transfer(policy: Policy, client: Any, workers: int) -> Callable[[Policy], None]:
     """Join the trainer, rank 0, with `workers` workers of vLLM servers in an NCCL group. The function that is returned sends
-    the policy's present weights. client: reaches the servers (vLLM's VLLMWeightSyncClient).
+    the present weights of a policy: this one, or a teacher of its architecture. client: reaches the servers (vLLM's
+    VLLMWeightSyncClient).
 
     Written for vLLM 0.32 and 0.33 from their sources. It has not been run: that takes two GPUs.
     """
@@ -292,15 +293,20 @@ def nccl_transfer(policy: Policy, client: Any, workers: int) -> Callable[[], Non
     from vllm.utils.network_utils import get_ip, get_open_port
 
     class Weights:  # of a module, ModuleSource wants this method alone, in 0.32 and in 0.33, whose other sources differ
+        current = policy
+
         def named_parameters(self) -> Iterable[tuple[str, Tensor]]:
-            return ((name, weight.detach()) for name, weight in policy.weights())
+            return ((name, weight.detach()) for name, weight in self.current.weights())
+
+    weights = Weights()
 
     with torch.cuda.device(policy.device):
         engine = WeightTransferTrainerFactory.trainer_init(
             init_info=NCCLTrainerInitInfo(master_address=get_ip(), master_port=get_open_port(), world_size=1 + workers, rank=0),
-            client=client, source=ModuleSource(Weights()))
+            client=client, source=ModuleSource(weights))
 
-    def send() -> None:
+    def send(current: Policy) -> None:
+        weights.current = current
         with torch.cuda.device(policy.device):
             torch.cuda.synchronize()  # the optimizer's step is over before its weights are read, on other streams
             engine.send_weights()
