@@ -258,9 +258,10 @@ class FeedbackConfig:
 
     section: ClassVar[str] = "feedback."
 
-    kind: Literal[DESIGNS] = "majority"
-    """Which design of srt_fast/feedback: majority (agreement with the group's vote), frozen (the starting model's vote), ema and
-    pool (a moving-average teacher votes), threshold ...; oracle (gold). docs/feedback.md compares them, their files say more."""
+    kind: Literal[DESIGNS] = "ema"
+    """Which design of srt_fast/feedback: ema (agreement with the vote of a moving-average teacher), pool (its and the
+    policy's), frozen (the starting model's), majority (the policy's own), soft, threshold ...; oracle (gold). docs/feedback.md
+    compares them."""
     params: Table = Field(default_factory=dict)
     """Settings of the design, such as tau=0.6 (threshold) or fraction=0.3 (easiest)."""
     resample: NonNegative = 0

@@ -6,7 +6,17 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from srt_fast.config import CheckpointConfig, Config, EvalConfig, ModelConfig, SamplingConfig, TaskConfig, TrainConfig, override
+from srt_fast.config import (
+    CheckpointConfig,
+    Config,
+    EvalConfig,
+    FeedbackConfig,
+    ModelConfig,
+    SamplingConfig,
+    TaskConfig,
+    TrainConfig,
+    override,
+)
 
 BOXED = "Let's think step by step and output the final answer within \\boxed{}."
 """The prompt suffix of SRT's released code."""
@@ -36,6 +46,7 @@ def paper_math() -> Config:
         sampling=SamplingConfig(group_size=32, max_prompt_tokens=1024, max_new_tokens=3072),
         train=TrainConfig(steps=400, prompts_per_step=16, objective="srt", advantage="rloo", reward_kl_coef=1e-3, lr=1e-6,
                           weight_decay=0.01, grad_clip=1.0, token_budget=32768),
+        feedback=FeedbackConfig(kind="majority"),
         evaluation=EvalConfig(every=100, prompts=500, samples=32), checkpoint=CheckpointConfig(every=100))
 
 
@@ -49,13 +60,15 @@ def paper_reasoning_gym() -> Config:
         sampling=SamplingConfig(group_size=32, max_prompt_tokens=1024, max_new_tokens=3072),
         train=TrainConfig(steps=400, prompts_per_step=16, objective="srt", advantage="rloo", reward_kl_coef=1e-4, lr=1e-6,
                           token_budget=32768),
+        feedback=FeedbackConfig(kind="majority"),
         evaluation=EvalConfig(every=100, prompts=200, samples=16), checkpoint=CheckpointConfig(every=100))
 
 
 def ttrl() -> Config:
     """Test-time training (TTRL, arXiv 2504.16084): the training prompts are the test prompts; GRPO, KL 1e-3, lr 5e-7 cosine.
 
-    Left out: TTRL votes over 64 rollouts and trains on 32 of them; here the 32 that train also vote.
+    Left out: TTRL votes over 64 rollouts and trains on 32 of them; here 32 of a moving-average teacher vote (feedback.kind
+    "ema"), or with "majority" the 32 that train.
     """
     return Config(
         recipe="ttrl",

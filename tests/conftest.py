@@ -41,7 +41,7 @@ def tiny_config(tiny_model, tmp_path) -> Config:
         "model.path": tiny_model, "run_dir": str(tmp_path / "run"), "task.params": {"max_digits": 1},
         "task.answer_rule": "whole", "sampling": {"group_size": 4, "max_new_tokens": 3, "engine": "hf"},
         "train": {"steps": 4, "prompts_per_step": 6, "lr": 1e-3}, "evaluation": {"every": 0, "prompts": 4, "samples": 2},
-        "monitor": {"every": 2, "prompts": 4, "samples": 2},
+        "feedback.kind": "majority", "monitor": {"every": 2, "prompts": 4, "samples": 2},
         "checkpoint.every": 0, "log": {"tensorboard": False, "sample_every": 2}})
 
 

@@ -169,14 +169,14 @@ def compare(arms: Iterable[Arm], measured: Sequence[Measured]) -> list[dict]:
     rows = []
     for arm in arms:
         runs = [each for each in measured if each.arm == arm.name]
-        seconds = statistics.fmean(each.seconds_per_step for each in runs) if runs else None
+        seconds = statistics.median(each.seconds_per_step for each in runs) if runs else None
         rows.append({
             "arm": arm.name, "group": arm.group, "note": arm.note, "runs": len(runs),
             **{name: _spread([getattr(each, name) for each in runs]) for name in ("peak", "end", "maj_end")},
             "collapsed": sum(each.collapsed is not None for each in runs),
             "fell": sum(each.fell is not None for each in runs),
             "ended_below_start": sum(each.end < each.start for each in runs),
-            "relative_seconds": seconds / statistics.fmean(plain) if seconds and plain and arm.group != "rise" else None})
+            "relative_seconds": seconds / statistics.median(plain) if seconds and plain and arm.group != "rise" else None})
     return rows
 
 

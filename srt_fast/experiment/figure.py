@@ -28,9 +28,9 @@ BEHIND = {"color": GREY, "linewidth": 1.2, "alpha": 0.8}
 
 
 def collapse_figure(runs: Sequence[Run]) -> Figure:
-    """Majority and oracle over steps: accuracy, pseudo-reward, the commonest answer's share of the prompts."""
+    """The vote to its end, and gold answers: accuracy, pseudo-reward, the commonest answer's share of the prompts."""
     pair = [([run for run in runs if run.arm == arm], colour, label) for arm, colour, label in
-            (("oracle", BLUE, "gold answers"), ("majority", ORANGE, "majority vote"))]
+            (("oracle", BLUE, "gold answers"), ("majority_long", ORANGE, "majority vote"))]
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(12.5, 3.9), layout="constrained")
         panels = figure.subplots(1, 3, sharex=True)

@@ -25,7 +25,7 @@ ASK = {"feedback.params": {"question": "{prompt}{completion}?"}}
 """The embedded model knows sums alone: a question in words would be as strange to it, and longer."""
 
 GROUPS = {
-    "rise": "the plain vote and gold answers in the recipe's own setting",
+    "rise": "the recipe's own setting",
     "collapse": "the plain vote and gold answers in the collapsing setting; all below have the same budget",
     "design": "other feedback",
     "action": "the plain vote with the monitor's action",
@@ -57,6 +57,7 @@ def collapse_grid() -> tuple[Arm, ...]:
     return (
         Arm("rise_majority", "rise", RISE | {"feedback.kind": "majority"}, "the plain vote"),
         Arm("rise_oracle", "rise", RISE | {"feedback.kind": "oracle"}, "gold answers"),
+        Arm("rise_ema", "rise", RISE | {"feedback.kind": "ema"}, "labels voted by a moving average of the weights"),
         _arm("majority", "collapse", "majority", "the plain vote"),
         _arm("oracle", "collapse", "oracle", "gold answers"),
         _arm("majority_long", "collapse", "majority", "the plain vote, to the end", {"train.steps": 320}),

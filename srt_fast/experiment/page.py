@@ -78,7 +78,7 @@ def markdown(found: dict[str, Any]) -> str:
         "\n".join(f"- {line}" for line in (
             _rise_sentence(found["rise"]), _collapse_sentence(found["runs"]), _warning_sentence(found["warning"]),
             _stopping_sentence(found["early_stopping"]), _winner_sentence(found["winner"]))),
-        "![majority and oracle over steps](collapse.png)",
+        "![majority_long and oracle over steps](collapse.png)",
         "## Rise", _rise_table(found["rise"]),
         "## Collapse and rescue", ARMS_TEXT, _arms_table(found["arms"]),
         "![held-out pass@1 of every arm](designs.png)",
@@ -107,13 +107,14 @@ def _rise_sentence(rows: list[dict]) -> str:
 
 
 def _collapse_sentence(runs: list[dict]) -> str:
-    plain = [run for run in runs if run["arm"] == "majority"]
+    plain = [run for run in runs if run["arm"] == "majority_long"]
     if not plain:
         return "Collapse: not run."
     steps = sorted(run["collapsed"] for run in plain if run["collapsed"] is not None)
     when = f" (at step {_list(steps)})" if steps else ""
-    return (f"Collapse: {len(steps)} of {len(plain)} runs of the plain vote{when} came below the starting model with a "
-            f"pseudo-reward above {HACKED:g}.")
+    ends = _points(statistics.fmean(run["end"] for run in plain))
+    return (f"Collapse: {len(steps)} of {len(plain)} long runs of the plain vote{when} came below the starting model with a "
+            f"pseudo-reward above {HACKED:g}; pass@1 ends at {ends} points on average.")
 
 
 def _warning_sentence(rows: list[dict]) -> str:
