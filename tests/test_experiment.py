@@ -117,14 +117,15 @@ def test_early_stopping_is_compared_with_the_best_evaluation():
 def test_the_page_shows_what_was_run_and_what_was_not(tmp_path):
     with pytest.raises(ValueError, match="expected finished runs"):
         write_page(collapse_grid(), [0], tmp_path / "runs", tmp_path / "out")
-    for run in (made("majority", FALLING, events=WARNED), made("oracle", RISING)):
+    for run in (made("majority", FALLING, events=WARNED), made("oracle", RISING), made("majority_long", FALLING, events=WARNED)):
         save(tmp_path / "runs", run)
     page, numbers, *figures = write_page(collapse_grid(), [0], tmp_path / "runs", tmp_path / "out")
     text, found = page.read_text(), json.loads(numbers.read_text())
     assert "| `majority` | the plain vote | 1 | 70.0 (70.0 to 70.0) | 40.0 (40.0 to 40.0) |" in text
-    assert text.count("| not run |") == len(collapse_grid()) - 2 and "Rise: not run." in text
-    assert "1 of 1 runs of the plain vote (at step 30)" in text and "in 1 of 1 runs that fell, a median of 6 steps ahead" in text
-    assert [run["fell"] for run in found["runs"]] == [20, None] and found["winner"]["arm"] == "majority"
+    assert text.count("| not run |") == len(collapse_grid()) - 3 and "Rise: not run." in text
+    assert "1 of 1 long runs of the plain vote (at step 30)" in text
+    assert "in 2 of 2 runs that fell, a median of 6 steps ahead" in text
+    assert [run["fell"] for run in found["runs"]] == [20, None, 20] and found["winner"]["arm"] == "majority"
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures)
 
 

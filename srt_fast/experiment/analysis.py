@@ -218,7 +218,8 @@ def _stopped(run: Measured, step: int | None, pass1: float | None, best: Measure
 
 def winner(compared: Sequence[dict], seeds: int) -> dict | None:
     """The label-free feedback with the highest mean end, and its margin. Only arms with a run of every seed take part."""
-    able = [row for row in compared if row["group"] in ("collapse", "design") and row["arm"] != "oracle" and row["runs"] == seeds]
+    able = [row for row in compared if row["group"] in ("collapse", "design") and row["runs"] == seeds
+            and row["arm"] != "oracle" and not row["arm"].endswith("_long")]  # those had more steps
     ranked = sorted(able, key=lambda row: row["end"]["mean"], reverse=True)
     if not ranked:
         return None

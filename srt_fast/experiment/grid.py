@@ -21,12 +21,13 @@ RISE = {"train": {"lr": 1e-4, "prompts_per_step": 64, "steps": 60}, "evaluation"
 COLLAPSE = {"train": {"lr": 5e-4, "prompts_per_step": 24, "steps": 120},
             "evaluation": {"every": 10, "prompts": 128, "samples": 4}}
 """What it takes for the plain vote to collapse: five times the rate, fewer prompts a step, more steps."""
+LONG = {"train.steps": 320}
 ASK = {"feedback.params": {"question": "{prompt}{completion}?"}}
 """The embedded model knows sums alone: a question in words would be as strange to it, and longer."""
 
 GROUPS = {
     "rise": "the recipe's own setting",
-    "collapse": "the plain vote and gold answers in the collapsing setting; all below have the same budget",
+    "collapse": "the plain vote and gold answers in the collapsing setting, and two longer runs; all below have the same budget",
     "design": "other feedback",
     "action": "the plain vote with the monitor's action",
     "paper": "what the paper found not to help",
@@ -60,7 +61,8 @@ def collapse_grid() -> tuple[Arm, ...]:
         Arm("rise_ema", "rise", RISE | {"feedback.kind": "ema"}, "labels voted by a moving average of the weights"),
         _arm("majority", "collapse", "majority", "the plain vote"),
         _arm("oracle", "collapse", "oracle", "gold answers"),
-        _arm("majority_long", "collapse", "majority", "the plain vote, to the end", {"train.steps": 320}),
+        _arm("majority_long", "collapse", "majority", "the plain vote, to the end", LONG),
+        _arm("ema_long", "collapse", "ema", "labels voted by a moving average of the weights, as long", LONG),
         _arm("soft", "design", "soft", "reward: the own answer's share"),
         _arm("threshold", "design", "threshold", "only clear votes train"),
         _arm("threshold_resample", "design", "threshold", "the same, resampled until the batch is full",
