@@ -122,9 +122,9 @@ EAGER = {"attn_implementation": "eager"}
 ACCUMULATED = dict(per_device_train_batch_size=4, gradient_accumulation_steps=2)
 GSPO = OFF_POLICY | dict(loss_type="grpo", importance_sampling_level="sequence")
 SETTINGS = {
-    "on policy": (ACCUMULATED | dict(beta=0.04, temperature=0.7), True),
+    "on policy": (ACCUMULATED | dict(loss_type="grpo", beta=0.04, temperature=0.7), True),
     "a part of a generation": (ACCUMULATED | OFF_POLICY | dict(loss_type="dapo"), True),
-    "minibatches twice": (OFF_POLICY | dict(num_iterations=2, steps_per_generation=2, loss_type="bnpo"), True),
+    "minibatches twice": (ACCUMULATED | OFF_POLICY | dict(num_iterations=2, loss_type="bnpo"), True),
     "checkpointing": (OFF_POLICY | dict(gradient_checkpointing=True, beta=0.04), True),
     "gspo": (GSPO, True),
     "gspo, biased KL": (GSPO | dict(beta=0.04), False),
