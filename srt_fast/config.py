@@ -184,7 +184,7 @@ class SamplingConfig:
     max_sequences: Positive = 512
     """Sequences that are sampled at once: bounds the KV cache."""
     engine: Literal["auto", "hf", "vllm"] = "auto"
-    """"hf": transformers' generate on the trained model itself. "vllm": vLLM with the weights of every step, its log-probs
+    """"hf": the trained model itself. "vllm": vLLM with the weights of every step, its log-probs
     checked against the trainer's (see vllm). "auto": vLLM where it is installed; config.json says which it was."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus sampling in training; 1 is off. Needs allow_truncation."""

@@ -1,7 +1,7 @@
 import torch
 from torch.nn.functional import log_softmax
 
-from srt_fast.sampler.hf import HFSampler
+from srt_fast.sampler.hf import HFSampler, _draw
 
 PROMPTS = [[1, 40, 41], [1, 50], [1, 60, 61, 62, 63, 64], [1, 40, 41]]
 
@@ -15,7 +15,7 @@ def score(policy, prompt, tokens, temperature):
 @torch.no_grad()
 def test_logprobs_are_the_models_at_every_temperature(tiny_policy):
     """Left padding, batching, temperature and the model's own generation settings change nothing: the sampler's
-    log-probs are the trainer's, and its settings survive."""
+    log-probs are the trainer's."""
     own = tiny_policy.model.generation_config
     own.repetition_penalty, own.min_p, own.no_repeat_ngram_size = 3.0, 0.9, 2
     for temperature in (1.0, 0.7):
@@ -27,7 +27,6 @@ def test_logprobs_are_the_models_at_every_temperature(tiny_policy):
             expected = score(tiny_policy, PROMPTS[i // 3], rollouts.tokens[a:b].tolist(), temperature)
             torch.testing.assert_close(rollouts.logprobs[a:b], expected, rtol=0, atol=1e-5)
     assert rollouts.logprobs.min() < -5  # min_p 0.9 would have left likely tokens only
-    assert tiny_policy.model.generation_config.repetition_penalty == 3.0
 
 
 def test_ends_at_the_first_end_token_and_counts_cut_ones(tiny_policy):
@@ -36,11 +35,23 @@ def test_ends_at_the_first_end_token_and_counts_cut_ones(tiny_policy):
     torch.manual_seed(0)
     rollouts = HFSampler(tiny_policy, max_sequences=512).sample(PROMPTS, 16, temperature=1.0, max_new_tokens=4)
     cu, ends = rollouts.cu_seqlens.tolist(), 0
-    for a, b, cut in zip(cu, cu[1:], rollouts.cut.tolist(), strict=False):
+    for i, (a, b, cut) in enumerate(zip(cu, cu[1:], rollouts.cut.tolist(), strict=False)):
         tokens = rollouts.tokens[a:b].tolist()
         assert (2 in tokens) == (not cut) and 2 not in tokens[:-1] and (len(tokens) == 4 or not cut)
         ends += not cut
+        with torch.no_grad():  # the others go on as if they had been alone
+            expected = score(tiny_policy, PROMPTS[i // 16], tokens, 1.0)
+        torch.testing.assert_close(rollouts.logprobs[a:b], expected, rtol=0, atol=1e-5)
     assert 0 < ends < 64  # both cases were seen
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely():
+    """Frequencies within 5 standard errors; a token without probability, first, last or in the middle, never."""
+    probabilities = torch.tensor([0, 0.5, 1e-3, 0, 0.25, 0.249, 0])
+    torch.manual_seed(0)
+    count = 200_000
+    found = _draw(probabilities.log().expand(count, -1)).bincount(minlength=7) / count
+    assert ((found - probabilities).abs() <= 5 * (probabilities * (1 - probabilities) / count).sqrt()).all()
 
 
 def test_greedy_and_seeded(tiny_policy):

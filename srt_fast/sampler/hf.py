@@ -1,22 +1,15 @@
-"""The embedded sampler: transformers' `generate` on the trained model itself, so its weights are always fresh."""
+"""The embedded sampler: the trained model itself, so its weights are always fresh.
+
+A loop of our own instead of transformers' `generate`, which computes every sequence until the longest has ended.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    PreTrainedModel,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import DynamicCache, LogitsProcessorList, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from srt_fast.policy import Policy
 from srt_fast.rollout import Rollouts
@@ -24,7 +17,8 @@ from srt_fast.sampler.base import pack_completions
 
 
 class HFSampler:
-    """Batched sampling with left padding and a KV cache, at most max_sequences at a time.
+    """Batched sampling with left padding and a KV cache, at most max_sequences at a time; a sequence that has ended leaves
+    the batch.
 
     `checkpoint` is called before each batch; it may raise to leave early (a signal arrived).
     """
@@ -38,7 +32,7 @@ class HFSampler:
             raise ValueError("HFSampler.sync: expected the policy that it was made with, got another one")
 
     def sleep(self) -> None:
-        """Nothing to free: generate gave its cache back."""
+        """Nothing to free: the cache goes with each call."""
 
     def check(self, policy: Policy, prompts: list[list[int]]) -> None:
         """Nothing to compare: sampler and trainer are one model."""
@@ -50,7 +44,7 @@ class HFSampler:
     def sample(self, prompts: list[list[int]], samples: int, *, temperature: float, max_new_tokens: int, top_p: float = 1.0,
                top_k: int = 0, min_p: float = 0.0) -> Rollouts:
         """As Sampler.sample."""
-        recorder = functools.partial(_Recorder, temperature, _warpers(top_p, top_k, min_p))
+        warpers = _warpers(top_p, top_k, min_p)
         jobs = [index for index in range(len(prompts)) for _ in range(samples)]
         jobs.sort(key=lambda index: len(prompts[index]))  # batches of like length need little padding (stable sort)
         results: dict[int, list] = {index: [] for index in range(len(prompts))}
@@ -60,33 +54,57 @@ class HFSampler:
         for start in range(0, len(jobs), self._max_sequences):
             self._checkpoint()
             batch = jobs[start:start + self._max_sequences]
-            for index, result in zip(batch, self._generate([prompts[index] for index in batch], temperature > 0, max_new_tokens,
-                                                           recorder()), strict=True):
+            found = self._complete([prompts[index] for index in batch], temperature, max_new_tokens, warpers)
+            for index, result in zip(batch, found, strict=True):
                 results[index].append(result)
         model.train(was_training)
         completions, logprobs, cut = zip(*(result for index in range(len(prompts)) for result in results[index]), strict=True)
         return pack_completions(list(completions), list(logprobs), list(cut), prompts, samples)
 
-    def _generate(self, prompts: list[list[int]], draw: bool, max_new_tokens: int, recorder: _Recorder) -> list[tuple]:
+    def _complete(self, prompts: list[list[int]], temperature: float, limit: int, warpers: LogitsProcessorList) -> list[tuple]:
         """(completion [n], log-probs [n], cut) of each prompt."""
-        policy = self._policy
-        eos = stop_tokens(policy)
-        width = max(map(len, prompts))
-        pad = policy.tokenizer.pad_token_id if policy.tokenizer.pad_token_id is not None else eos[0]
-        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=policy.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=policy.device)
-        generation = GenerationConfig(do_sample=draw, temperature=1.0, top_k=0, top_p=1.0,
-                                      max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=pad)
-        with policy.autocast(), _without_own_settings(policy.model):
-            out = policy.model.generate(input_ids=ids, attention_mask=mask, generation_config=generation,
-                                        logits_processor=LogitsProcessorList([recorder]))
-        completions = out[:, width:]
-        logprobs = recorder.finish(out)
-        ended = torch.isin(completions, torch.tensor(eos, device=out.device))
-        finished = ended.any(1)
-        lengths = torch.where(finished, ended.int().argmax(1) + 1, completions.shape[1]).tolist()
-        return [(completions[i, :n], logprobs[i, :n], not done)
-                for i, (n, done) in enumerate(zip(lengths, finished.tolist(), strict=True))]
+        policy, device = self._policy, self._policy.device
+        width, ends = max(map(len, prompts)), torch.tensor(stop_tokens(policy), device=device)
+        ids = torch.tensor([[int(ends[0])] * (width - len(p)) + p for p in prompts], device=device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        cache = DynamicCache(config=policy.model.config.get_text_config(decoder=True))
+        running = torch.arange(len(prompts), device=device)  # the row of each sequence that has not ended
+        tokens = ids.new_empty(len(prompts), limit)
+        logprobs = torch.empty(len(prompts), limit, device=device)
+        lengths = torch.full((len(prompts),), limit, device=device)
+        finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        for place in range(limit):
+            with policy.autocast():
+                logits = policy.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
+                                      use_cache=True, logits_to_keep=1).logits[:, -1]
+            scores = warpers(ids, logits.float() / (temperature or 1.0))
+            chosen = _draw(scores) if temperature else scores.argmax(1)
+            tokens[running, place] = chosen
+            logprobs[running, place] = scores.gather(1, chosen[:, None])[:, 0] - scores.logsumexp(1)
+            ended = torch.isin(chosen, ends)
+            lengths[running[ended]], finished[running[ended]] = place + 1, True
+            left = (~ended).nonzero()[:, 0]
+            if len(left) == 0:
+                break
+            if len(left) < len(running):
+                cache.batch_select_indices(left)
+                running, chosen, mask, positions = (t[left] for t in (running, chosen, mask, positions))
+            ids, positions = chosen[:, None], positions[:, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        return [(tokens[i, :n], logprobs[i, :n], not done)
+                for i, (n, done) in enumerate(zip(lengths.tolist(), finished.tolist(), strict=True))]
+
+
+def _draw(scores: Tensor) -> Tensor:
+    """One token [B] of each row of logits [B, V]: where the cumulative probability passes a random number.
+
+    torch.multinomial draws a random number for each token instead, which takes longer than the model's forward pass on a
+    CPU. Sums are in double precision, so that the rarest tokens keep their share.
+    """
+    passed = scores.softmax(1).cumsum(1, dtype=torch.float64)
+    at = torch.rand(len(scores), 1, dtype=torch.float64, device=scores.device) * passed[:, -1:]
+    return torch.searchsorted(passed, at, right=True)[:, 0].clamp(max=scores.shape[1] - 1)
 
 
 def stop_tokens(policy: Policy) -> list[int]:
@@ -96,45 +114,7 @@ def stop_tokens(policy: Policy) -> list[int]:
     return list(dict.fromkeys([policy.tokenizer.eos_token_id, *extra]))
 
 
-@contextlib.contextmanager
-def _without_own_settings(model: PreTrainedModel):
-    """generate() fills what a GenerationConfig leaves open from the model's own, where a repetition penalty or min_p
-    would bias the ratio."""
-    own, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own
-
-
-def _warpers(top_p: float, top_k: int, min_p: float) -> list[LogitsProcessor]:
+def _warpers(top_p: float, top_k: int, min_p: float) -> LogitsProcessorList:
     """Truncations that are on, in vLLM's order."""
-    return ([MinPLogitsWarper(min_p)] if min_p else []) + ([TopKLogitsWarper(top_k)] if top_k else []) + (
-        [TopPLogitsWarper(top_p)] if top_p < 1 else [])
-
-
-class _Recorder(LogitsProcessor):
-    """Divides logits by the temperature, truncates them and keeps each sampled token's log-prob: [B] a step, never [B, V] of
-    all steps."""
-
-    def __init__(self, temperature: float, warpers: list[LogitsProcessor]):
-        self._temperature, self._warpers = temperature or 1.0, warpers
-        self._scores: Tensor | None = None
-        self._logprobs: list[Tensor] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if self._scores is not None:
-            self._take(input_ids[:, -1])
-        self._scores = scores.float() / self._temperature
-        for warper in self._warpers:
-            self._scores = warper(input_ids, self._scores)
-        return self._scores
-
-    def _take(self, tokens: Tensor) -> None:
-        chosen = self._scores.gather(1, tokens[:, None])[:, 0]
-        self._logprobs.append(chosen - self._scores.logsumexp(1))
-
-    def finish(self, sequences: Tensor) -> Tensor:
-        """Log-probs [B, steps] of everything sampled."""
-        self._take(sequences[:, -1])
-        return torch.stack(self._logprobs, 1)
+    return LogitsProcessorList(([MinPLogitsWarper(min_p)] if min_p else []) + ([TopKLogitsWarper(top_k)] if top_k else []) + (
+        [TopPLogitsWarper(top_p)] if top_p < 1 else []))
