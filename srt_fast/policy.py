@@ -115,17 +115,17 @@ class Policy:
         if getattr(self.model.config.get_text_config(), "attention_chunk_size", None):
             raise ValueError(name + "expected attention over the whole sequence, got chunked attention")
         try:
-            gap = self._head_gap()
+            gap, narrow = self._head_gap()
         except (TypeError, RuntimeError, ValueError, AttributeError) as error:  # arguments that it does not take
             raise ValueError(f"{name}expected it to take packed sequences, got {type(error).__name__}: {error}") from error
-        narrow = self._autocast_dtype is not None or self.model.dtype != torch.float32
         bar = 3e-2 if narrow else PARITY_BAR  # bfloat16: 8 bits, over a few layers
         if not gap <= bar:
             raise ValueError(f"{name}expected packed hidden states times the LM head to give the model's own logits "
                              f"(relative gap at most {bar:g}), got {gap:.3g}")
 
-    def _head_gap(self) -> float:
-        """Largest difference, relative to the largest logit, between the head on packed hidden states and the model."""
+    def _head_gap(self) -> tuple[float, bool]:
+        """Largest difference, relative to the largest logit, between the head on packed hidden states and the model; whether
+        those are narrower than float32."""
         ids = torch.arange(8, device=self.device) % self.model.config.vocab_size
         cu = torch.tensor([0, 3, 8], dtype=torch.int32, device=self.device)
         positions = torch.cat([torch.arange(3), torch.arange(5)]).to(self.device)
@@ -143,7 +143,7 @@ class Policy:
                 own = torch.cat([self.model(input_ids=ids[None, a:b], use_cache=False).logits[0].float()
                                  for a, b in ((0, 3), (3, 8))])
         self.model.train(was_training)
-        return ((ours - own).abs().max() / own.abs().max().clamp_min(1)).item()
+        return ((ours - own).abs().max() / own.abs().max().clamp_min(1)).item(), hidden.dtype != torch.float32
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -294,9 +294,15 @@ def test_packed():
     (dict(delta=0.9), "delta: expected None or a finite number of at least 1, got 0.9"),
     (dict(loss_type="dr_grpo"), "max_completion_length: expected more than 0 with loss_type 'dr_grpo', got None"),
 ])  # fmt: skip
-def test_refused_at_construction(options, words):
+def test_refused_settings(options, words):
+    """At construction, and at the call after a change."""
     with pytest.raises(ValueError, match=words):
         FusedLinearGRPOLoss(**options)
+    loss, batch = FusedLinearGRPOLoss(), make_batch()
+    for name, value in options.items():
+        setattr(loss, name, value)
+    with pytest.raises(ValueError, match=words):
+        batch.call(loss)
 
 
 @pytest.mark.parametrize("changes, words", [

@@ -28,9 +28,12 @@ from transformers import (  # noqa: E402
     MixtralConfig,
     PhiConfig,
     PrinterCallback,
+    Qwen3NextConfig,
+    TrainerCallback,
 )
 
-from srt_fast.integrations.trl import SRTGRPOTrainer, majority_reward, objective_of, pack_rows  # noqa: E402
+from srt_fast.integrations.fused_forward import pack_rows  # noqa: E402
+from srt_fast.integrations.trl import SRTGRPOTrainer, majority_reward  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers and TRL deprecate in themselves
 PROMPTS = Dataset.from_dict({"prompt": ["1+" + "2" * n for n in (1, 5, 2, 8, 3, 7, 4, 6)]})
@@ -144,6 +147,28 @@ def test_settings_train_as_in_trl(name, make):
     check_same(theirs, ours)
 
 
+def test_settings_that_change_during_training(make):
+    """TRL reads them at every loss."""
+    trainers = [make(kind, max_steps=6, beta=0.01, **OFF_POLICY) for kind in (trl.GRPOTrainer, SRTGRPOTrainer)]
+    for trainer in trainers:
+        trainer.add_callback(Annealing(trainer))
+        torch.manual_seed(0)
+        trainer.train()
+    check_same(*trainers)
+
+
+class Annealing(TrainerCallback):
+    """Another KL, another clip and in the end another loss."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_step_begin(self, args, state, control, **_):
+        step = state.global_step + 1
+        self.trainer.beta, self.trainer.epsilon_high = 0.05 * step, 0.01 * step
+        self.trainer.loss_type = "bnpo" if step > 4 else "dapo"
+
+
 def test_entropy_of_trained_completions(make):
     """The same parameters; what is logged of entropies and clip ratios is over fewer tokens."""
     trainers = [make(SRTGRPOTrainer, options=options, max_steps=6, **OFF_POLICY) for options in ({}, {"entropy_of": "trained"})]
@@ -245,10 +270,42 @@ def test_heads(name, make):
     assert check_one_loss(*pair(make, model, temperature=0.7, loss_type="grpo"))[0] > 0
 
 
-@pytest.mark.parametrize("wide_head", [False, True])
-def test_bfloat16_autocast(wide_head, make):
-    """Both round to bfloat16 at the same places, but the shapes that they multiply differ."""
-    assert check_one_loss(*pair(make, bf16=True, loss_type="grpo", cast_lm_head_to_fp32=wide_head), tolerance=2e-2)[0] > 0
+@pytest.mark.parametrize("settings", [
+    {}, dict(beta=0.04), dict(cast_lm_head_to_fp32=True),
+    dict(cast_lm_head_to_fp32=True, model_init_kwargs=dict(dtype="bfloat16", tie_word_embeddings=True)),
+])  # fmt: skip
+def test_bfloat16(settings, make):
+    """Autocast, and weights in it. Both round to bfloat16 at the same places, but the shapes that they multiply differ."""
+    assert check_one_loss(*pair(make, bf16=True, loss_type="grpo", **settings), tolerance=2e-2)[0] > 0
+
+
+def test_a_second_trainer_of_one_model(make):
+    """The first has left its wrappers around the model's forward."""
+    trainers = []
+    for kind in (trl.GRPOTrainer, SRTGRPOTrainer):
+        model = make(kind, max_steps=2, bf16=True)
+        model.train()
+        trainers.append(make(kind, model.model, loss_type="grpo", beta=0.04))
+    assert check_one_loss(*reversed(trainers), tolerance=2e-2)[0] > 0  # the first ones' rounding
+
+
+def test_continuous_batching(make):
+    """It samples from transformers' own attention alone (and took half a minute a generation here: completions are given)."""
+    ours, theirs = pair(make, rollouts=ROLLOUTS, use_transformers_continuous_batching=True)
+    assert ours.model.config._attn_implementation == "sdpa"
+    assert check_one_loss(ours, theirs)[0] > 0
+
+
+def test_a_model_that_cannot_pack(make):
+    """Half linear attention: rows are padded, and a warning says so."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(Qwen3NextConfig(
+        **SMALL, num_key_value_heads=2, head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8,
+        linear_value_head_dim=8, num_experts=0, router_aux_loss_coef=0.0,
+        layer_types=["linear_attention", "full_attention"]))  # fmt: skip
+    with pytest.warns(UserWarning, match="rows are padded, which is slower: model Qwen3NextForCausalLM"):
+        both = list(pair(make, model, loss_type="grpo"))
+    assert check_one_loss(*both)[0] > 0
 
 
 @pytest.mark.parametrize("entropy_of, beta, expected", [
@@ -285,7 +342,8 @@ def test_refused_settings(name, value, message, make):
 
 
 @pytest.mark.parametrize("config, message", [
-    (LlamaConfig(**SMALL, attention_dropout=0.1), "disable_dropout: .* without dropout, got 0.1 in model.layers.0"),
+    (LlamaConfig(**SMALL, attention_dropout=0.1), r"attention_dropout: expected 0.0 \(disable_.*, got 0.1 in model.layers.0"),
+    (PhiConfig(**SMALL, resid_pdrop=0.1), "disable_dropout: .* without dropout, got 0.1 in model.layers.0"),
     (MixtralConfig(**SMALL, num_local_experts=2, router_aux_loss_coef=0.01), "router_aux_loss_coef: expected 0.0: .* got 0.01"),
 ])  # fmt: skip
 def test_refused_models(config, message, make):
@@ -299,9 +357,9 @@ def test_refused_arguments(make):
 
 
 @pytest.mark.parametrize("settings", [dict(loss_type="cispo"), dict(epsilon=0.2, delta=1.1), dict(sapo_temperature_neg=0.0)])
-def test_numbers_that_no_objective_takes(settings):
+def test_numbers_that_no_objective_takes(settings, make):
     """TRL's arithmetic takes them."""
-    assert objective_of(trl.GRPOConfig(use_cpu=True, bf16=False, **settings)) is None
+    assert make(SRTGRPOTrainer, **settings).objective is None
 
 
 # ---- packing ----
@@ -369,6 +427,7 @@ def vote_and_train(rank, make):
     assert len(steps) == 2 and all(step["rewards/majority_reward/mean"] == pytest.approx(step["vote/share"]) for step in steps)
 
 
+@pytest.mark.skipif(torch.get_num_threads() > 1, reason="forks, which OpenMP's threads do not survive: OMP_NUM_THREADS=1")
 def test_two_processes(make):
     """Forked, as importing TRL twice takes longer than all that they do."""
     with socket.socket() as free:

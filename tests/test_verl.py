@@ -50,7 +50,7 @@ def random_batch(seed=0, mask=MASK):
 
 def run(name, batch, **settings):
     log_prob = batch["log_prob"].clone().requires_grad_()
-    arguments = {"loss_agg_mode": "token-mean"} | batch | {"log_prob": log_prob} | settings
+    arguments = batch | {"log_prob": log_prob} | settings
     loss, metrics = core_algos.get_policy_loss_fn(name)(**arguments)
     return loss.detach(), torch.autograd.grad(loss, log_prob)[0], metrics
 
@@ -59,7 +59,7 @@ def check(mode, batch, **settings):
     theirs, mine = run(mode, batch, **settings), run(f"srt_{mode}", batch, **settings)
     for name, actual, expected in zip(("loss", "gradient"), mine, theirs, strict=False):
         assert_close(name, actual, expected, atol=TOLERANCE)
-    assert mine[2] == pytest.approx(theirs[2], abs=1e-6)  # ours are fp32
+    assert mine[2] == pytest.approx(theirs[2], abs=1e-6)  # verl's fractions are fp32
     return theirs[2]
 
 
@@ -76,8 +76,12 @@ SETTINGS = {
 @pytest.mark.parametrize("aggregation", ours.AGGREGATIONS)
 @pytest.mark.parametrize("mode", ours.MODES)
 def test_policy_loss(mode, aggregation):
-    """Normalised by the batch itself and by verl's global batch, with and without rollout weights of each token."""
-    weights = torch.linspace(0.1, 2.0, MASK.numel(), dtype=torch.float64).view(MASK.shape)
+    """Normalised by the batch itself and by verl's global batch, with and without rollout weights of each token.
+
+    The weights as verl's rollout_is_threshold "0.5_5.0" (IcePop) leaves them: 0 below 0.5, in two tokens of seven.
+    """
+    weights = torch.linspace(0.1, 2.0, 7, dtype=torch.float64).repeat(11)[: MASK.numel()].view(MASK.shape)
+    weights = torch.where(weights < 0.5, 0.0, weights)
     for seed, batch_info in enumerate(({}, GLOBAL)):
         settings = dict(loss_agg_mode=aggregation, config=config(**SETTINGS[mode], global_batch_info=batch_info))
         metrics = check(mode, random_batch(seed), **settings)
@@ -87,6 +91,12 @@ def test_policy_loss(mode, aggregation):
         assert metrics["actor/pg_clipfrac"] > 0
     if mode == "vanilla":
         assert metrics["actor/pg_clipfrac_lower"] > 0
+
+
+@pytest.mark.parametrize("mode", ["vanilla", "gspo", "cispo"])
+def test_a_lower_bound_that_never_binds(mode):
+    """1 - clip_ratio_low below 0."""
+    check(mode, random_batch(), config=config(clip_ratio_low=1.5))
 
 
 def test_clip_ratio_is_the_bound_where_no_other_is_given():
@@ -167,11 +177,13 @@ def test_settings_that_are_not_covered(mode, settings, message):
         run(f"srt_{mode}", random_batch(), **settings)
 
 
-def test_signature_is_verls():
-    theirs = inspect.signature(core_algos.compute_policy_loss_vanilla).parameters
-    mine = inspect.signature(core_algos.get_policy_loss_fn("srt_vanilla")).parameters
-    assert list(theirs) == list(mine)
-    assert [p.default for p in theirs.values()] == [p.default for p in mine.values()]
+@pytest.mark.parametrize("mode", ours.MODES)
+def test_signature_is_verls(mode):
+    theirs, mine = (
+        [(p.name, p.default, p.kind) for p in inspect.signature(core_algos.get_policy_loss_fn(name)).parameters.values()]
+        for name in (mode, f"srt_{mode}")
+    )
+    assert mine == theirs
 
 
 # Two prompts, their rollouts mixed up: b answers 1/2 in two spellings and nothing once, a answers 3, 3, 4, 3.

@@ -17,9 +17,10 @@ Where the results are not Liger's:
 - A batch without rollouts has loss 0, not nan. On a CPU nan and inf among the computed hidden states are a ValueError.
 - Across ranks, tokens are counted in one all-reduce a call, not one a chunk (ranks with fewer chunks would hang).
 
-Refused at construction, with a ValueError that names the setting, beside what Liger refuses later: a negative beta or
-epsilon; delta below 1 (it would clip every positive advantage on policy); use_bias_correction_kl with sequence ratios,
-where Liger and TRL multiply by the ratio of the sequence and DeepSeek-V3.2 (arXiv 2512.02556, eq. 7) by the token's.
+Refused at construction, and at each call as the settings are then, with a ValueError that names the setting, beside what
+Liger refuses later: a negative beta or epsilon; delta below 1 (it would clip every positive advantage on policy);
+use_bias_correction_kl with sequence ratios, where Liger and TRL multiply by the ratio of the sequence and DeepSeek-V3.2
+(arXiv 2512.02556, eq. 7) by the token's.
 """
 
 from __future__ import annotations
@@ -125,8 +126,6 @@ class FusedLinearGRPOLoss(torch.nn.Module):
 
     def __post_init__(self):
         super().__init__()
-        self._check_choices()
-        self._check_numbers()
         self._objective()
 
     def _check_choices(self) -> None:
@@ -157,6 +156,9 @@ class FusedLinearGRPOLoss(torch.nn.Module):
         return self.loss_type == "vespo" or (self.loss_type == "cispo" and self.epsilon_high < 1)
 
     def _objective(self) -> Objective:
+        """Of the settings as they are now. ValueError for one that is refused."""
+        self._check_choices()
+        self._check_numbers()
         parts = dict(reduction="sequence" if self.loss_type in ("grpo", "sapo") else "token")
         if self._has_kl:
             parts |= dict(kl_coef=self.beta, kl_bias_correction=self.use_bias_correction_kl)
@@ -265,11 +267,13 @@ class FusedLinearGRPOLoss(torch.nn.Module):
         [B, T], 0 or 1 of any dtype, in any order; advantages [B]; log-probs [B, T], of the policy that the ratio is
         against (None: on policy) and of the reference, which else is ref_input [B, T, H'] with ref_weight [V, H'] and
         ref_bias; vllm_is_ratio [B], [B, 1] or [B, T], at least 0; num_items_in_batch: tokens of the step over all ranks,
-        for dapo, cispo and vespo, which else divide by those of this call. ValueError for other shapes, dtypes, devices.
+        for dapo, cispo and vespo, which else divide by those of this call. ValueError for other shapes, dtypes, devices,
+        and for settings that construction would refuse.
 
         Three GEMMs; one more for a reference from ref_input, and one for a vespo (or cispo with epsilon_high below 1)
         that has old log-probs. On a GPU one host sync, for the number of tokens, and those of linear_policy_loss.
         """
+        objective = self._objective()
         _check_batch(
             _input, selected_token_ids, attention_mask, advantages, ref_per_token_logps=ref_per_token_logps,
             old_per_token_logps=old_per_token_logps,
@@ -284,7 +288,7 @@ class FusedLinearGRPOLoss(torch.nn.Module):
         own = packed.tokens(advantages.double()[:, None])
         scaled = self._scaled(own, old, packed, vllm_is_ratio, partial(linear_logprob, *head, **settings))
         out = linear_policy_loss(
-            *head, scaled, packed.cu_seqlens, self._objective(), old_logprobs=old, ref_logprobs=ref, **settings,
+            *head, scaled, packed.cu_seqlens, objective, old_logprobs=old, ref_logprobs=ref, **settings,
             normalizer=self._normalizer(mask, num_items_in_batch), all_rows=old is not None,  # whose ratios are counted
         )  # fmt: skip
         clipped = self._clipped(self._log_ratio(out.logprobs, old, packed), own)

@@ -8,39 +8,35 @@ sampling, rewards, advantages, optimizer, checkpoints, and every metric: its own
 our log-probs and entropies, so names, values and the adaptive entropy controller are TRL's by construction. Replaced are
 - the forward pass: prompts and completions back to back without padding, through the attention of srt_fast/policy.py,
   which for whatever is not packed (sampling) is transformers' SDPA. A model that was loaded with another attention than
-  "sdpa" (eager, flash_attention_2) keeps it and runs padded rows, of which the real tokens are selected;
+  "sdpa" (eager, flash_attention_2), that cannot pack (linear attention; a warning says so) or that continuous batching
+  samples from keeps its own and runs padded rows, of which the real tokens are selected;
 - the LM head and the loss: linear_policy_loss over the tokens that TRL's mask counts, three GEMMs. Completions whose
   advantage is 0 have no backward pass unless a KL needs it.
 Settings that no Objective says (objective_of lists them) keep TRL's own arithmetic, over linear_logprob: four GEMMs.
 Everything else that cannot be taken over is a ValueError at construction.
 
 Positions count from 0 at a prompt's first token, as in a sampler. TRL's own pass counts the padding left of it: the same
-thing to rotary embeddings, but not to learned ones.
+thing to rotary embeddings, but not to learned ones or to rotary ones whose base depends on the length.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
-import types
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 import trl
 from accelerate import DistributedType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from srt_fast.config import ModelConfig
-from srt_fast.policy import ATTENTION, Policy
-from srt_kernels import Objective, linear_logprob, linear_policy_loss, majority_vote
-from srt_kernels.answer_key import answer_key, read_answer
+from srt_fast.integrations.fused_forward import PackedRows, add_fused_forward, pack_rows, spread
+from srt_fast.integrations.majority_reward import majority_reward
+from srt_fast.policy import Policy
+from srt_kernels import Objective, linear_logprob, linear_policy_loss
 from srt_kernels.checks import expect
+
+__all__ = ["SRTGRPOTrainer", "check_settings", "majority_reward", "objective_of"]
 
 READ = "1.16"  # the TRL that this file was read against and is tested with
 # loss_type: the surrogate and the reduction of its Objective. The weights of vespo have none.
@@ -75,102 +71,38 @@ def _check_trainer(trainer: trl.GRPOTrainer) -> None:
     coef = trainer.router_aux_loss_coef
     expect(not trainer.aux_loss_enabled, "router_aux_loss_coef", "0.0: there is no load-balancing loss over packed rows", coef)
     for name, module in trainer.model.named_modules():
-        rates = [getattr(module, attribute, None) for attribute in DROPOUTS]
-        rates = [module.p] if isinstance(module, nn.Dropout) else [rate for rate in rates if isinstance(rate, float)]
-        expect(not any(rates), "disable_dropout", "True, or a model without dropout", f"{max(rates, default=0)} in {name}")
+        if isinstance(module, nn.Dropout):
+            expect(module.p == 0, "disable_dropout", "True, or a model without dropout", f"{module.p} in {name}")
+        for attribute in DROPOUTS:
+            rate = getattr(module, attribute, None)
+            if isinstance(rate, float):
+                expect(rate == 0, attribute, "0.0 (disable_dropout reaches nn.Dropout alone)", f"{rate} in {name}")
 
 
-def objective_of(args: trl.GRPOConfig) -> Objective | None:
-    """TRL's settings as an Objective; None where no Objective says them:
+def objective_of(trainer: trl.GRPOTrainer) -> Objective | None:
+    """A trainer's settings, as they are now, as an Objective; None where no Objective says them:
 
     loss_type "vespo"; an entropy bonus, which TRL takes as a mean over tokens whatever the loss type;
     top_entropy_quantile; off_policy_mask_threshold; use_bias_correction_kl with importance_sampling_level "sequence",
     where TRL multiplies each token's KL by its completion's ratio; and numbers out of an Objective's range, such as
     loss_type "cispo" with an epsilon_high below 1 or a delta of at most 1 + epsilon_high.
     """
-    biased = args.beta != 0 and args.use_bias_correction_kl and args.importance_sampling_level == "sequence"
-    by_entropy = args.entropy_coef != 0 or args.use_adaptive_entropy or args.top_entropy_quantile < 1
-    if args.loss_type == "vespo" or biased or by_entropy or args.off_policy_mask_threshold is not None:
+    args, loss = trainer.args, LOSSES.get(trainer.loss_type)
+    biased = trainer.beta != 0 and args.use_bias_correction_kl and trainer.importance_sampling_level == "sequence"
+    by_entropy = trainer.entropy_coef != 0 or trainer.use_adaptive_entropy or trainer.top_entropy_quantile < 1
+    if loss is None or biased or by_entropy or trainer.off_policy_mask_threshold is not None:
         return None
-    surrogate, reduction = LOSSES[args.loss_type]
+    surrogate, reduction = loss
     try:
         return Objective(
-            ratio=args.importance_sampling_level, surrogate=surrogate, reduction=reduction, clip_low=args.epsilon,
-            clip_high=args.epsilon if args.epsilon_high is None else args.epsilon_high,
-            delta=args.delta if surrogate == "clip" else None, tau_pos=args.sapo_temperature_pos,
-            tau_neg=args.sapo_temperature_neg, kl_coef=args.beta, kl_bias_correction=args.use_bias_correction_kl,
-            max_length=1 if args.loss_type == "luspo" else args.max_completion_length,
+            ratio=trainer.importance_sampling_level, surrogate=surrogate, reduction=reduction, clip_low=trainer.epsilon_low,
+            clip_high=trainer.epsilon_high, delta=args.delta if surrogate == "clip" else None,
+            tau_pos=args.sapo_temperature_pos, tau_neg=args.sapo_temperature_neg, kl_coef=trainer.beta,
+            kl_bias_correction=args.use_bias_correction_kl,
+            max_length=1 if trainer.loss_type == "luspo" else trainer.max_completion_length,
         )  # fmt: skip
     except ValueError:
         return None
-
-
-# ---- the forward pass ----
-
-
-@dataclass(frozen=True, kw_only=True)
-class PackedRows:
-    """r prompts with completions, T tokens back to back, n of them scored.
-
-    Prompts of 2 and 1 tokens, completions of 1 and 2: T = 6, n = 3.
-    """
-
-    input_ids: Tensor  # [T] int64
-    position_ids: Tensor  # [T] int64: [0 1 2 | 0 1 2]
-    cu_input: Tensor  # [r+1] int32, prompts and completions: [0, 3, 6]
-    row_index: Tensor  # [n] int64, the hidden row that predicts each target: [1 | 3 4]
-    targets: Tensor  # [n] int64, the scored tokens
-    cu_seqlens: Tensor  # [r+1] int32, scored tokens: [0, 1, 3]
-
-
-def _offsets(lengths: Tensor) -> Tensor:
-    return nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
-
-
-def pack_rows(ids: Tensor, valid: Tensor, scored: Tensor) -> PackedRows:
-    """Padded rows without their padding: ids [r, L]; valid [r, L] bool, no gaps in a row; scored [r, L] bool, within
-    valid and never a row's first token."""
-    place = valid.flatten().cumsum(0).view_as(ids) - 1
-    return PackedRows(
-        input_ids=ids[valid], position_ids=(valid.cumsum(1) - 1)[valid], cu_input=_offsets(valid.sum(1)),
-        row_index=place[scored] - 1, targets=ids[scored], cu_seqlens=_offsets(scored.sum(1)),
-    )  # fmt: skip
-
-
-def _spread(where: Tensor, values: Tensor) -> Tensor:
-    """[n] -> the shape of `where`, 0 elsewhere."""
-    return values.new_zeros(where.shape).masked_scatter(where, values)
-
-
-class PaddedPolicy(Policy):
-    """For an attention that cannot pack: the model's own forward over rows padded on the right."""
-
-    def hidden(self, input_ids: Tensor, position_ids: Tensor, cu_input: Tensor) -> Tensor:
-        """As Policy.hidden: [T, H]."""
-        lengths = cu_input.diff()
-        valid = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-        ids, positions = (torch.zeros_like(valid, dtype=t.dtype).masked_scatter(valid, t) for t in (input_ids, position_ids))
-        out = self.model.base_model(input_ids=ids, attention_mask=valid.long(), position_ids=positions, use_cache=False)
-        return out.last_hidden_state[valid]
-
-
-def _add_fused_forward(model: PreTrainedModel, tokenizer) -> None:
-    """model(fused=f) returns f(policy), where policy.hidden and policy.head are the model's.
-
-    Through the model's forward, because what DDP, autocast and gradient scaling do happens around that. Raises
-    ValueError for an architecture whose logits are not its head times its hidden states.
-    """
-    if model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation(ATTENTION)  # for good: gradient checkpointing runs it once more in backward
-    packs = model.config._attn_implementation == ATTENTION
-    policy = (Policy if packs else PaddedPolicy)(model, tokenizer, ModelConfig(autocast="off"))  # accelerate has its own
-    own_forward = model.forward
-
-    @functools.wraps(type(model).forward)  # generate() checks its arguments against this signature
-    def forward(self, *args, fused: Callable[[Policy], tuple[Tensor, ...]] | None = None, **kwargs):
-        return own_forward(*args, **kwargs) if fused is None else fused(policy)
-
-    model.forward = types.MethodType(forward, model)
 
 
 # ---- the trainer ----
@@ -182,8 +114,6 @@ class SRTGRPOTrainer(trl.GRPOTrainer):
     Takes what GRPOTrainer takes, and entropy_of: "all" also scores the completions that do not train, without gradient,
     as TRL's entropy metric is a mean over them too; "trained" leaves them out, and entropy and clip ratios are then of
     the completions that train. The loss is the same.
-
-    `objective` is what linear_policy_loss minimises, or None where TRL's own arithmetic does (objective_of).
     """
 
     def __init__(self, model, reward_funcs=None, args=None, *others, entropy_of: Literal["all", "trained"] = "all", **keywords):
@@ -194,11 +124,17 @@ class SRTGRPOTrainer(trl.GRPOTrainer):
             check_settings(args)
         super().__init__(model, reward_funcs, args, *others, **keywords)
         _check_trainer(self)
-        self.objective, self._entropy_of = objective_of(self.args), entropy_of
+        self._entropy_of = entropy_of
         self._scored: tuple[Tensor, Tensor] | None = None  # [B, C] log-probs and entropies, for TRL to make metrics of
         for each in (self.model, self.ref_model):
             if each is not None:
-                _add_fused_forward(each, self.processing_class)
+                add_fused_forward(each, self.processing_class, pack=not self.use_transformers_continuous_batching)
+
+    @property
+    def objective(self) -> Objective | None:
+        """What linear_policy_loss minimises, or None where TRL's own arithmetic does (objective_of). Follows attributes
+        that are changed during training, as TRL does."""
+        return objective_of(self)
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False,
@@ -212,24 +148,25 @@ class SRTGRPOTrainer(trl.GRPOTrainer):
         scored[:, :-logits_to_keep] = False
         parts = zip(*(t.split(batch_size or len(t)) for t in (input_ids, attention_mask, scored)), strict=True)
         packed = [torch.cat(results) for results in zip(*(self._score(model, *part) for part in parts), strict=True)]
-        logps, entropies = (_spread(scored, t)[:, -logits_to_keep:] for t in packed)
+        logps, entropies = (spread(scored, t)[:, -logits_to_keep:] for t in packed)
         return logps, entropies if compute_entropy else None, None
 
     def _compute_loss(self, model, inputs):
         """As in TRL: the scalar loss of a micro-batch, and its metrics."""
-        if self.objective is None:
+        objective = self.objective
+        if objective is None:
             return super()._compute_loss(model, inputs)
         mask, advantages = self._mask(inputs), self._advantages(inputs)
         answered = mask.any(1)
-        trains = answered if self.objective.kl_coef > 0 else (mask & (advantages != 0)).any(1)
+        trains = answered if objective.kl_coef > 0 else (mask & (advantages != 0)).any(1)
         if not trains.any():  # a row of gradient 0 keeps the loss in the graph, and other processes from waiting
             trains = torch.arange(len(mask), device=mask.device) == 0
-        loss, *trained = self._fused_loss(model, inputs, advantages, trains)
-        scored = [_spread(mask & trains[:, None], t) for t in trained]
+        loss, *trained = self._fused_loss(model, inputs, objective, advantages, trains)
+        scored = [spread(mask & trains[:, None], t) for t in trained]
         rest = answered & ~trains
         if self._entropy_of == "all" and rest.any():
             others = self._score_rest(model, inputs, rest)
-            scored = [t + _spread(mask & rest[:, None], other) for t, other in zip(scored, others, strict=True)]
+            scored = [t + spread(mask & rest[:, None], other) for t, other in zip(scored, others, strict=True)]
         seen = inputs["completion_mask"] * trains[:, None] if self._entropy_of == "trained" else inputs["completion_mask"]
         self._scored = tuple(scored)
         with torch.no_grad():
@@ -257,7 +194,9 @@ class SRTGRPOTrainer(trl.GRPOTrainer):
         ids, valid = (torch.cat(pair, dim=1)[chosen] for pair in parts)
         return ids, valid.bool(), nn.functional.pad(self._mask(inputs), (inputs["prompt_ids"].shape[1], 0))[chosen]
 
-    def _fused_loss(self, model, inputs: dict, advantages: Tensor, trains: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _fused_loss(
+        self, model, inputs: dict, objective: Objective, advantages: Tensor, trains: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss of the rows `trains` [B] bool, and log-probs and entropies [n] of their tokens."""
         rows, counted = pack_rows(*self._rows(inputs, trains)), self._mask(inputs) & trains[:, None]
         logprobs = {
@@ -269,7 +208,7 @@ class SRTGRPOTrainer(trl.GRPOTrainer):
         def fused(policy: Policy) -> tuple[Tensor, Tensor, Tensor]:
             tensors, options = self._head_inputs(policy, rows)
             out = linear_policy_loss(
-                *tensors, advantages[counted], rows.cu_seqlens, self.objective, **options, **logprobs,
+                *tensors, advantages[counted], rows.cu_seqlens, objective, **options, **logprobs,
                 normalizer=self._normalizer(inputs), all_rows=True,
             )  # fmt: skip
             return out.loss, out.logprobs, out.entropies
@@ -316,77 +255,3 @@ class SRTGRPOTrainer(trl.GRPOTrainer):
         softcap = None if head.softcap is None else head.softcap * scale
         options = {"bias": head.bias, "softcap": softcap, "row_index": rows.row_index, "temperature": self.temperature * scale}
         return (hidden, head.weight, rows.targets), options
-
-
-# ---- the reward ----
-
-
-def majority_reward(rule: str = "boxed") -> Callable[..., list[float]]:
-    r"""A TRL reward function without labels: 1 for each completion whose final answer is its group's majority, else 0.
-
-    rule says how to find the answer (srt_kernels.read_answer: boxed, tag, last_number, whole); spellings of one answer
-    are one vote, and no answer never earns. Of a conversation the last message of the assistant counts.
-
-    A group is all completions of one prompt in the batch. TRL puts num_generations copies of a prompt next to each
-    other, and splits that batch over processes wherever it wants to; so each process sends keys of 8 bytes for prompt and
-    answer to all others and groups by prompt. Copies of a prompt in the data set vote together. A prompt with one
-    completion (a data set's prompt that was changed for each, num_generations_eval 1) is a ValueError: its vote would be
-    its own. All processes must call it equally often, as TRL does.
-
-    Logs vote/share, the mean part of a group that agrees, and vote/answered, the part of completions with an answer.
-    """
-    read_answer("", rule)  # an unknown rule raises here
-
-    def reward(prompts: list, completions: list, log_metric: Callable[[str, float], None] | None = None, **columns):
-        own = [(_prompt_key(prompt), answer_key(read_answer(_text(completion), rule)))
-               for prompt, completion in zip(prompts, completions, strict=True)]
-        everyone, first = _gather(own)
-        rewards, share, answered = _vote(*torch.tensor(everyone, dtype=torch.int64).view(-1, 2).unbind(1))
-        if log_metric is not None:
-            log_metric("vote/share", share)
-            log_metric("vote/answered", answered)
-        return rewards[first : first + len(own)].tolist()
-
-    reward.__name__ = "majority_reward"  # TRL logs rewards under it
-    return reward
-
-
-def _vote(prompt_keys: Tensor, keys: Tensor) -> tuple[Tensor, float, float]:
-    """[R] prompts and answers -> rewards [R] in the same order, mean share of the groups, part that has an answer."""
-    _, group, sizes = prompt_keys.unique(return_inverse=True, return_counts=True)
-    expect(bool((sizes > 1).all()), "prompts", "at least two completions of each", f"{int((sizes == 1).sum())} with one")
-    order = group.argsort(stable=True)
-    vote = majority_vote(keys[order], _offsets(sizes))
-    rewards = torch.empty_like(vote.rewards)
-    rewards[order] = vote.rewards
-    return rewards, vote.share.mean().item(), vote.valid.float().mean().item()
-
-
-def _gather(own: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], int]:
-    """The keys of all processes, in the order of their ranks, and where this process's begin."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return own, 0
-    parts: list = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, own)
-    return sum(parts, []), sum(map(len, parts[: dist.get_rank()]))
-
-
-def _prompt_key(prompt: str | list[dict]) -> int:
-    """Signed 64-bit hash, the same in every process."""
-    text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=_no_text)
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little", signed=True)
-
-
-def _no_text(part: object) -> None:
-    raise ValueError(f"prompts: expected strings or messages of text, got a {type(part).__name__} in one")
-
-
-def _text(completion: str | list[dict]) -> str:
-    """What the assistant wrote last."""
-    if isinstance(completion, str):
-        return completion
-    said = [message.get("content") for message in completion if message.get("role") == "assistant"]
-    content = said[-1] if said else None
-    if isinstance(content, list):  # parts, as multimodal templates have them
-        return "".join(part.get("text", "") for part in content)
-    return content or ""

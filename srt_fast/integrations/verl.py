@@ -48,7 +48,8 @@ def _bounds(config: Any) -> tuple[float, float]:
 
 
 def _clip(config: Any) -> dict[str, Any]:
-    return dict(zip(("clip_low", "clip_high"), _bounds(config), strict=True))
+    low, high = _bounds(config)
+    return {"clip_low": min(low, 1.0), "clip_high": high}  # ratios are positive
 
 
 def _dual_clip(config: Any) -> dict[str, Any]:
@@ -74,6 +75,7 @@ MODES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "gpg": lambda config: REINFORCE,
     "dro": _dro,
 }
+DEFAULTS = {"gspo": "seq-mean-token-mean", "sapo": "seq-mean-token-mean"}  # loss_agg_mode, where it is not token-mean
 METRICS = {"gpg": (), "dro": ("actor/ppo_kl",)}  # that verl logs, where these are not all three
 TOKENS, SUMS = {"reduction": "token"}, {"reduction": "fixed", "max_length": 1}
 AGGREGATIONS = {
@@ -116,10 +118,10 @@ def _normalizer(
     return count / dp_size
 
 
-def _around_sequence_ratio(logprobs: Tensor, log_ratio: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """[N] fp64 old log-probs that give each token its completion's mean log-ratio: GSPO-token (arXiv 2507.18071, 4.3)."""
-    means = segment_reduce(log_ratio, "sum", cu_seqlens) / cu_seqlens.diff().clamp(min=1)
-    return logprobs.double() - means[segment_ids(cu_seqlens, len(logprobs))]
+def _completion_means(values: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """[N] -> [N] fp64: each token's completion's mean."""
+    means = segment_reduce(values, "sum", cu_seqlens) / cu_seqlens.diff().clamp(min=1)
+    return means[segment_ids(cu_seqlens, len(values))]
 
 
 def _pack(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,12 +132,20 @@ def _pack(mask: Tensor) -> tuple[Tensor, Tensor]:
     return index, cu_seqlens
 
 
-def _metrics(mode: str, log_ratio: Tensor, clip_fraction: Tensor, beyond_delta: Tensor) -> dict[str, float]:
-    """What verl logs for a mode, by one host sync. beyond_delta [N]: 1 where the dual clip took the gradient."""
-    count = max(1, len(log_ratio))
-    lower = beyond_delta.sum() / count
-    values = torch.stack([clip_fraction - lower, -log_ratio.sum() / count, lower]).tolist()
-    known = dict(zip(("actor/pg_clipfrac", "actor/ppo_kl", "actor/pg_clipfrac_lower"), values, strict=True))
+def _clipped(mode: str, ratio: Tensor, bounded: Tensor, advantages: Tensor) -> Tensor:
+    """[N] bool, the tokens that verl counts; advantages without rollout weights, as a weight of 0 (IcePop) hides the sign."""
+    if mode == "cispo":
+        return ratio != bounded
+    if mode == "sapo":
+        return torch.zeros_like(ratio, dtype=torch.bool)
+    return (advantages > 0) & (ratio > bounded) | (advantages < 0) & (ratio < bounded)
+
+
+def _metrics(mode: str, log_ratio: Tensor, clipped: Tensor, beyond_delta: Tensor) -> dict[str, float]:
+    """What verl logs for a mode, by one host sync. All [N]; beyond_delta: 1 where the dual clip took the gradient."""
+    sums = [values.sum(dtype=torch.float64) for values in (clipped, -log_ratio, beyond_delta)]
+    means = (torch.stack(sums) / max(1, len(log_ratio))).tolist()
+    known = dict(zip(("actor/pg_clipfrac", "actor/ppo_kl", "actor/pg_clipfrac_lower"), means, strict=True))
     return {name: known[name] for name in METRICS.get(mode, known)}
 
 
@@ -145,8 +155,8 @@ def masked_policy_loss(
     log_prob: Tensor,
     advantages: Tensor,
     response_mask: Tensor,
-    loss_agg_mode: str = "token-mean",
-    config: Any = None,
+    loss_agg_mode: str,
+    config: Any,
     rollout_is_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """verl's loss `mode` by srt_kernels.policy_loss: (loss, metrics) with verl's values, gradients and names.
@@ -158,26 +168,36 @@ def masked_policy_loss(
     """
     loss_agg_mode = "seq-mean-token-mean" if mode == "sapo" else loss_agg_mode
     objective = objective_of(mode, loss_agg_mode, config)
-    weighted, mask = rollout_is_weights is not None, response_mask.bool()
-    expect(not (weighted and mode == "dro"), "rollout_is_weights", "None with loss_mode srt_dro", "a tensor")
+    unweighted, mask = rollout_is_weights is None, response_mask.bool()
+    expect(unweighted or mode != "dro", "rollout_is_weights", "None with loss_mode srt_dro", "a tensor")
     index, cu_seqlens = _pack(mask)
-    advantages = advantages * rollout_is_weights if weighted else advantages  # a loss is linear in them, signs held
-    logprobs, old, advantages = (tensor.flatten()[index] for tensor in (log_prob, old_log_prob, advantages))
+    factors = advantages if unweighted else advantages * rollout_is_weights  # a loss is linear in them
+    logprobs, old, advantages, factors = (t.flatten()[index] for t in (log_prob, old_log_prob, advantages, factors))
     log_ratio = logprobs.detach() - old
     log_ratio = log_ratio if mode in ("gspo", "dro") else log_ratio.clamp(-20, 20)
-    ratio, (low, high) = log_ratio.exp(), _bounds(config)
+    means = _completion_means(log_ratio, cu_seqlens) if mode == "gspo" else None
+    ratio, (low, high) = (log_ratio if means is None else means).exp(), _bounds(config)
     bounded, beyond_delta = ratio.clamp(1 - low, 1 + high), (ratio > (objective.delta or torch.inf)) & (advantages < 0)
     out = policy_loss(
-        logprobs, advantages * bounded if mode == "cispo" else advantages, cu_seqlens, objective,
-        old_logprobs=_around_sequence_ratio(logprobs.detach(), log_ratio, cu_seqlens) if mode == "gspo" else old,
+        logprobs, factors * bounded if mode == "cispo" else factors, cu_seqlens, objective,
+        old_logprobs=old if means is None else logprobs.detach() - means,  # GSPO-token (arXiv 2507.18071, 4.3)
         ref_logprobs=old if mode == "dro" else None, normalizer=_normalizer(loss_agg_mode, mask, **config.global_batch_info),
     )  # fmt: skip
-    clip_fraction = (ratio != bounded).sum() / max(1, len(ratio)) if mode == "cispo" else out.clip_fraction
-    return out.loss, _metrics(mode, log_ratio, clip_fraction, beyond_delta)
+    return out.loss, _metrics(mode, log_ratio, _clipped(mode, ratio, bounded, advantages), beyond_delta)
+
+
+def _with_default(mode: str, default: str) -> Callable[..., tuple[Tensor, dict[str, float]]]:
+    """masked_policy_loss with the signature of verl's loss `mode`; a partial would make the rest keyword-only."""
+
+    def loss(old_log_prob, log_prob, advantages, response_mask, loss_agg_mode=default, config=None, rollout_is_weights=None):
+        batch = old_log_prob, log_prob, advantages, response_mask
+        return masked_policy_loss(mode, *batch, loss_agg_mode, config, rollout_is_weights)
+
+    return loss
 
 
 for _mode in MODES:
-    register_policy_loss(f"srt_{_mode}")(partial(masked_policy_loss, _mode))
+    register_policy_loss(f"srt_{_mode}")(_with_default(_mode, DEFAULTS.get(_mode, "token-mean")))
 
 
 # ---- the vote ----
