@@ -45,6 +45,9 @@ def tiny_config(tiny_model, tmp_path) -> Config:
         "checkpoint.every": 0, "log": {"tensorboard": False, "sample_every": 2}})
 
 
+LONGEST = ("test_interpreter.py", "test_trl_quickstart.py")
+
+
 def pytest_collection_modifyitems(items):
-    """The longest file first: what is left then fills the other worker's time (make test gives whole files to workers)."""
-    items.sort(key=lambda item: item.path.name != "test_interpreter.py")
+    """The longest files first: what is left then fills the other worker's time (make test gives whole files to workers)."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))

@@ -85,8 +85,8 @@ def add_fused_forward(model: PreTrainedModel, tokenizer, *, pack: bool = True) -
 
 def _policy(model: PreTrainedModel, tokenizer, pack: bool) -> Policy:
     config = ModelConfig(autocast="off")  # accelerate has its own
-    if model.config._attn_implementation == "sdpa" and pack:
-        model.set_attn_implementation(ATTENTION)
+    if model.config._attn_implementation in ("sdpa", ATTENTION):  # ATTENTION: of an earlier trainer
+        model.set_attn_implementation(ATTENTION if pack else "sdpa")
     if model.config._attn_implementation != ATTENTION:
         return PaddedPolicy(model, tokenizer, config)
     try:
