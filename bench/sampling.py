@@ -5,7 +5,8 @@
 Both samplers hold the same weights and get the same prompts; completions end where the model ends them, at most at the
 recipe's max_new_tokens. Rounds are interleaved, after one call of each that is not counted; medians. "sync" gives vLLM
 every weight anew, "check" compares log-probs of a few completions, as after every step. The shares of a step are of a
-run of --steps steps with either sampler, medians without its first step.
+run of --steps steps with either sampler, medians without its first step; "reward" is the vote with what it needs, by default
+the teacher's own completions.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def tables(document: dict) -> list[tuple]:
              "" if row["largest_gap"] is None else f"{row['largest_gap']:.1e}"] for row in document["steps"]]
     return [("Sampling", ["model", "sequences", "sampler", "tokens/s", "times hf"], pace),
             ("vLLM, seconds", ["model", "start and first sync", "sync", "check"], cost),
-            ("A step, seconds", ["model", "sampler", "step", "sampling", "voting", "training", "sync and check",
+            ("A step, seconds", ["model", "sampler", "step", "sampling", "reward", "training", "sync and check",
                                  "largest gap, nats"], step)]
 
 
