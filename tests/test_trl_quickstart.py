@@ -15,5 +15,5 @@ def test_majority_reward_without_labels_improves_held_out_accuracy(tmp_path, cap
     main = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "trl_grpo.py"))["main"]
     main(["--steps", "10", "--output", str(tmp_path)])
     before, after = map(float, re.search(r"accuracy: (\S+) before, (\S+) after 10 steps", capsys.readouterr().out).groups())
-    assert 0.4 < before < 0.65
+    assert 0.3 < before < 0.7  # the warm start is judged by 256 single samples
     assert after > before + 0.066  # three times the noise of a difference of two means of 1024 samples
