@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,13 @@ from measure import environment, measure
 from report import save, show
 
 from srt_fast.config import Config, override
-from srt_fast.evaluate import evaluate
 from srt_fast.metrics import read_metrics
-from srt_fast.policy import load_policy, quiet_transformers
+from srt_fast.policy import quiet_transformers
 from srt_fast.progress import RunProgress
 from srt_fast.recipes import quickstart
-from srt_fast.sampler.hf import HFSampler
 from srt_fast.tasks import make_task
 from srt_fast.tasks.stream import PromptStream
-from srt_fast.trainer import Trainer, starting_model
-from srt_kernels.answer_key import AnswerReader
+from srt_fast.trainer import Trainer, evaluate_model, starting_model
 
 WAYS = {"trl": "TRL", "trl_patched": "TRL, SRTGRPOTrainer", "srt_fast": "srt-fast", "srt_fast_vllm": "srt-fast with vLLM"}
 CPU = torch.device("cpu")
@@ -79,12 +77,12 @@ def run(way: str, config: Config, micro_batch: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         if way.startswith("trl"):
             from srt_fast.integrations import trl  # its imports are not the run's memory
-            work = lambda: run_trl(trl, way, config, micro_batch, folder)  # noqa: E731
+            work = partial(run_trl, trl, way, config, micro_batch, folder)
         else:
-            work = lambda: run_ours(way, config, folder)  # noqa: E731
+            work = partial(run_ours, way, config, folder)
         found, seconds, peak = measure(work, CPU)
         found |= {"way": way, "seed": config.train.seed, "run_seconds": seconds, "peak_bytes": peak}
-        return found | ({"pass1": accuracy(config, f"{folder}/model")} if config.task.kind == "arithmetic" else {})
+        return found | ({"pass1": _accuracy(config, f"{folder}/model")} if config.task.kind == "arithmetic" else {})
 
 
 def run_trl(integration, way: str, config: Config, micro_batch: int, folder: str) -> dict[str, Any]:
@@ -145,18 +143,15 @@ def run_ours(way: str, config: Config, folder: str) -> dict[str, Any]:
             "tokens": statistics.mean(row["completion_tokens"] for row in rows)}
 
 
-def accuracy(config: Config, model: str) -> float:
-    policy = load_policy(model, config.model)
-    sampler = HFSampler(policy, config.sampling.max_sequences)
-    reader = AnswerReader(policy.tokenizer, config.task.answer_rule)
-    return evaluate(policy, sampler, reader, make_task(config), config, config.evaluation)["pass1"]
+def _accuracy(config: Config, model: str) -> float:
+    return evaluate_model(override(config, {"model.path": model, "sampling.engine": "hf"}), quiet=True)["pass1"]
 
 
 # ---- all of them ----
 
 
 def summarise(rows: list[dict], name: str) -> list[dict[str, Any]]:
-    """One row a way. Ratios are of medians; `accuracies` and `unanimous_each` have one figure a round."""
+    """One row a way. Ratios are of medians; `accuracies` has one figure a round."""
     found = []
     for way in dict.fromkeys(row["way"] for row in rows):
         own = [row for row in rows if row["way"] == way]

@@ -15,12 +15,16 @@ from srt_kernels.linear_logprob import linear_logprob
 
 
 def head_inputs(policy: Policy, batch: PackedBatch, temperature: float) -> tuple[tuple[Tensor, Tensor, Tensor], dict]:
-    """What the loss ops take of a model: hidden states, head and targets; and the head's options at this temperature."""
+    """What the loss ops take of a model: hidden states, head and targets; and the head's options at this temperature.
+
+    batch: a PackedBatch, or whatever else has its input_ids, position_ids, cu_input, targets and row_index.
+    """
     head = policy.head
     hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.cu_input)
+    scale = head.temperature_factor  # models divide by it before their softcap, srt_kernels' temperature comes after
     return (hidden, head.weight, batch.targets), {
-        "bias": head.bias, "softcap": head.softcap, "row_index": batch.row_index,
-        "temperature": temperature * head.temperature_factor}
+        "bias": head.bias, "softcap": None if head.softcap is None else head.softcap * scale, "row_index": batch.row_index,
+        "temperature": temperature * scale}
 
 
 @torch.no_grad()

@@ -146,12 +146,16 @@ class Policy:
         return ((ours - own).abs().max() / own.abs().max().clamp_min(1)).item(), hidden.dtype != torch.float32
 
 
+DROPOUTS = ("attention_dropout", "activation_dropout", "hidden_dropout", "dropout", "layerdrop")
+"""Attributes under which modules keep a rate beside nn.Dropout's."""
+
+
 def disable_dropout(model: nn.Module) -> None:
     """Dropout would make the training pass's log-probs differ from the sampler's: the ratio must be 1 on policy."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "activation_dropout", "hidden_dropout", "dropout", "layerdrop"):
+        for name in DROPOUTS:
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
 

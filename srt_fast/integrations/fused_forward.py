@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from srt_fast.config import ModelConfig
+from srt_fast.integrations.padded import offsets
 from srt_fast.policy import ATTENTION, Policy
 
 
@@ -32,17 +32,13 @@ class PackedRows:
     cu_seqlens: Tensor  # [r+1] int32, scored tokens: [0, 1, 3]
 
 
-def _offsets(lengths: Tensor) -> Tensor:
-    return pad(lengths.cumsum(0), (1, 0)).int()
-
-
 def pack_rows(ids: Tensor, valid: Tensor, scored: Tensor) -> PackedRows:
     """Padded rows without their padding: ids [r, L]; valid [r, L] bool, no gaps in a row; scored [r, L] bool, within
     valid and never a row's first token."""
     place = valid.flatten().cumsum(0).view_as(ids) - 1
     return PackedRows(
-        input_ids=ids[valid], position_ids=(valid.cumsum(1) - 1)[valid], cu_input=_offsets(valid.sum(1)),
-        row_index=place[scored] - 1, targets=ids[scored], cu_seqlens=_offsets(scored.sum(1)),
+        input_ids=ids[valid], position_ids=(valid.cumsum(1) - 1)[valid], cu_input=offsets(valid.sum(1)),
+        row_index=place[scored] - 1, targets=ids[scored], cu_seqlens=offsets(scored.sum(1)),
     )  # fmt: skip
 
 

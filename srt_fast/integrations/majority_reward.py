@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.functional import pad
 
+from srt_fast.integrations.padded import offsets
 from srt_kernels import majority_vote
 from srt_kernels.answer_key import answer_key, read_answer
 from srt_kernels.checks import expect
@@ -51,7 +51,7 @@ def _vote(prompt_keys: Tensor, keys: Tensor) -> tuple[Tensor, float, float]:
     _, group, sizes = prompt_keys.unique(return_inverse=True, return_counts=True)
     expect(bool((sizes > 1).all()), "prompts", "at least two completions of each", f"{int((sizes == 1).sum())} with one")
     order = group.argsort(stable=True)
-    vote = majority_vote(keys[order], pad(sizes.cumsum(0), (1, 0)).int())
+    vote = majority_vote(keys[order], offsets(sizes))
     rewards = torch.empty_like(vote.rewards)
     rewards[order] = vote.rewards
     return rewards, vote.share.mean().item(), vote.valid.float().mean().item()

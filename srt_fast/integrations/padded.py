@@ -42,5 +42,9 @@ def pack(mask: Tensor, *, aligned: bool = False) -> Packed:
     if not aligned:
         expect(not mask[:, :1].any(), "mask", "zeros in the first column, whose tokens nothing predicts", "tokens there")
     places = mask.flatten().nonzero()[:, 0]
-    cu_seqlens = pad(mask.sum(1).cumsum(0), (1, 0)).to(torch.int32)
-    return Packed(places if aligned else places - 1, cu_seqlens)
+    return Packed(places if aligned else places - 1, offsets(mask.sum(1)))
+
+
+def offsets(lengths: Tensor) -> Tensor:
+    """[r] -> [r+1] int32, where each segment begins and the last one ends."""
+    return pad(lengths.cumsum(0), (1, 0)).to(torch.int32)

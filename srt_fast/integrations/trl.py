@@ -32,7 +32,8 @@ from transformers import PreTrainedModel
 
 from srt_fast.integrations.fused_forward import PackedRows, add_fused_forward, pack_rows, spread
 from srt_fast.integrations.majority_reward import majority_reward
-from srt_fast.policy import Policy
+from srt_fast.logprobs import head_inputs
+from srt_fast.policy import DROPOUTS, Policy
 from srt_kernels import Objective, linear_logprob, linear_policy_loss
 from srt_kernels.checks import expect
 
@@ -45,7 +46,6 @@ LOSSES = {
     "luspo": ("clip", "fixed"), "cispo": ("cispo", "token"), "sapo": ("sapo", "sequence"), "vespo": None,
 }  # fmt: skip
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)  # one process, or DDP
-DROPOUTS = ("attention_dropout", "activation_dropout", "hidden_dropout", "dropout", "layerdrop")
 
 
 # ---- settings ----
@@ -245,13 +245,10 @@ class SRTGRPOTrainer(trl.GRPOTrainer):
 
     def _head_inputs(self, policy: Policy, rows: PackedRows) -> tuple[tuple[Tensor, Tensor, Tensor], dict]:
         """Hidden states, head and targets, and the head's options, as srt_kernels takes them."""
-        hidden, head = policy.hidden(rows.input_ids, rows.position_ids, rows.cu_input), policy.head
+        (hidden, *others), options = head_inputs(policy, rows, self.temperature)
         device = hidden.device.type
         if self.args.cast_lm_head_to_fp32:
             hidden = hidden.float()
         elif torch.is_autocast_enabled(device):  # final norms give float32
             hidden = hidden.to(torch.get_autocast_dtype(device))
-        scale = head.temperature_factor  # models divide by it before their softcap, srt_kernels' temperature comes after
-        softcap = None if head.softcap is None else head.softcap * scale
-        options = {"bias": head.bias, "softcap": softcap, "row_index": rows.row_index, "temperature": self.temperature * scale}
-        return (hidden, head.weight, rows.targets), options
+        return (hidden, *others), options
