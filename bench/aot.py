@@ -34,7 +34,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from srt_kernels import row_kernel
+from srt_kernels.lm_head import logits_kernel as row_kernel
 
 TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
 
@@ -66,7 +66,9 @@ class Chip:
 CHIPS = {
     "80": Chip("sm_80", GPUTarget("cuda", 80, 32), 64, 164 << 10, 163 << 10, 1024, "HMMA"),
     "90": Chip("sm_90", GPUTarget("cuda", 90, 32), 64, 228 << 10, 227 << 10, 1024, "HGMMA"),
-    "100": Chip("sm_100", GPUTarget("cuda", 100, 32), 64, 228 << 10, 227 << 10, 1024, "UTC[A-Z]*MMA"),
+    "100": Chip(
+        "sm_100", GPUTarget("cuda", 100, 32), 64, 228 << 10, 227 << 10, 1024, "UTC[A-Z]*MMA"
+    ),
     "gfx942": Chip("gfx942", GPUTarget("hip", "gfx942", 64), 32, 64 << 10, 64 << 10, 0, "v_mfma"),
 }
 
@@ -80,7 +82,9 @@ class Compiled:
     arch: str
     warps: int
     registers: int  # of a thread
-    spilled: int  # bytes of a thread's stack, and on AMD 4 for each scalar register that went elsewhere
+    spilled: (
+        int  # bytes of a thread's stack, and on AMD 4 for each scalar register that went elsewhere
+    )
     spills: int  # instructions that store to or load from there
     shared: int  # bytes of a block
     occupancy: int  # warps in a multiprocessor
@@ -134,9 +138,15 @@ def compile_variant(variant: Variant, chip: Chip) -> Compiled:
     registers, counts = (_cuda_counts if chip.cuda else _amd_counts)(kernel, chip)
     occupancy = chip.occupancy(registers, shared, warps)
     return Compiled(
-        kernel=variant.kernel, variant=variant.name, arch=chip.name, warps=warps, registers=registers, shared=shared,
-        occupancy=occupancy, **counts,
-    )  # fmt: skip
+        kernel=variant.kernel,
+        variant=variant.name,
+        arch=chip.name,
+        warps=warps,
+        registers=registers,
+        shared=shared,
+        occupancy=occupancy,
+        **counts,
+    )
 
 
 def _count(pattern: str, code: str) -> int:
@@ -144,7 +154,9 @@ def _count(pattern: str, code: str) -> int:
 
 
 def _tool(name: str, *arguments: str) -> str:
-    return subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [TOOLS / name, *arguments], capture_output=True, text=True, check=True
+    ).stdout
 
 
 def _cuda_counts(kernel, chip: Chip) -> tuple[int, dict[str, int]]:
@@ -152,13 +164,21 @@ def _cuda_counts(kernel, chip: Chip) -> tuple[int, dict[str, int]]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        usage, code = _tool("cuobjdump", "-res-usage", file.name), _tool("nvdisasm", "-c", file.name)
-    registers, stack, local = (int(re.search(rf"\b{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))
+        usage, code = (
+            _tool("cuobjdump", "-res-usage", file.name),
+            _tool("nvdisasm", "-c", file.name),
+        )
+    registers, stack, local = (
+        int(re.search(rf"\b{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL")
+    )
     wide = _count(r"\bLDG\S*\.(?:128|256)\b", code)  # LDGSTS too: straight to shared memory
     counts = dict(
-        spilled=stack + local, spills=_count(r"\b(?:STL|LDL)\b", code), wide_loads=wide,
-        narrow_loads=_count(r"\bLDG", code) - wide, tensor=_count(rf"\b{chip.tensor}\b", code),
-    )  # fmt: skip
+        spilled=stack + local,
+        spills=_count(r"\b(?:STL|LDL)\b", code),
+        wide_loads=wide,
+        narrow_loads=_count(r"\bLDG", code) - wide,
+        tensor=_count(rf"\b{chip.tensor}\b", code),
+    )
     return registers, counts
 
 
@@ -167,13 +187,21 @@ def _amd_counts(kernel, chip: Chip) -> tuple[int, dict[str, int]]:
     code = kernel.asm["amdgcn"]
     registers, vector, scalar, stack = (
         int(re.search(rf"\.{name}:\s+(\d+)", code)[1])
-        for name in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count", "private_segment_fixed_size")
+        for name in (
+            "vgpr_count",
+            "vgpr_spill_count",
+            "sgpr_spill_count",
+            "private_segment_fixed_size",
+        )
     )
     wide = _count(r"\b(?:global|buffer)_load_dwordx4", code)
     counts = dict(
-        spilled=stack + 4 * scalar, spills=vector + scalar, wide_loads=wide,
-        narrow_loads=_count(r"\b(?:global|buffer)_load_", code) - wide, tensor=_count(rf"\b{chip.tensor}", code),
-    )  # fmt: skip
+        spilled=stack + 4 * scalar,
+        spills=vector + scalar,
+        wide_loads=wide,
+        narrow_loads=_count(r"\b(?:global|buffer)_load_", code) - wide,
+        tensor=_count(rf"\b{chip.tensor}", code),
+    )
     return registers, counts
 
 
@@ -199,7 +227,12 @@ def _attempt(variant: Variant, chip: Chip) -> dict:
         compiled = compile_variant(variant, chip)
     except Exception as error:
         text = f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"
-        return {"kernel": variant.kernel, "variant": variant.name, "arch": chip.name, "broken": [text]}
+        return {
+            "kernel": variant.kernel,
+            "variant": variant.name,
+            "arch": chip.name,
+            "broken": [text],
+        }
     return asdict(compiled) | {"broken": broken_rules(compiled, variant, chip)}
 
 
@@ -216,9 +249,15 @@ def table(version: str, rows: list[dict]) -> str:
     found = {(row["kernel"], row["variant"], row["arch"]): row for row in rows}
     names = list(dict.fromkeys((row["kernel"], row["variant"]) for row in rows))
     lines = [[*name, *(_cell(found.get((*name, chip))) for chip in chips)] for name in names]
-    broken = [f"- {row['kernel']}[{row['variant']}] on {row['arch']}: {text}" for row in rows for text in row["broken"]]
+    broken = [
+        f"- {row['kernel']}[{row['variant']}] on {row['arch']}: {text}"
+        for row in rows
+        for text in row["broken"]
+    ]
     text = markdown(f"Triton {version}", ["kernel", "variant", *chips], lines)
-    return text + "\n" + ("\n".join(["Broken:", *broken]) if broken else "No rule is broken.") + "\n"
+    return (
+        text + "\n" + ("\n".join(["Broken:", *broken]) if broken else "No rule is broken.") + "\n"
+    )
 
 
 HEADER = f"""# Kernels compiled ahead of time
@@ -234,24 +273,40 @@ def save(out: Path, document: dict) -> None:
     file = out.with_suffix(".json")
     known = json.loads(file.read_text()) if file.exists() else {}
     known = dict(sorted((known | {document["triton"]: document}).items()))
-    file.write_text(json.dumps(known, indent=1).replace("\n    ", " ").replace("\n   }", " }") + "\n")  # a row is a line
-    out.write_text("\n".join([HEADER, *(table(version, one["rows"]) for version, one in known.items())]))
+    file.write_text(
+        json.dumps(known, indent=1).replace("\n    ", " ").replace("\n   }", " }") + "\n"
+    )  # a row is a line
+    out.write_text(
+        "\n".join([HEADER, *(table(version, one["rows"]) for version, one in known.items())])
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--arch", nargs="+", choices=CHIPS, default=list(CHIPS))
     parser.add_argument("--out", type=Path, help="Markdown file; JSON goes beside it")
     options = parser.parse_args()
     if triton.knobs.runtime.interpret:
         parser.error("expected TRITON_INTERPRET unset: the interpreter compiles nothing")
-    warnings.simplefilter("ignore")  # that fusion of multiply and add will one day be off by default
+    warnings.simplefilter(
+        "ignore"
+    )  # that fusion of multiply and add will one day be off by default
     rows = []
     for variant in VARIANTS:
         for arch in options.arch:
             rows.append(_attempt(variant, CHIPS[arch]))
-            print(f"{variant} {CHIPS[arch].name}: {_cell(rows[-1])} {'; '.join(rows[-1]['broken'])}", file=sys.stderr, flush=True)
-    document = {"triton": triton.__version__, "environment": environment(torch.device("cpu")), "rows": rows}
+            print(
+                f"{variant} {CHIPS[arch].name}: {_cell(rows[-1])} {'; '.join(rows[-1]['broken'])}",
+                file=sys.stderr,
+                flush=True,
+            )
+    document = {
+        "triton": triton.__version__,
+        "environment": environment(torch.device("cpu")),
+        "rows": rows,
+    }
     if options.out:
         save(options.out, document)
     print(table(triton.__version__, rows))

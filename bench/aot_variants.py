@@ -10,19 +10,16 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from srt_kernels import (
-    Objective,
-    answer_kernel,
-    group_advantage_kernel,
-    logprob_kernel,
-    majority_vote_kernel,
-    policy_kernel,
-    row_kernel,
-)
-from srt_kernels.head import Given, Head, Stats
-from srt_kernels.linear_policy_loss import Formed
-from srt_kernels.objective import PRESETS
-from srt_kernels.policy_loss import TokenInputs
+from srt_kernels import Objective
+from srt_kernels.answers import kernel as answer_kernel
+from srt_kernels.groups import group_advantage_kernel, majority_vote_kernel
+from srt_kernels.lm_head import logits_kernel as row_kernel
+from srt_kernels.lm_head import logprob_kernel
+from srt_kernels.lm_head.linear_policy_loss import ObjectiveGradient
+from srt_kernels.lm_head.lm_head import KnownGradient, LMHead, RowStatistics
+from srt_kernels.objective import policy_loss_kernel as policy_kernel
+from srt_kernels.objective.objective import PRESETS
+from srt_kernels.objective.policy_loss import TokenInputs
 
 FLOATS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 VOCABULARY, HIDDEN, ROWS, ROLLOUTS = 128256, 4096, 1024, 16
@@ -46,21 +43,31 @@ def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
-def _head(dtype: str, extras: bool = False, vocabulary: int = VOCABULARY, rows: int = ROWS) -> Head:
+def _head(
+    dtype: str, extras: bool = False, vocabulary: int = VOCABULARY, rows: int = ROWS
+) -> LMHead:
     """extras: bias and softcap."""
-    return Head(
-        hidden=_meta(rows, HIDDEN, dtype=FLOATS[dtype]), weight=_meta(vocabulary, HIDDEN, dtype=FLOATS[dtype]),
-        bias=_meta(vocabulary) if extras else None, targets=_meta(rows, dtype=torch.int64), rows=None, temperature=0.7,
-        softcap=30.0 if extras else None, chunk=rows, group=None, vocab_start=0, unique=True,
-    )  # fmt: skip
+    return LMHead(
+        hidden=_meta(rows, HIDDEN, dtype=FLOATS[dtype]),
+        weight=_meta(vocabulary, HIDDEN, dtype=FLOATS[dtype]),
+        bias=_meta(vocabulary) if extras else None,
+        targets=_meta(rows, dtype=torch.int64),
+        rows=None,
+        temperature=0.7,
+        softcap=30.0 if extras else None,
+        chunk=rows,
+        group=None,
+        vocab_start=0,
+        unique=True,
+    )
 
 
-def _scale(head: Head) -> Tensor | None:
-    """As Grads has it."""
+def _scale(head: LMHead) -> Tensor | None:
+    """As HeadGradients has it."""
     return _meta(1) if head.weight.dtype == torch.float16 else None
 
 
-def _logits(head: Head) -> Tensor:
+def _logits(head: LMHead) -> Tensor:
     """As gemm.buffer has them."""
     rows, vocabulary = len(head.hidden), len(head.weight)
     return _meta(rows, -(-vocabulary // 16) * 16)[:, :vocabulary]
@@ -70,11 +77,15 @@ def _inputs(objective: Objective, tokens: int, offsets: torch.dtype = torch.int3
     """Of an objective whose corrections, if it has any, wait for the log-probs."""
     per_token, corrects = partial(_meta, tokens), objective.correction != "none"
     return TokenInputs(
-        advantages=per_token(), weights=per_token(), rollout=per_token(dtype=torch.int64),
-        cu_seqlens=_meta(ROLLOUTS + 1, dtype=offsets), old=None if corrects else per_token(),
-        ref=per_token() if objective.kl_coef > 0 else None, sampler=per_token() if corrects else None,
+        advantages=per_token(),
+        weights=per_token(),
+        rollout=per_token(dtype=torch.int64),
+        cu_seqlens=_meta(ROLLOUTS + 1, dtype=offsets),
+        old=None if corrects else per_token(),
+        ref=per_token() if objective.kl_coef > 0 else None,
+        sampler=per_token() if corrects else None,
         correction=None if corrects else per_token(),
-    )  # fmt: skip
+    )
 
 
 def _stats(**head) -> None:
@@ -85,8 +96,10 @@ def _stats(**head) -> None:
 def _dlogits(dtype: str, entropy: bool, **head) -> None:
     head = _head(dtype, **head)
     rows = partial(_meta, len(head.hidden))
-    stats = Stats(**{name: rows() for name in Stats.__dataclass_fields__})
-    row_kernel.row_dlogits(_logits(head), head.targets, stats, rows(), rows() if entropy else None, head, _scale(head))
+    stats = RowStatistics(**{name: rows() for name in RowStatistics.__dataclass_fields__})
+    row_kernel.row_dlogits(
+        _logits(head), head.targets, stats, rows(), rows() if entropy else None, head, _scale(head)
+    )
 
 
 def _fused(dtype: str, objective: Objective | None = None, entropy: bool = True, **head) -> None:
@@ -94,15 +107,19 @@ def _fused(dtype: str, objective: Objective | None = None, entropy: bool = True,
     head = _head(dtype, **head)
     total = len(head.hidden)
     rows = partial(_meta, total)
-    given = Given(g=rows(), h=rows() if entropy else None)
-    source = given if objective is None else Formed(objective, _inputs(objective, total))
-    row_kernel.row_fused(_logits(head), head.targets, source, slice(0, total), rows(), rows(), head, _scale(head))
+    given = KnownGradient(g=rows(), h=rows() if entropy else None)
+    source = given if objective is None else ObjectiveGradient(objective, _inputs(objective, total))
+    row_kernel.row_fused(
+        _logits(head), head.targets, source, slice(0, total), rows(), rows(), head, _scale(head)
+    )
 
 
 def _logprob(dtype: str, tile: logprob_kernel.Tile | None = None, **head) -> None:
     """Both kernels of it. tile: of a GPU of which none is known."""
     head, tile_of = _head(dtype, **head), logprob_kernel.tile_of
-    with patch.object(logprob_kernel, "tile_of", lambda _, dtype: tile or tile_of(torch.device("cuda"), dtype)):
+    with patch.object(
+        logprob_kernel, "tile_of", lambda _, dtype: tile or tile_of(torch.device("cuda"), dtype)
+    ):
         logprob_kernel.head_statistics(head.hidden, head.targets, head)
 
 
@@ -111,28 +128,38 @@ def _policy(objective: Objective, tokens: int = ROWS, offsets: torch.dtype = tor
 
 
 def _groups(kind: str, dtype: str, offsets: torch.dtype) -> None:
-    group_advantage_kernel.group_advantages(_meta(ROWS, dtype=FLOATS[dtype]), _meta(ROLLOUTS + 1, dtype=offsets), kind, 1e-4)
+    group_advantage_kernel.group_advantages(
+        _meta(ROWS, dtype=FLOATS[dtype]), _meta(ROLLOUTS + 1, dtype=offsets), kind, 1e-4
+    )
 
 
 def _votes(weights: str | None, offsets: torch.dtype, silence: bool) -> None:
     keys, cu_groups = _meta(ROWS, dtype=torch.int64), _meta(ROLLOUTS + 1, dtype=offsets)
-    majority_vote_kernel.vote_by_comparing(keys, cu_groups, weights and _meta(ROWS, dtype=FLOATS[weights]), silence)
+    majority_vote_kernel.vote_by_comparing(
+        keys, cu_groups, weights and _meta(ROWS, dtype=FLOATS[weights]), silence
+    )
 
 
 def _answers(rule: str, offsets: torch.dtype = torch.int32, rollouts: int = 512) -> None:
     """Launches the three kernels of the answer's key."""
     ids = torch.int32
     answer_kernel.answer_keys(
-        _meta(rollouts * 3072, dtype=torch.int64), _meta(rollouts + 1, dtype=offsets), _meta(1 << 20, dtype=torch.uint8),
-        _meta(VOCABULARY + 1, dtype=ids), _meta(VOCABULARY, dtype=ids), rule,
-    )  # fmt: skip
+        _meta(rollouts * 3072, dtype=torch.int64),
+        _meta(rollouts + 1, dtype=offsets),
+        _meta(1 << 20, dtype=torch.uint8),
+        _meta(VOCABULARY + 1, dtype=ids),
+        _meta(VOCABULARY, dtype=ids),
+        rule,
+    )
 
 
 def _variants() -> list[Variant]:
     """Of each kernel the one with most code first. One row, one token: the JIT makes a constant of every size that is 1."""
     preset, odd, one = Objective.preset, dict(vocabulary=50257), dict(vocabulary=1, rows=1)
     heavy = dict(delta=3.0, kl_coef=0.1, kl_bias_correction=True, entropy_coef=0.1)
-    whole = preset("cispo", clip_high=5, correction="token_truncate", correction_cap=1, kl_coef=1)  # ints, not floats
+    whole = preset(
+        "cispo", clip_high=5, correction="token_truncate", correction_cap=1, kl_coef=1
+    )  # ints, not floats
     full, token = "bias, softcap, entropy", preset("srt", correction="token_mask", **heavy)
     sequence = preset("gspo", correction="sequence_mask", **heavy)
     presets = {name: preset(name, max_length=64) for name in PRESETS}
@@ -151,7 +178,11 @@ def _variants() -> list[Variant]:
         dlogits("fp32", partial(_dlogits, "fp32", False), streams=1),
         dlogits("bf16, V 50257", partial(_dlogits, "bf16", False, **odd)),
         dlogits("bf16, one row, V 1", partial(_dlogits, "bf16", True, **one)),
-        fused(f"bf16, {full}, clip, delta, k3, mask", partial(_fused, "bf16", token, extras=True), streams=4),
+        fused(
+            f"bf16, {full}, clip, delta, k3, mask",
+            partial(_fused, "bf16", token, extras=True),
+            streams=4,
+        ),
         fused(f"bf16, {full}, given", partial(_fused, "bf16", extras=True), streams=4),
         fused(f"fp16, {full}, given", partial(_fused, "fp16", extras=True), streams=4),
         fused("bf16, given", partial(_fused, "bf16", entropy=False), streams=2),
@@ -167,7 +198,11 @@ def _variants() -> list[Variant]:
         tiles("bf16", partial(_logprob, "bf16"), tensor=True),
         tiles("fp16, bias, softcap", partial(_logprob, "fp16", extras=True), tensor=True),
         tiles("fp32, bias, softcap", partial(_logprob, "fp32", extras=True)),
-        tiles("bf16, unknown GPU", partial(_logprob, "bf16", logprob_kernel.SAFE, extras=True), tensor=True),
+        tiles(
+            "bf16, unknown GPU",
+            partial(_logprob, "bf16", logprob_kernel.SAFE, extras=True),
+            tensor=True,
+        ),
         tiles("bf16, V 50257", partial(_logprob, "bf16", **odd), tensor=True),
         tiles("bf16, one row, V 1", partial(_logprob, "bf16", **one), tensor=True),
         combine("many tiles", partial(_logprob, "bf16")),
@@ -180,14 +215,25 @@ def _variants() -> list[Variant]:
         *(policy(name, partial(_policy, objective)) for name, objective in presets.items()),
         group("grpo, fp32", partial(_groups, "grpo", "fp32", torch.int32)),
         group("grpo, bf16, int64 offsets", partial(_groups, "grpo", "bf16", torch.int64)),
-        *(group(kind, partial(_groups, kind, "fp32", torch.int32)) for kind in ("mean", "rloo", "batch")),
+        *(
+            group(kind, partial(_groups, kind, "fp32", torch.int32))
+            for kind in ("mean", "rloo", "batch")
+        ),
         vote("fp32 weights, share over valid", partial(_votes, "fp32", torch.int32, False)),
         vote("bf16 weights, int64 offsets", partial(_votes, "bf16", torch.int64, True)),
         vote("no weights", partial(_votes, None, torch.int32, True)),
-        *(Variant("find_kernel", rule, partial(_answers, rule)) for rule in ("boxed", "last_number", "tag", "whole")),
+        *(
+            Variant("find_kernel", rule, partial(_answers, rule))
+            for rule in ("boxed", "last_number", "tag", "whole")
+        ),
         Variant("find_kernel", "one rollout", partial(_answers, "boxed", torch.int64, 1)),
-        *(Variant(kernel, "int32 offsets", partial(_answers, "boxed")) for kernel in ("marks_kernel", "form_kernel")),
-        Variant("marks_kernel", "one rollout, int64 offsets", partial(_answers, "boxed", torch.int64, 1)),
+        *(
+            Variant(kernel, "int32 offsets", partial(_answers, "boxed"))
+            for kernel in ("marks_kernel", "form_kernel")
+        ),
+        Variant(
+            "marks_kernel", "one rollout, int64 offsets", partial(_answers, "boxed", torch.int64, 1)
+        ),
         Variant("form_kernel", "one rollout", partial(_answers, "boxed", torch.int64, 1)),
     ]
 

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from srt_kernels import group_advantage
-from srt_kernels.head import make_head
+from srt_kernels.lm_head.lm_head import make_head
 from srt_kernels.testing import relative_error
 
 DISTINCT, SAMPLE = 1024, 64
-OFFSET, SPREAD = 30.0, 5.0  # logits up to 50 or so, about a nat of entropy: where narrow logits show their rounding
+OFFSET, SPREAD = (
+    30.0,
+    5.0,
+)  # logits up to 50 or so, about a nat of entropy: where narrow logits show their rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,11 @@ class Case:
         width = max(self.lengths)
         text = f"{self.name}: H {self.hidden_size}, V {self.vocab_size}, {str(self.dtype).removeprefix('torch.')}, "
         text += f"{sum(self.lengths)} tokens in {len(self.lengths)} rollouts"
-        return text + (f" ({len(self.lengths) * width} when padded to {width})" if self.padded else f" of {width}")
+        return text + (
+            f" ({len(self.lengths) * width} when padded to {width})"
+            if self.padded
+            else f" of {width}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,20 +103,33 @@ class Batch:
     @property
     def chunk_bytes(self) -> int:
         """Of the fp32 logits that ours has at a time."""
-        head = make_head(self.packed.hidden, self.weight, self.packed.targets, 1.0, None, None, None, None)
+        head = make_head(
+            self.packed.hidden, self.weight, self.packed.targets, 1.0, None, None, None, None
+        )
         return 4 * len(self.weight) * min(head.chunk, self.active)
 
     @cached_property
     def padded(self) -> Tokens:
         """The same tokens and padding in between. Padding has hidden states too, as in a model's output."""
         keep, packed = self.keep.flatten(), self.packed
-        hidden = packed.hidden.detach()[torch.arange(len(keep), device=keep.device) % len(packed.hidden)]
+        hidden = packed.hidden.detach()[
+            torch.arange(len(keep), device=keep.device) % len(packed.hidden)
+        ]
         hidden[keep] = packed.hidden.detach()
         vectors = {name: getattr(packed, name) for name in ("targets", "advantages", "weights")}
-        vectors = {name: v.new_zeros(len(keep)).masked_scatter_(keep, v) for name, v in vectors.items()}
+        vectors = {
+            name: v.new_zeros(len(keep)).masked_scatter_(keep, v) for name, v in vectors.items()
+        }
         return Tokens(hidden=hidden.requires_grad_(), **vectors)
 
-    def errors(self, objective: str, loss: Tensor, logprobs: Tensor | None, dhidden: Tensor, dweight: Tensor) -> dict:
+    def errors(
+        self,
+        objective: str,
+        loss: Tensor,
+        logprobs: Tensor | None,
+        dhidden: Tensor,
+        dweight: Tensor,
+    ) -> dict:
         """Of a step, packed or padded: log-probs in nats (None without), gradients relative, loss absolute."""
         t, packed, keep = self.truth, self.packed, self.keep.flatten()
         if len(dhidden) != len(packed.hidden):
@@ -122,9 +142,16 @@ class Batch:
             expected_loss = (g * t.logprobs).sum()
         found = {"logprob_rms": None, "logprob_max": None}
         if logprobs is not None:
-            off = (logprobs[keep] if len(logprobs) != len(t.logprobs) else logprobs).double() - t.logprobs
-            off = off[~(off.isnan() & (packed.advantages == 0))]  # a row without gradient may be left out
-            found = {"logprob_rms": off.square().mean().sqrt().item(), "logprob_max": off.abs().max().item()}
+            off = (
+                logprobs[keep] if len(logprobs) != len(t.logprobs) else logprobs
+            ).double() - t.logprobs
+            off = off[
+                ~(off.isnan() & (packed.advantages == 0))
+            ]  # a row without gradient may be left out
+            found = {
+                "logprob_rms": off.square().mean().sqrt().item(),
+                "logprob_max": off.abs().max().item(),
+            }
         return found | {
             "dhidden": relative_error(dhidden[t.rows], t.dhidden(g)),
             "dweight": relative_error(dweight[t.vocab], t.dweight(g)),
@@ -155,12 +182,16 @@ def make_batch(case: Case, device: torch.device) -> Batch:
     logprobs, lse = torch.empty(2, size, dtype=torch.float64, device=device)
     for part, z in _logits(wide, wide_weight):
         lse[part] = z.logsumexp(1)
-        targets[part] = torch.multinomial((z - lse[part, None]).exp().float(), 1, generator=generator).squeeze(1)
+        targets[part] = torch.multinomial(
+            (z - lse[part, None]).exp().float(), 1, generator=generator
+        ).squeeze(1)
         logprobs[part] = z.gather(1, targets[part, None]).squeeze(1) - lse[part]
 
     groups = len(case.lengths) // case.group_size
     rewards = (torch.arange(len(case.lengths)) % case.group_size % 2 == 0).float()
-    silent = torch.randperm(groups, generator=torch.Generator().manual_seed(case.seed))[: case.unanimous]
+    silent = torch.randperm(groups, generator=torch.Generator().manual_seed(case.seed))[
+        : case.unanimous
+    ]
     rewards.view(groups, -1)[silent] = 1
     cu_groups = torch.arange(groups + 1, dtype=torch.int32) * case.group_size
     advantages = group_advantage(rewards, cu_groups, kind="grpo").to(device)

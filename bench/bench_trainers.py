@@ -32,15 +32,20 @@ from measure import environment, measure
 from report import save, show
 
 from srt_fast.config import Config, override
-from srt_fast.metrics import read_metrics
-from srt_fast.policy import quiet_transformers
-from srt_fast.progress import RunProgress
-from srt_fast.recipes import quickstart
+from srt_fast.config.recipes import quickstart
+from srt_fast.files import read_rows
+from srt_fast.model.loading import quiet_transformers
+from srt_fast.run.progress import RunProgress
 from srt_fast.tasks import make_task
 from srt_fast.tasks.stream import PromptStream
-from srt_fast.trainer import Trainer, evaluate_model, starting_model
+from srt_fast.train import Trainer, evaluate_model, starting_model
 
-WAYS = {"trl": "TRL", "trl_patched": "TRL, SRTGRPOTrainer", "srt_fast": "srt-fast", "srt_fast_vllm": "srt-fast with vLLM"}
+WAYS = {
+    "trl": "TRL",
+    "trl_patched": "TRL, SRTGRPOTrainer",
+    "srt_fast": "srt-fast",
+    "srt_fast_vllm": "srt-fast with vLLM",
+}
 CPU = torch.device("cpu")
 
 
@@ -61,9 +66,17 @@ CASES = {
 
 def prepare(case: Case) -> Config:
     """The configuration of a run, with the path of a model that exists."""
-    config = override(case.config(), {
-        "train.steps": case.steps, "feedback.kind": "majority", "checkpoint.every": 0, "evaluation.every": 0,
-        "monitor.every": 0, "log": {"tensorboard": False, "sample_every": 0}})
+    config = override(
+        case.config(),
+        {
+            "train.steps": case.steps,
+            "reward.kind": "majority",
+            "checkpoint.every": 0,
+            "evaluation.every": 0,
+            "monitor.every": 0,
+            "log": {"tensorboard": False, "sample_every": 0},
+        },
+    )
     with RunProgress(quiet=False) as progress:
         return override(config, {"model.path": starting_model(config, progress)})
 
@@ -77,12 +90,17 @@ def run(way: str, config: Config, micro_batch: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         if way.startswith("trl"):
             from srt_fast.integrations import trl  # its imports are not the run's memory
+
             work = partial(run_trl, trl, way, config, micro_batch, folder)
         else:
             work = partial(run_ours, way, config, folder)
         found, seconds, peak = measure(work, CPU)
         found |= {"way": way, "seed": config.train.seed, "run_seconds": seconds, "peak_bytes": peak}
-        return found | ({"pass1": _accuracy(config, f"{folder}/model")} if config.task.kind == "arithmetic" else {})
+        return found | (
+            {"pass1": _accuracy(config, f"{folder}/model")}
+            if config.task.kind == "arithmetic"
+            else {}
+        )
 
 
 def run_trl(integration, way: str, config: Config, micro_batch: int, folder: str) -> dict[str, Any]:
@@ -97,21 +115,42 @@ def run_trl(integration, way: str, config: Config, micro_batch: int, folder: str
             self.ends.append(time.perf_counter())
 
     train, sampling = config.train, config.sampling
-    problems = PromptStream(make_task(config), train.seed).next(train.steps * train.prompts_per_step)
+    problems = PromptStream(make_task(config), train.seed).next(
+        train.steps * train.prompts_per_step
+    )
     args = trl.GRPOConfig(
-        output_dir=folder, max_steps=train.steps, seed=train.seed, shuffle_dataset=False, use_cpu=True, bf16=False,
-        learning_rate=train.lr, lr_scheduler_type="constant", weight_decay=train.weight_decay, adam_beta2=train.betas[1],
-        max_grad_norm=train.grad_clip, loss_type="grpo", num_generations=sampling.group_size, temperature=sampling.temperature,
-        max_completion_length=sampling.max_new_tokens, per_device_train_batch_size=micro_batch,
+        output_dir=folder,
+        max_steps=train.steps,
+        seed=train.seed,
+        shuffle_dataset=False,
+        use_cpu=True,
+        bf16=False,
+        learning_rate=train.lr,
+        lr_scheduler_type="constant",
+        weight_decay=train.weight_decay,
+        adam_beta2=train.betas[1],
+        max_grad_norm=train.grad_clip,
+        loss_type="grpo",
+        num_generations=sampling.group_size,
+        temperature=sampling.temperature,
+        max_completion_length=sampling.max_new_tokens,
+        per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=train.prompts_per_step * sampling.group_size // micro_batch,
-        gradient_checkpointing=False, report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True,
-    )  # fmt: skip
+        gradient_checkpointing=False,
+        report_to="none",
+        save_strategy="no",
+        logging_steps=1,
+        disable_tqdm=True,
+    )
     kind = trl.GRPOTrainer if way == "trl" else integration.SRTGRPOTrainer
     trainer = kind(
-        config.model.path, integration.majority_reward(config.task.answer_rule), args,
+        config.model.path,
+        integration.majority_reward(config.task.answer_rule),
+        args,
         train_dataset=Dataset.from_dict({"prompt": [problem.prompt for problem in problems]}),
-        processing_class=AutoTokenizer.from_pretrained(config.model.path), callbacks=[Clock()],
-    )  # fmt: skip
+        processing_class=AutoTokenizer.from_pretrained(config.model.path),
+        callbacks=[Clock()],
+    )
     trainer.remove_callback(PrinterCallback)
     generate, sampled = trainer._generate, []
 
@@ -126,25 +165,34 @@ def run_trl(integration, way: str, config: Config, micro_batch: int, folder: str
     trainer.save_model(f"{folder}/model")
     log = [row for row in trainer.state.log_history if "reward" in row][1:]
     return {
-        "seconds": [end - start for start, end in zip(Clock.ends, Clock.ends[1:], strict=False)], "sampling": sampled[1:],
+        "seconds": [end - start for start, end in zip(Clock.ends, Clock.ends[1:], strict=False)],
+        "sampling": sampled[1:],
         "unanimous": statistics.mean(row["frac_reward_zero_std"] for row in log),
         "tokens": statistics.mean(row["completions/mean_length"] for row in log),
         "longest": statistics.mean(row["completions/max_length"] for row in log),
-    }  # fmt: skip
+    }
 
 
 def run_ours(way: str, config: Config, folder: str) -> dict[str, Any]:
     engine = "vllm" if way == "srt_fast_vllm" else "hf"
     few = {"prompts": 8, "samples": 2}  # it evaluates at start and end, which no step counts
-    Trainer(override(config, {"run_dir": folder, "sampling.engine": engine, "evaluation": few}), quiet=True).train()
-    rows = [row for row in read_metrics(Path(folder) / "metrics.jsonl") if row["kind"] == "train"][1:]
-    return {"seconds": [row["seconds"] for row in rows], "sampling": [row["seconds_sample"] for row in rows],
-            "unanimous": statistics.mean(row["unanimous"] for row in rows),
-            "tokens": statistics.mean(row["completion_tokens"] for row in rows)}
+    Trainer(
+        override(config, {"run_dir": folder, "sampling.engine": engine, "evaluation": few}),
+        quiet=True,
+    ).train()
+    rows = [row for row in read_rows(Path(folder) / "metrics.jsonl") if row["kind"] == "train"][1:]
+    return {
+        "seconds": [row["seconds"] for row in rows],
+        "sampling": [row["seconds_sample"] for row in rows],
+        "unanimous": statistics.mean(row["unanimous"] for row in rows),
+        "tokens": statistics.mean(row["completion_tokens"] for row in rows),
+    }
 
 
 def _accuracy(config: Config, model: str) -> float:
-    return evaluate_model(override(config, {"model.path": model, "sampling.engine": "hf"}), quiet=True)["pass1"]
+    return evaluate_model(
+        override(config, {"model.path": model, "sampling.engine": "hf"}), quiet=True
+    )["pass1"]
 
 
 # ---- all of them ----
@@ -155,14 +203,24 @@ def summarise(rows: list[dict], name: str) -> list[dict[str, Any]]:
     found = []
     for way in dict.fromkeys(row["way"] for row in rows):
         own = [row for row in rows if row["way"] == way]
-        step, sampling = (statistics.median([s for row in own for s in row[key]]) for key in ("seconds", "sampling"))
+        step, sampling = (
+            statistics.median([s for row in own for s in row[key]])
+            for key in ("seconds", "sampling")
+        )
         peaks = [row["peak_bytes"] for row in own if row["peak_bytes"] is not None]
-        found.append({
-            "model": name, "way": way, "steps_per_second": 1 / step, "seconds_a_step": step, "seconds_sampling": sampling,
-            "peak_bytes": max(peaks, default=None), "unanimous": statistics.mean(row["unanimous"] for row in own),
-            "tokens": statistics.mean(row["tokens"] for row in own),
-            "accuracies": [row["pass1"] for row in own if "pass1" in row],
-        })  # fmt: skip
+        found.append(
+            {
+                "model": name,
+                "way": way,
+                "steps_per_second": 1 / step,
+                "seconds_a_step": step,
+                "seconds_sampling": sampling,
+                "peak_bytes": max(peaks, default=None),
+                "unanimous": statistics.mean(row["unanimous"] for row in own),
+                "tokens": statistics.mean(row["tokens"] for row in own),
+                "accuracies": [row["pass1"] for row in own if "pass1" in row],
+            }
+        )
     plain = next((row for row in found if row["way"] == "trl"), None)
     for row in found:
         row["times_trl"] = plain and plain["seconds_a_step"] / row["seconds_a_step"]
@@ -175,14 +233,33 @@ def _rest(row: dict) -> float:
 
 
 def table(name: str, rows: list[dict]) -> tuple:
-    columns = ["trainer", "steps/s", "times TRL", "s a step", "of it sampling", "times TRL, the rest", "peak MiB", "unanimous",
-               "tokens, mean", "pass@1 at the end"]  # fmt: skip
-    lines = [[
-        WAYS[row["way"]], f"{row['steps_per_second']:.3g}", _times(row["times_trl"]), f"{row['seconds_a_step']:.3g}",
-        f"{row['seconds_sampling']:.3g}", _times(row["times_trl_without_sampling"]),
-        "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:,.0f}", f"{100 * row['unanimous']:.0f} %",
-        f"{row['tokens']:.1f}", ", ".join(f"{value:.3f}" for value in row["accuracies"]),
-    ] for row in rows]  # fmt: skip
+    columns = [
+        "trainer",
+        "steps/s",
+        "times TRL",
+        "s a step",
+        "of it sampling",
+        "times TRL, the rest",
+        "peak MiB",
+        "unanimous",
+        "tokens, mean",
+        "pass@1 at the end",
+    ]
+    lines = [
+        [
+            WAYS[row["way"]],
+            f"{row['steps_per_second']:.3g}",
+            _times(row["times_trl"]),
+            f"{row['seconds_a_step']:.3g}",
+            f"{row['seconds_sampling']:.3g}",
+            _times(row["times_trl_without_sampling"]),
+            "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:,.0f}",
+            f"{100 * row['unanimous']:.0f} %",
+            f"{row['tokens']:.1f}",
+            ", ".join(f"{value:.3f}" for value in row["accuracies"]),
+        ]
+        for row in rows
+    ]
     return name, columns, lines
 
 
@@ -195,13 +272,24 @@ def _defaults(field: str) -> str:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--models", nargs="+", choices=tuple(CASES), default=list(CASES))
-    add("--ways", nargs="+", choices=tuple(WAYS), default=[way for way in WAYS if way != "srt_fast_vllm" or find_spec("vllm")])
+    add(
+        "--ways",
+        nargs="+",
+        choices=tuple(WAYS),
+        default=[way for way in WAYS if way != "srt_fast_vllm" or find_spec("vllm")],
+    )
     add("--rounds", type=int, default=3, help="runs of each way; seeds 0, 1 ...")
     add("--steps", type=int, help=f"of a run (default: {_defaults('steps')})")
-    add("--micro-batch", type=int, help=f"TRL's per_device_train_batch_size (default: {_defaults('micro_batch')})")
+    add(
+        "--micro-batch",
+        type=int,
+        help=f"TRL's per_device_train_batch_size (default: {_defaults('micro_batch')})",
+    )
     add("--out", type=Path, metavar="FILE.json", help="and a table beside it")
     options = parser.parse_args()
     if options.steps is not None and options.steps < 2:
@@ -211,29 +299,50 @@ def parse() -> argparse.Namespace:
 
 def main(options: argparse.Namespace) -> None:
     quiet_transformers()
-    document: dict[str, Any] = {"how": __doc__, "environment": environment(CPU), "runs": [], "summary": []}
+    document: dict[str, Any] = {
+        "how": __doc__,
+        "environment": environment(CPU),
+        "runs": [],
+        "summary": [],
+    }
     tables = []
     for name in options.models:
         case = CASES[name]
-        case = replace(case, steps=options.steps or case.steps, micro_batch=options.micro_batch or case.micro_batch)
+        case = replace(
+            case,
+            steps=options.steps or case.steps,
+            micro_batch=options.micro_batch or case.micro_batch,
+        )
         config, rows = prepare(case), []
         for seed in range(options.rounds):
             for way in options.ways:
                 rows.append(_alone(way, override(config, {"train.seed": seed}), case.micro_batch))
-                print(f"{name}, seed {seed}, {way}: {statistics.median(rows[-1]['seconds']):.3g} s a step", file=sys.stderr)
+                print(
+                    f"{name}, seed {seed}, {way}: {statistics.median(rows[-1]['seconds']):.3g} s a step",
+                    file=sys.stderr,
+                )
         document["runs"] += [{"model": name, **row} for row in rows]
         document["summary"] += summarise(rows, name)
-        tables.append(table(f"{name}: {describe(config, case)}", document["summary"][-len(options.ways):]))
+        tables.append(
+            table(f"{name}: {describe(config, case)}", document["summary"][-len(options.ways) :])
+        )
         show(*tables[-1])
         if options.out:
-            save(options.out, document, tables, document["how"].partition("\n\n")[2].partition("\n\n")[2])
+            save(
+                options.out,
+                document,
+                tables,
+                document["how"].partition("\n\n")[2].partition("\n\n")[2],
+            )
     print(json.dumps(document))
 
 
 def describe(config: Config, case: Case) -> str:
     train, sampling = config.train, config.sampling
-    return (f"{train.prompts_per_step} prompts x {sampling.group_size} samples of at most {sampling.max_new_tokens} tokens, "
-            f"{train.steps} steps, TRL's micro-batches of {case.micro_batch}")
+    return (
+        f"{train.prompts_per_step} prompts x {sampling.group_size} samples of at most {sampling.max_new_tokens} tokens, "
+        f"{train.steps} steps, TRL's micro-batches of {case.micro_batch}"
+    )
 
 
 def _alone(way: str, config: Config, micro_batch: int) -> dict[str, Any]:

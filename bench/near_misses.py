@@ -11,21 +11,33 @@ from spellings import decimal, number, tidy, value_of
 OTHER_VALUES: dict[str, Callable[[str], str]] = {
     "a digit more": lambda t: re.sub(r"([1-9])(?![0-9])", r"\g<1>0", t, count=1),
     "sign": lambda t: t[1:] if t.startswith("-") else f"-{t}",
-    "inner sign": lambda t: re.sub(r"(?<=[^({,=\[ ]) ?([-+]) ?", lambda m: "-" if m[1] == "+" else "+", t, count=1),
+    "inner sign": lambda t: re.sub(
+        r"(?<=[^({,=\[ ]) ?([-+]) ?", lambda m: "-" if m[1] == "+" else "+", t, count=1
+    ),
     "another bracket": lambda t: t.replace("(", "[") if t.startswith("(") else t.replace("[", "("),
-    "another closing bracket": lambda t: t.replace(")", "]") if t.endswith(")") else t.replace("]", ")"),
+    "another closing bracket": lambda t: (
+        t.replace(")", "]") if t.endswith(")") else t.replace("]", ")")
+    ),
     "parts swapped": lambda t: re.sub(r"^(.*[(\[])([^,()]+), *([^,()]+)([)\]])$", r"\1\3,\2\4", t),
-    "rows swapped": lambda t: re.sub(r"\{pmatrix\} (.*?) \\\\ (.*?) (\\\\|\\end)", r"{pmatrix} \2 \\\\ \1 \3", t),
+    "rows swapped": lambda t: re.sub(
+        r"\{pmatrix\} (.*?) \\\\ (.*?) (\\\\|\\end)", r"{pmatrix} \2 \\\\ \1 \3", t
+    ),
     "a row for a column": lambda t: t.replace("\\\\", "&") if "&" not in t else t,
     "power out": lambda t: re.sub(r"\^\{([0-9])\}", r"\1", t, count=1),
-    "power over more": lambda t: re.sub(r"\^\{([0-9])\} *[-+] *([0-9]*)", r"^{\g<1>\2}", t, count=1),
-    "case of a letter": lambda t: re.sub(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z]| ?=| ?\\in)", lambda m: m[0].swapcase(), t),
+    "power over more": lambda t: re.sub(
+        r"\^\{([0-9])\} *[-+] *([0-9]*)", r"^{\g<1>\2}", t, count=1
+    ),
+    "case of a letter": lambda t: re.sub(
+        r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z]| ?=| ?\\in)", lambda m: m[0].swapcase(), t
+    ),
     "root left out": lambda t: re.sub(r"\\sqrt\{([0-9]+)\}", r"\1", t),
     "root over more": lambda t: re.sub(r"([0-9]+) ?\\sqrt\{([0-9]+)\}", r"\\sqrt{\1\2}", t),
     "\\pi left out": lambda t: re.sub(r"(?<=[0-9]) ?\\pi", "", t),
     "fraction turned over": lambda t: re.sub(r"\\frac\{(.*)\}\{(.*)\}", r"\\frac{\2}{\1}", t),
     "base left out": lambda t: re.sub(r"^([0-9]+)_\{([0-9])\}$", r"\1", t),
-    "another base": lambda t: re.sub(r"^([0-9]+)_\{([0-9])\}$", lambda m: f"{m[1]}_{{{int(m[2]) - 1}}}", t),
+    "another base": lambda t: re.sub(
+        r"^([0-9]+)_\{([0-9])\}$", lambda m: f"{m[1]}_{{{int(m[2]) - 1}}}", t
+    ),
     "comma for a part": lambda t: re.sub(r"^\((-?[0-9]+),(-?[0-9]+)\)$", r"\1\2", t),
 }
 
@@ -75,7 +87,10 @@ def near_misses(gold: str) -> dict[str, str]:
     if value is not None:
         made = [m for m in other_numbers(value) if number(m[1]) != value]
     elif word:
-        made = [("another word", f"\\text{{{word[1][:-1] or 'X'}}}"), ("another word", f"\\text{{not {word[1]}}}")]
+        made = [
+            ("another word", f"\\text{{{word[1][:-1] or 'X'}}}"),
+            ("another word", f"\\text{{not {word[1]}}}"),
+        ]
     else:
         made = [(name, change(text)) for name, change in OTHER_VALUES.items()]
     return {other: name for name, other in reversed(made) if other not in (text, gold)}

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from srt_fast.tasks import judge
+from srt_fast.tasks import scorer_process as judge
 
-READINGS = ("${}$", "\\boxed{{{}}}")  # as the trainer's tasks give an answer to math-verify, and as a completion has it
+READINGS = (
+    "${}$",
+    "\\boxed{{{}}}",
+)  # as the trainer's tasks give an answer to math-verify, and as a completion has it
 
 
 def _either_way() -> Callable[[str, str], bool]:
@@ -20,7 +23,11 @@ def _either_way() -> Callable[[str, str], bool]:
     verdicts: dict[tuple[str, str], bool] = {}
 
     def fingerprint(value: Any) -> str:
-        order = [srepr(node._unsorted_args) for node in preorder_traversal(value) if hasattr(node, "_unsorted_args")]
+        order = [
+            srepr(node._unsorted_args)
+            for node in preorder_traversal(value)
+            if hasattr(node, "_unsorted_args")
+        ]
         return srepr(value) + "".join(order)
 
     def read(text: str) -> list[tuple[list, set[str], str]]:
@@ -41,8 +48,12 @@ def _either_way() -> Callable[[str, str], bool]:
 
     def score(text: str, other: str) -> bool:
         readings = list(zip(read(text), read(other), strict=True))
-        return any(one[1] & two[1] or accepts(one[0], two[0], (one[2], two[2])) or accepts(two[0], one[0], (two[2], one[2]))
-                   for one, two in readings)  # fmt: skip
+        return any(
+            one[1] & two[1]
+            or accepts(one[0], two[0], (one[2], two[2]))
+            or accepts(two[0], one[0], (two[2], one[2]))
+            for one, two in readings
+        )
 
     return score
 
@@ -51,11 +62,17 @@ def judge_pairs(pairs: list[tuple[str, str]], judges: int) -> tuple[set[tuple[st
     """Those judged equal, and how many had no verdict. Neighbours in the list should share texts: a child keeps its parses."""
     size = -(-len(pairs) // judges)
     parts = [pairs[start : start + size] for start in range(0, len(pairs), max(size, 1))]
-    pool = [judge.Judge("either way", unscored="no verdict", program=__file__) for _ in parts]
+    pool = [
+        judge.ScorerProcess("either way", unscored="no verdict", program=__file__) for _ in parts
+    ]
     with ThreadPoolExecutor(max(len(pool), 1)) as threads:
-        verdicts = list(threads.map(lambda asked, part: [asked.ask(*pair) for pair in part], pool, parts))
+        verdicts = list(
+            threads.map(lambda asked, part: [asked.ask(*pair) for pair in part], pool, parts)
+        )
     told = [verdict for part in verdicts for verdict in part]
-    return {pair for pair, verdict in zip(pairs, told, strict=True) if verdict}, sum(asked.failures for asked in pool)
+    return {pair for pair, verdict in zip(pairs, told, strict=True) if verdict}, sum(
+        asked.failures for asked in pool
+    )
 
 
 if __name__ == "__main__":

@@ -43,16 +43,25 @@ class Provider:
 
 def _finish(loss: Tensor, logprobs: Tensor | None, hidden: Tensor, weight: Tensor) -> Step:
     grads = torch.autograd.grad(loss, (hidden, weight))
-    return Step(loss=loss.detach(), logprobs=None if logprobs is None else logprobs.detach(), dhidden=grads[0], dweight=grads[1])
+    return Step(
+        loss=loss.detach(),
+        logprobs=None if logprobs is None else logprobs.detach(),
+        dhidden=grads[0],
+        dweight=grads[1],
+    )
 
 
-def _grpo(op: Callable[[Tensor, Tensor, Tensor], Tensor], tokens: Tokens, weight: Tensor) -> Callable[[], Step]:
+def _grpo(
+    op: Callable[[Tensor, Tensor, Tensor], Tensor], tokens: Tokens, weight: Tensor
+) -> Callable[[], Step]:
     """The step of `op`(hidden, weight, targets) -> log-probs [n], with the loss as TRL writes it."""
 
     def step() -> Step:
         logprobs = op(tokens.hidden, weight, tokens.targets)
         ratio = (logprobs - logprobs.detach()).exp()
-        gain = torch.minimum(ratio * tokens.advantages, ratio.clamp(1 - CLIP, 1 + CLIP) * tokens.advantages)
+        gain = torch.minimum(
+            ratio * tokens.advantages, ratio.clamp(1 - CLIP, 1 + CLIP) * tokens.advantages
+        )
         return _finish(-(gain * tokens.weights).sum(), logprobs, tokens.hidden, weight)
 
     return step
@@ -62,7 +71,14 @@ def ours(batch: Batch) -> Callable[[], Step]:
     tokens, objective = batch.packed, Objective.preset("grpo", clip_low=CLIP, clip_high=CLIP)
 
     def step() -> Step:
-        out = linear_policy_loss(tokens.hidden, batch.weight, tokens.targets, batch.advantages, batch.cu_seqlens, objective)
+        out = linear_policy_loss(
+            tokens.hidden,
+            batch.weight,
+            tokens.targets,
+            batch.advantages,
+            batch.cu_seqlens,
+            objective,
+        )
         return _finish(out.loss, out.logprobs, tokens.hidden, batch.weight)
 
     return step
@@ -95,7 +111,9 @@ def _check_room(tokens: Tokens, weight: Tensor) -> None:
     """In backward log_softmax's result, its gradient and the logits' gradient live at the same time, in fp32."""
     needed, free = 12 * len(tokens.hidden) * len(weight), free_bytes(weight.device)
     if needed > free:
-        raise MemoryError(f"[N, V] tensors need about {needed / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are free")
+        raise MemoryError(
+            f"[N, V] tensors need about {needed / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are free"
+        )
 
 
 def torch_packed(batch: Batch) -> Callable[[], Step]:
@@ -118,7 +136,9 @@ def _trl_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
     outputs = ("log_probs", "entropy")  # what GRPOTrainer asks for
-    return ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, _CHUNKED_LOGPROB_CHUNK_SIZE, None, 1.0, outputs)[0]
+    return ChunkedLogProbFunction.apply(
+        hidden, weight, None, targets, 1.0, _CHUNKED_LOGPROB_CHUNK_SIZE, None, 1.0, outputs
+    )[0]
 
 
 def trl_packed(batch: Batch) -> Callable[[], Step]:
@@ -141,11 +161,15 @@ def liger_grpo(batch: Batch) -> Callable[[], Step]:
     from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
 
     tokens, shape = batch.padded, batch.keep.shape
-    loss_of = LigerFusedLinearGRPOLoss(beta=0.0, use_ref_model=False, loss_type="grpo", epsilon_low=CLIP, epsilon_high=CLIP)
+    loss_of = LigerFusedLinearGRPOLoss(
+        beta=0.0, use_ref_model=False, loss_type="grpo", epsilon_low=CLIP, epsilon_high=CLIP
+    )
 
     def step() -> Step:
         hidden = tokens.hidden.view(*shape, -1)
-        loss, _ = loss_of(hidden, batch.weight, tokens.targets.view(shape), batch.keep, batch.advantages)
+        loss, _ = loss_of(
+            hidden, batch.weight, tokens.targets.view(shape), batch.keep, batch.advantages
+        )
         return _finish(loss, None, tokens.hidden, batch.weight)
 
     return step
@@ -158,18 +182,26 @@ def _liger_grpo_logprobs(batch: Batch) -> Tensor:
     width, op = batch.keep.shape[1], LigerFusedLinearPPOBase.chunk_forward
     rollouts = zip(batch.padded.hidden.split(width), batch.padded.targets.split(width), strict=True)
     with torch.no_grad():
-        return torch.cat([op(hidden[None], batch.weight, targets[None]) for hidden, targets in rollouts], 1).squeeze(0)
+        return torch.cat(
+            [op(hidden[None], batch.weight, targets[None]) for hidden, targets in rollouts], 1
+        ).squeeze(0)
 
 
 def liger_scaled_ce(batch: Batch) -> Callable[[], Step]:
     """Liger's log-prob op for RL: CuTe kernels on Hopper, elsewhere chunks of 512 rows."""
     from liger_kernel.ops import LigerFusedLinearScaledCrossEntropyFunction
 
-    return _grpo(lambda h, w, t: -LigerFusedLinearScaledCrossEntropyFunction.apply(h, w, t), batch.packed, batch.weight)
+    return _grpo(
+        lambda h, w, t: -LigerFusedLinearScaledCrossEntropyFunction.apply(h, w, t),
+        batch.packed,
+        batch.weight,
+    )
 
 
 def _liger_ce(reduction: str):
-    from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
+    from liger_kernel.transformers.fused_linear_cross_entropy import (
+        LigerFusedLinearCrossEntropyLoss,
+    )
 
     return LigerFusedLinearCrossEntropyLoss(reduction=reduction)
 
@@ -182,20 +214,28 @@ def liger_ce_tokens(batch: Batch) -> Callable[[], Step]:
 
 def liger_ce(batch: Batch) -> Callable[[], Step]:
     tokens, mean = batch.packed, _liger_ce("mean")
-    return lambda: _finish(mean(batch.weight, tokens.hidden, tokens.targets), None, tokens.hidden, batch.weight)
+    return lambda: _finish(
+        mean(batch.weight, tokens.hidden, tokens.targets), None, tokens.hidden, batch.weight
+    )
 
 
 def cut_cross_entropy(batch: Batch) -> Callable[[], Step]:
     """Apple's, with its gradient filter as it comes."""
     from cut_cross_entropy import linear_cross_entropy
 
-    return _grpo(lambda h, w, t: -linear_cross_entropy(h, w, t, reduction="none"), batch.packed, batch.weight)
+    return _grpo(
+        lambda h, w, t: -linear_cross_entropy(h, w, t, reduction="none"), batch.packed, batch.weight
+    )
 
 
 def verl(batch: Batch) -> Callable[[], Step]:
     from verl.utils.kernel.linear_cross_entropy import linear_cross_entropy
 
-    return _grpo(lambda h, w, t: linear_cross_entropy(h, w, t, 1.0, "none", None)[0], batch.packed, batch.weight)
+    return _grpo(
+        lambda h, w, t: linear_cross_entropy(h, w, t, 1.0, "none", None)[0],
+        batch.packed,
+        batch.weight,
+    )
 
 
 def quack_ce(batch: Batch) -> Callable[[], Step]:
@@ -203,7 +243,10 @@ def quack_ce(batch: Batch) -> Callable[[], Step]:
 
     tokens = batch.packed
     return lambda: _finish(
-        chunked_linear_cross_entropy(tokens.hidden, batch.weight, tokens.targets), None, tokens.hidden, batch.weight
+        chunked_linear_cross_entropy(tokens.hidden, batch.weight, tokens.targets),
+        None,
+        tokens.hidden,
+        batch.weight,
     )
 
 
@@ -212,7 +255,9 @@ PROVIDERS = (  # ours and the floor first: a time budget that runs out leaves th
     Provider(name="gemms", build=gemms, objective="none"),
     Provider(name="trl_padded", build=trl_padded, layout="padded"),
     Provider(name="trl_packed", build=trl_packed),
-    Provider(name="liger_grpo", build=liger_grpo, layout="sequences", logprobs=_liger_grpo_logprobs),
+    Provider(
+        name="liger_grpo", build=liger_grpo, layout="sequences", logprobs=_liger_grpo_logprobs
+    ),
     Provider(name="liger_scaled_ce", build=liger_scaled_ce),
     Provider(name="liger_ce_tokens", build=liger_ce_tokens),
     Provider(name="liger_ce", build=liger_ce, objective="ce"),

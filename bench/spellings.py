@@ -8,8 +8,12 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import cache
 
-_FRAC = re.compile(r"\\[dtc]?frac *(?:\{((?:[^{}]|\{[^{}]*\})*)\}|([0-9])) *(?:\{((?:[^{}]|\{[^{}]*\})*)\}|([0-9]))")
-_UNIT = re.compile(r" ?(?:\\text\{ (?:degrees|cents)\}|\\mbox\{ ?(?:cm|inches)\}\^\{2\}|\^\{\\circ\})$")
+_FRAC = re.compile(
+    r"\\[dtc]?frac *(?:\{((?:[^{}]|\{[^{}]*\})*)\}|([0-9])) *(?:\{((?:[^{}]|\{[^{}]*\})*)\}|([0-9]))"
+)
+_UNIT = re.compile(
+    r" ?(?:\\text\{ (?:degrees|cents)\}|\\mbox\{ ?(?:cm|inches)\}\^\{2\}|\^\{\\circ\})$"
+)
 _NUMBER = re.compile(
     r"(?P<sign>-?)(?:(?P<decimal>[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|\.[0-9]+)|(?P<ratio>[0-9]+/0*[1-9][0-9]*)"
     r"|(?P<whole>[0-9]*) ?\\frac\{(?P<n>[0-9]+)\}\{(?P<d>[0-9]*[1-9][0-9]*)\})"
@@ -37,7 +41,11 @@ def number(text: str) -> Fraction | None:
     if not match:
         return None
     plain = match["decimal"] or match["ratio"]
-    value = Fraction(plain.replace(",", "")) if plain else int(match["whole"] or 0) + Fraction(int(match["n"]), int(match["d"]))
+    value = (
+        Fraction(plain.replace(",", ""))
+        if plain
+        else int(match["whole"] or 0) + Fraction(int(match["n"]), int(match["d"]))
+    )
     return -value if match["sign"] else value
 
 
@@ -58,7 +66,15 @@ def decimal(value: Fraction) -> str | None:
     return None
 
 
-THOUSANDS = {",": ",", "{,}": "{,}", ",\\!": ",\\!", ",\\! ": ",\\!", "\\,": "\\,", "\\ ": "space", " ": "space"}
+THOUSANDS = {
+    ",": ",",
+    "{,}": "{,}",
+    ",\\!": ",\\!",
+    ",\\! ": ",\\!",
+    "\\,": "\\,",
+    "\\ ": "space",
+    " ": "space",
+}
 
 
 def integer_spellings(sign: str, n: int) -> Iterator[tuple[str, str]]:
@@ -78,7 +94,11 @@ def integer_spellings(sign: str, n: int) -> Iterator[tuple[str, str]]:
         digits = str(n).rstrip("0")
         power = len(str(n)) - 1
         mantissa = digits[0] + ("." + digits[1:] if digits[1:] else "")
-        for text in (f"{mantissa} \\times 10^{power}", f"{mantissa}\\times10^{{{power}}}", f"{mantissa}\\cdot 10^{{{power}}}"):
+        for text in (
+            f"{mantissa} \\times 10^{power}",
+            f"{mantissa}\\times10^{{{power}}}",
+            f"{mantissa}\\cdot 10^{{{power}}}",
+        ):
             yield "scientific", sign + text
         yield "e notation", f"{sign}{mantissa}e{power}"
 
@@ -139,7 +159,15 @@ def number_spellings(value: Fraction) -> Iterator[tuple[str, str]]:
         yield "plus sign", "+" + (finite or f"\\frac{{{n}}}{{{d}}}")
 
 
-UNITS = ("\\text{ cm}", "\\text{ inches}", " \\text{ units}", "\\,\\text{cm}^2", " \\mathrm{ cm}", "\\mbox{ cm}^3", " cm")
+UNITS = (
+    "\\text{ cm}",
+    "\\text{ inches}",
+    " \\text{ units}",
+    "\\,\\text{cm}^2",
+    " \\mathrm{ cm}",
+    "\\mbox{ cm}^3",
+    " cm",
+)
 UNITS += ("\\ \\text{square units}", " \\text{ hours}")
 
 
@@ -158,7 +186,11 @@ def _compact(text: str) -> str:
     """Without the spaces that mean nothing, those in \\text aside."""
     parts = re.split(r"(\\(?:text|mbox)\{[^{}]*\})", text)
     for i in range(0, len(parts), 2):
-        parts[i] = re.sub(r"(\\[A-Za-z]+) +(?![A-Za-z])|(?<![A-Za-z\\]) +|(?<!\\)(?<=[A-Za-z]) +(?![A-Za-z])", r"\1", parts[i])
+        parts[i] = re.sub(
+            r"(\\[A-Za-z]+) +(?![A-Za-z])|(?<![A-Za-z\\]) +|(?<!\\)(?<=[A-Za-z]) +(?![A-Za-z])",
+            r"\1",
+            parts[i],
+        )
     return "".join(parts)
 
 
@@ -181,9 +213,18 @@ def _point_zero(text: str) -> str:
 def _reordered(text: str) -> str:
     """a + b as b + a, where it is all of the answer."""
     match = _TERMS.fullmatch(text)
-    if not match or "\\begin" in text or "\\pm" in text or match[1].count("{") != match[1].count("}"):
+    if (
+        not match
+        or "\\begin" in text
+        or "\\pm" in text
+        or match[1].count("{") != match[1].count("}")
+    ):
         return text
-    return f"{match[3].strip()} + {match[1]}" if match[2] == "+" else f"-{match[3].strip()} + {match[1]}"
+    return (
+        f"{match[3].strip()} + {match[1]}"
+        if match[2] == "+"
+        else f"-{match[3].strip()} + {match[1]}"
+    )
 
 
 def _plus_minus(text: str) -> str:
@@ -239,12 +280,20 @@ REWRITINGS: dict[str, Callable[[str], str]] = {  # of a tidy LaTeX answer that i
     "n/d in a list": _slashed,
     "decimals in a list": _decimals,
     "n.0 in a list": _point_zero,
-    "x/d of \\frac{x}{d}": _whole(r"\\frac\{([^-+{}]*(?:\{[^{}]*\})?)\}\{([0-9]+|\\pi)\}", r"\1/\2"),
+    "x/d of \\frac{x}{d}": _whole(
+        r"\\frac\{([^-+{}]*(?:\{[^{}]*\})?)\}\{([0-9]+|\\pi)\}", r"\1/\2"
+    ),
     "(x+y)/d": _whole(r"\\frac\{([^{}]*[-+][^{}]*)\}\{([0-9]+)\}", r"(\1)/\2"),
-    "(1/d)x of \\frac{x}{d}": _whole(r"(-?)\\frac\{(\\pi|\\sqrt\{[0-9]+\})\}\{([0-9]+)\}", r"\1\\frac{1}{\3}\2"),
-    "(n/d)x of \\frac{nx}{d}": _whole(r"\\frac\{([0-9]+)(\\pi|\\sqrt\{[0-9]+\})\}\{([0-9]+)\}", r"\\frac{\1}{\3}\2"),
+    "(1/d)x of \\frac{x}{d}": _whole(
+        r"(-?)\\frac\{(\\pi|\\sqrt\{[0-9]+\})\}\{([0-9]+)\}", r"\1\\frac{1}{\3}\2"
+    ),
+    "(n/d)x of \\frac{nx}{d}": _whole(
+        r"\\frac\{([0-9]+)(\\pi|\\sqrt\{[0-9]+\})\}\{([0-9]+)\}", r"\\frac{\1}{\3}\2"
+    ),
     "unreduced root": _whole(r"\\frac\{\\sqrt\{3\}\}\{3\}", r"\\frac{1}{\\sqrt{3}}"),
-    "root multiplied out": _whole(f"([0-9]+) ?{_ROOT}", lambda m: f"\\sqrt{{{int(m[1]) ** 2 * int(m[2])}}}"),
+    "root multiplied out": _whole(
+        f"([0-9]+) ?{_ROOT}", lambda m: f"\\sqrt{{{int(m[1]) ** 2 * int(m[2])}}}"
+    ),
     "power without braces": _anywhere((r"([\^_])\{([0-9A-Za-z])\}", r"\1\2")),
     "\\sqrt2": _anywhere((r"\\sqrt\{([0-9])\}", r"\\sqrt\1")),
     "\\sqrt 2": _anywhere((r"\\sqrt\{([0-9])\}", r"\\sqrt \1")),
@@ -279,7 +328,7 @@ REWRITINGS: dict[str, Callable[[str], str]] = {  # of a tidy LaTeX answer that i
     "matrix with a last \\\\": _anywhere((r"\\end", r"\\\\ \\end")),
     "\\frac in a matrix": _anywhere((r"([0-9]+)/([0-9]+)", r"\\frac{\1}{\2}")),
     "\\dfrac in a matrix": _anywhere((r"([0-9]+)/([0-9]+)", r"\\dfrac{\1}{\2}")),
-}  # fmt: skip
+}
 
 
 def word_spellings(word: str) -> Iterator[tuple[str, str]]:
@@ -297,34 +346,57 @@ def choice_spellings(letter: str) -> Iterator[tuple[str, str]]:
     for name in ("text", "textbf", "mathrm", "mathbf"):
         yield f"\\{name}{{(C)}}", f"\\{name}{{({letter})}}"
         yield f"\\{name}{{C}}", f"\\{name}{{{letter}}}"
-    for text in (f"({letter})", letter, f"{letter}.", f"(\\text{{{letter}}})", f"\\text{{({letter}) }}"):
+    for text in (
+        f"({letter})",
+        letter,
+        f"{letter}.",
+        f"(\\text{{{letter}}})",
+        f"\\text{{({letter}) }}",
+    ):
         yield "choice", text
 
 
 WRAPPINGS = {  # of any answer
-    "as it is": "{}", "$ $": "${}$", "\\( \\)": "\\({}\\)", "full stop": "{}.", "spaces": " {} ", "braces": "{{{}}}",
-    "\\boxed": "\\boxed{{{}}}", "$ $ and full stop": "${}$.",
-}  # fmt: skip
+    "as it is": "{}",
+    "$ $": "${}$",
+    "\\( \\)": "\\({}\\)",
+    "full stop": "{}.",
+    "spaces": " {} ",
+    "braces": "{{{}}}",
+    "\\boxed": "\\boxed{{{}}}",
+    "$ $ and full stop": "${}$.",
+}
 
 
 def spellings(gold: str, draw: random.Random) -> dict[str, str]:
     """Texts that a model may write for the value of `gold`, each with the name of what was done to it."""
     text = tidy(gold)
     value = value_of(gold)
-    word, choice = (re.fullmatch(pattern, text) for pattern in (r"\\text\{([A-Za-z]+)\}", r"\\text\{\(([A-E])\)\}"))
+    word, choice = (
+        re.fullmatch(pattern, text)
+        for pattern in (r"\\text\{([A-Za-z]+)\}", r"\\text\{\(([A-E])\)\}")
+    )
     if value is not None:
         made = list(number_spellings(value))
         plain = dict(made).get("decimal") or dict(made).get("\\frac")
         made += draw.sample(list(unit_spellings(plain)), 5)
-        made += [(f"{name} =", f"{name}{equals}{plain}") for name, equals in (("x", "="), ("x", " = "), ("n", " = "))]
-        made += [(f"{command} of a number", f"{command}{{{plain}}}") for command in ("\\text", "\\mathbf")]
+        made += [
+            (f"{name} =", f"{name}{equals}{plain}")
+            for name, equals in (("x", "="), ("x", " = "), ("n", " = "))
+        ]
+        made += [
+            (f"{command} of a number", f"{command}{{{plain}}}")
+            for command in ("\\text", "\\mathbf")
+        ]
     elif word or choice:
         made = list(word_spellings(word[1]) if word else choice_spellings(choice[1]))
         plain = text
     else:
         made, plain = [(name, rewrite(text)) for name, rewrite in REWRITINGS.items()], text
     made += [(name, pattern.format(plain)) for name, pattern in WRAPPINGS.items()]
-    cores = [(name, text) for name, text in made if name not in WRAPPINGS and text not in (gold, plain)]
+    cores = [
+        (name, text) for name, text in made if name not in WRAPPINGS and text not in (gold, plain)
+    ]
     wrappings = list(WRAPPINGS.items())[1:]
     for _ in range(4 if cores else 0):  # and some of the ways together
         (name, core), (wrapping, pattern) = draw.choice(cores), draw.choice(wrappings)

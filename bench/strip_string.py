@@ -12,7 +12,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-NAMES = {"strip_string", "_fix_fracs", "_fix_a_slash_b", "_fix_sqrt", "convert_word_number", "unit_texts"}
+NAMES = {
+    "strip_string",
+    "_fix_fracs",
+    "_fix_a_slash_b",
+    "_fix_sqrt",
+    "convert_word_number",
+    "unit_texts",
+}
 
 
 def load_strip_string(file: Path) -> Callable[[str], str]:
@@ -22,7 +29,9 @@ def load_strip_string(file: Path) -> Callable[[str], str]:
     tree.body = [node for node in tree.body if _name(node) in NAMES]
     missing = NAMES - {_name(node) for node in tree.body}
     if missing:
-        raise ValueError(f"{file}: expected {', '.join(sorted(NAMES))}, got none of {', '.join(sorted(missing))}")
+        raise ValueError(
+            f"{file}: expected {', '.join(sorted(NAMES))}, got none of {', '.join(sorted(missing))}"
+        )
     found = {"re": re, "w2n": w2n}
     exec(compile(tree, str(file), "exec"), found)
     return found["strip_string"]
@@ -35,5 +44,9 @@ def _name(node: ast.stmt) -> str | None:
     if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
         return node.targets[0].id
     call = node.value if isinstance(node, ast.Expr) else None
-    holder = call.func.value if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) else None
+    holder = (
+        call.func.value
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
+        else None
+    )
     return holder.id if isinstance(holder, ast.Name) else None

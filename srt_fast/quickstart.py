@@ -24,17 +24,18 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from srt_fast.config import Config, EvalConfig
-from srt_fast.evaluate import evaluate
-from srt_fast.packing import pack
-from srt_fast.policy import Policy, load_policy
-from srt_fast.rollout import Problem
-from srt_fast.sampler.base import pack_completions
-from srt_fast.sampler.hf import HFSampler
+from srt_fast.evaluation.evaluate import evaluate
+from srt_fast.model.loading import load_policy
+from srt_fast.model.packing import pack
+from srt_fast.model.policy import Policy
+from srt_fast.sampling.base import pack_completions
+from srt_fast.sampling.hf import HFSampler
 from srt_fast.tasks import make_task
 from srt_fast.tasks.arithmetic import ArithmeticTask, worked_solution
-from srt_fast.tasks.wording import prompt_ids
-from srt_kernels.answer_key import AnswerReader
-from srt_kernels.linear_logprob import linear_logprob
+from srt_fast.tasks.prompt import prompt_ids
+from srt_fast.types import Problem
+from srt_kernels.answers.reader import AnswerReader
+from srt_kernels.lm_head.linear_logprob import linear_logprob
 
 FORMAT = 1  # part of the cache key: raise it when the data or the recipe of the warm start changes
 HELD_OUT = 256  # sums that pass@1 is measured on
@@ -47,24 +48,43 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE over all 256 bytes with six merges: any text round-trips."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*SPECIALS, *alphabet, *("".join(pair) for pair in MERGES)]
-    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=list(MERGES)))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=list(MERGES))
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIALS])
     pad, begin, end = SPECIALS
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, bos_token=begin, eos_token=end,
-                                   clean_up_tokenization_spaces=False)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        bos_token=begin,
+        eos_token=end,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def build_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """A Llama of warm_start.hidden_size and warm_start.layers with seeded random weights."""
     width = config.warm_start.hidden_size
     torch.manual_seed(config.warm_start.seed)
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=3 * width,
-        num_hidden_layers=config.warm_start.layers, num_attention_heads=4, max_position_embeddings=256,
-        tie_word_embeddings=False, pad_token_id=0, bos_token_id=1, eos_token_id=2))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_hidden_layers=config.warm_start.layers,
+            num_attention_heads=4,
+            max_position_embeddings=256,
+            tie_word_embeddings=False,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
 
 
 def cache_folder(config: Config) -> Path:
@@ -72,10 +92,16 @@ def cache_folder(config: Config) -> Path:
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     task = [config.task.params, config.task.template, config.task.answer_rule, config.task.verifier]
     recipe = [FORMAT, asdict(config.warm_start), task]
-    return root / "srt-fast" / f"quickstart-{hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]}"
+    return (
+        root
+        / "srt-fast"
+        / f"quickstart-{hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]}"
+    )
 
 
-def ensure_warm_started(config: Config, progress: Callable[..., None], checkpoint: Callable[[], None]) -> Path:
+def ensure_warm_started(
+    config: Config, progress: Callable[..., None], checkpoint: Callable[[], None]
+) -> Path:
     """The cached model of this configuration, trained first where there is none. Returns its folder.
 
     `progress(step, **values)` is called as the warm start goes; `checkpoint()` may raise to leave early (a signal).
@@ -102,7 +128,9 @@ def ensure_warm_started(config: Config, progress: Callable[..., None], checkpoin
     return folder
 
 
-def _supervise(policy: Policy, config: Config, progress: Callable[..., None], checkpoint: Callable[[], None]) -> None:
+def _supervise(
+    policy: Policy, config: Config, progress: Callable[..., None], checkpoint: Callable[[], None]
+) -> None:
     """Cross-entropy on worked sums until held-out pass@1 lies in the band.
 
     A step may jump over the band: then the weights of the last evaluation come back and the learning rate is halved.
@@ -115,7 +143,9 @@ def _supervise(policy: Policy, config: Config, progress: Callable[..., None], ch
     longest = 2 * task.max_digits + 5  # the sum's columns twice, \boxed{, } and the end
     config = replace(config, sampling=replace(config.sampling, max_new_tokens=longest))
     reader = AnswerReader(policy.tokenizer, config.task.answer_rule)
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=warm.lr, betas=(0.9, 0.95), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        policy.model.parameters(), lr=warm.lr, betas=(0.9, 0.95), weight_decay=0.01
+    )
     rng = random.Random(config.warm_start.seed)
     scale, pass1 = 1.0, 0.0
     before = copy.deepcopy((policy.model.state_dict(), optimizer.state_dict(), pass1))
@@ -138,8 +168,10 @@ def _supervise(policy: Policy, config: Config, progress: Callable[..., None], ch
                 scale, pass1 = scale / 2, before[2]
             before = copy.deepcopy((policy.model.state_dict(), optimizer.state_dict(), pass1))
         progress(step, loss=loss, pass1=pass1, tokens_per_second=pace)
-    raise ValueError(f"warm_start.max_steps: expected held-out pass@1 between {warm.pass1_low} and {warm.pass1_high} "
-                     f"within {warm.max_steps} supervised steps, got {pass1:.3f}")
+    raise ValueError(
+        f"warm_start.max_steps: expected held-out pass@1 between {warm.pass1_low} and {warm.pass1_high} "
+        f"within {warm.max_steps} supervised steps, got {pass1:.3f}"
+    )
 
 
 def _sloppy(problem: Problem, rng: random.Random, slip: float) -> Problem:
@@ -149,19 +181,31 @@ def _sloppy(problem: Problem, rng: random.Random, slip: float) -> Problem:
     return replace(problem, gold=str(int(columns)))
 
 
-def _supervised_step(policy: Policy, optimizer, task: ArithmeticTask, config: Config,
-                     rng: random.Random) -> tuple[float, int]:
+def _supervised_step(
+    policy: Policy, optimizer, task: ArithmeticTask, config: Config, rng: random.Random
+) -> tuple[float, int]:
     """One step of cross-entropy on the solutions' tokens; returns the loss in nats a token, and the tokens of the pass."""
     tokenizer, warm = policy.tokenizer, config.warm_start
     problems = [task.train(rng.getrandbits(48)) for _ in range(warm.batch_size)]
-    solutions = tokenizer([worked_solution(_sloppy(p, rng, warm.slip)) for p in problems], add_special_tokens=False)["input_ids"]
-    completions = [torch.tensor([*ids, tokenizer.eos_token_id], device=policy.device) for ids in solutions]
-    rollouts = pack_completions(completions, [torch.zeros_like(c) for c in completions], [False] * len(completions),
-                                [prompt_ids(p, config.task, tokenizer) for p in problems], samples=1)
+    solutions = tokenizer(
+        [worked_solution(_sloppy(p, rng, warm.slip)) for p in problems], add_special_tokens=False
+    )["input_ids"]
+    completions = [
+        torch.tensor([*ids, tokenizer.eos_token_id], device=policy.device) for ids in solutions
+    ]
+    rollouts = pack_completions(
+        completions,
+        [torch.zeros_like(c) for c in completions],
+        [False] * len(completions),
+        [prompt_ids(p, config.task, tokenizer) for p in problems],
+        samples=1,
+    )
     everything = torch.arange(len(completions), device=policy.device)
     [batch] = pack(rollouts, torch.ones_like(everything), everything, token_budget=2**62)
     hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.cu_input)
-    loss = -linear_logprob(hidden, policy.head.weight, batch.targets, row_index=batch.row_index)[0].mean()
+    loss = -linear_logprob(hidden, policy.head.weight, batch.targets, row_index=batch.row_index)[
+        0
+    ].mean()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)

@@ -2,16 +2,18 @@
 
 import os
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests' exact comparisons are of the CPU path, also on a machine with a GPU
+os.environ["CUDA_VISIBLE_DEVICES"] = (
+    ""  # the tests' exact comparisons are of the CPU path, also on a machine with a GPU
+)
 
 import pytest  # noqa: E402
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from srt_fast.config import Config, override
-from srt_fast.policy import load_policy, quiet_transformers
+from srt_fast.config.recipes import quickstart
+from srt_fast.model.loading import load_policy, quiet_transformers
 from srt_fast.quickstart import build_tokenizer
-from srt_fast.recipes import quickstart
 
 
 @pytest.fixture(scope="session")
@@ -21,10 +23,20 @@ def tiny_model(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("tiny")
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )).save_pretrained(folder)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
@@ -37,12 +49,22 @@ def tiny_policy(tiny_model):
 @pytest.fixture
 def tiny_config(tiny_model, tmp_path) -> Config:
     """A few fast steps of the tiny model on sums of one-digit numbers."""
-    return override(quickstart(), {
-        "model.path": tiny_model, "run_dir": str(tmp_path / "run"), "task.params": {"max_digits": 1},
-        "task.answer_rule": "whole", "sampling": {"group_size": 4, "max_new_tokens": 3, "engine": "hf"},
-        "train": {"steps": 4, "prompts_per_step": 6, "lr": 1e-3}, "evaluation": {"every": 0, "prompts": 4, "samples": 2},
-        "feedback.kind": "majority", "monitor": {"every": 2, "prompts": 4, "samples": 2},
-        "checkpoint.every": 0, "log": {"tensorboard": False, "sample_every": 2}})
+    return override(
+        quickstart(),
+        {
+            "model.path": tiny_model,
+            "run_dir": str(tmp_path / "run"),
+            "task.params": {"max_digits": 1},
+            "task.answer_rule": "whole",
+            "sampling": {"group_size": 4, "max_new_tokens": 3, "engine": "hf"},
+            "train": {"steps": 4, "prompts_per_step": 6, "lr": 1e-3},
+            "evaluation": {"every": 0, "prompts": 4, "samples": 2},
+            "reward.kind": "majority",
+            "monitor": {"every": 2, "prompts": 4, "samples": 2},
+            "checkpoint.every": 0,
+            "log": {"tensorboard": False, "sample_every": 2},
+        },
+    )
 
 
 LONGEST = ("test_interpreter.py", "test_trl_quickstart.py")
@@ -50,4 +72,8 @@ LONGEST = ("test_interpreter.py", "test_trl_quickstart.py")
 
 def pytest_collection_modifyitems(items):
     """The longest files first: what is left then fills the other worker's time (make test gives whole files to workers)."""
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    items.sort(
+        key=lambda item: (
+            LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST)
+        )
+    )

@@ -11,13 +11,20 @@ import statistics
 import torch
 from torch import Tensor
 
-from .majority_vote import Vote
-from .objective import Objective
-from .policy_loss import PolicyLoss
+from srt_kernels.groups.majority_vote import Vote
+from srt_kernels.objective.objective import Objective
+from srt_kernels.objective.policy_loss import PolicyLoss
 
 
 def linear_logprob(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature=1.0, bias=None, softcap=None, row_index=None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    temperature=1.0,
+    bias=None,
+    softcap=None,
+    row_index=None,
 ) -> tuple[Tensor, Tensor]:
     """z = softcap(hidden[row_index] @ weight.T + bias) / temperature; log softmax(z)[target] and -sum p log p."""
     rows = hidden if row_index is None else hidden[row_index]
@@ -26,11 +33,15 @@ def linear_logprob(
         z = z + bias
     if softcap is not None:
         z = softcap * torch.tanh(z / softcap)
-    logprobs = torch.log_softmax(z / temperature, dim=-1).clamp(min=torch.finfo(z.dtype).min)  # 0 * -inf is nan
+    logprobs = torch.log_softmax(z / temperature, dim=-1).clamp(
+        min=torch.finfo(z.dtype).min
+    )  # 0 * -inf is nan
     return logprobs.gather(1, targets[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
 
 
-def _policy_term(o: Objective, ratio: Tensor, advantage: Tensor, logprob: Tensor) -> tuple[Tensor, Tensor]:
+def _policy_term(
+    o: Objective, ratio: Tensor, advantage: Tensor, logprob: Tensor
+) -> tuple[Tensor, Tensor]:
     """-surrogate of the tokens of a completion, and which of them are clipped."""
     positive, negative = advantage > 0, advantage < 0
     if o.surrogate == "clip":
@@ -42,14 +53,20 @@ def _policy_term(o: Objective, ratio: Tensor, advantage: Tensor, logprob: Tensor
         return -gain * advantage, (positive & high) | (negative & (low | (ratio > upper)))
     if o.surrogate == "sapo":
         tau = torch.where(positive, o.tau_pos, o.tau_neg).to(ratio.dtype)
-        return -4 / tau / (1 + torch.exp(-tau * (ratio - 1))) * advantage, torch.zeros_like(positive)
+        return -4 / tau / (1 + torch.exp(-tau * (ratio - 1))) * advantage, torch.zeros_like(
+            positive
+        )
     cap = o.clip_high if o.surrogate == "cispo" else torch.inf
     return -torch.clamp(ratio.detach(), max=cap) * advantage * logprob, ratio > cap
 
 
 def _kl_term(o: Objective, logprob: Tensor, ref: Tensor, token_ratio: Tensor) -> Tensor:
     d = logprob - ref
-    kl = {"k1": d, "k2": d**2 / 2, "k3": torch.exp(torch.clamp(-d, max=20)) - 1 - torch.clamp(-d, max=20)}[o.kl]
+    kl = {
+        "k1": d,
+        "k2": d**2 / 2,
+        "k3": torch.exp(torch.clamp(-d, max=20)) - 1 - torch.clamp(-d, max=20),
+    }[o.kl]
     return kl * token_ratio if o.kl_bias_correction else kl
 
 
@@ -66,9 +83,17 @@ def _correction(o: Objective, old: Tensor, sampler: Tensor | None) -> Tensor:
 
 
 def policy_loss(
-    logprobs: Tensor, advantages: Tensor, cu_seqlens: Tensor, objective: Objective, *, old_logprobs=None,
-    ref_logprobs=None, sampler_logprobs=None, entropies=None, normalizer=None,
-) -> PolicyLoss:  # fmt: skip
+    logprobs: Tensor,
+    advantages: Tensor,
+    cu_seqlens: Tensor,
+    objective: Objective,
+    *,
+    old_logprobs=None,
+    ref_logprobs=None,
+    sampler_logprobs=None,
+    entropies=None,
+    normalizer=None,
+) -> PolicyLoss:
     """One completion after the other: ratio, surrogate, correction, KL, entropy, then the reduction's weight."""
     o, count, total = objective, len(cu_seqlens) - 1, len(logprobs)
     if normalizer is None:
@@ -85,9 +110,15 @@ def policy_loss(
         old = logprob.detach() if old_logprobs is None else old_logprobs[part]
         token_ratio = torch.exp(torch.clamp(logprob - old, max=20))
         sequence_ratio = torch.exp(torch.clamp((logprob - old).mean(), max=20)).expand(length)
-        ratio = {"none": torch.ones_like(logprob), "token": token_ratio, "sequence": sequence_ratio}[o.ratio]
+        ratio = {
+            "none": torch.ones_like(logprob),
+            "token": token_ratio,
+            "sequence": sequence_ratio,
+        }[o.ratio]
         policy, clipped = _policy_term(o, ratio, advantage, logprob)
-        correction = _correction(o, old, None if sampler_logprobs is None else sampler_logprobs[part])
+        correction = _correction(
+            o, old, None if sampler_logprobs is None else sampler_logprobs[part]
+        )
         kl = torch.zeros_like(logprob)
         if ref_logprobs is not None:
             kl = _kl_term(o, logprob, ref_logprobs[part], token_ratio)
@@ -98,23 +129,47 @@ def policy_loss(
         loss = loss + per_token.sum() / divisor / normalizer
         for name, values in zip(seen, (ratio, clipped, kl, correction), strict=True):
             seen[name] += values.tolist()
-    means = {name: torch.tensor(statistics.fmean(values) if values else 0.0) for name, values in seen.items()}
+    means = {
+        name: torch.tensor(statistics.fmean(values) if values else 0.0)
+        for name, values in seen.items()
+    }
     detached = None if entropies is None else entropies.detach()
-    return PolicyLoss(loss=loss, logprobs=logprobs.detach(), entropies=detached, rows=total, **means)
+    return PolicyLoss(
+        loss=loss, logprobs=logprobs.detach(), entropies=detached, rows=total, **means
+    )
 
 
 def linear_policy_loss(
-    hidden: Tensor, weight: Tensor, targets: Tensor, advantages: Tensor, cu_seqlens: Tensor, objective: Objective, *,
-    old_logprobs=None, ref_logprobs=None, sampler_logprobs=None, row_index=None, temperature=1.0, bias=None,
-    softcap=None, normalizer=None,
-) -> PolicyLoss:  # fmt: skip
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    advantages: Tensor,
+    cu_seqlens: Tensor,
+    objective: Objective,
+    *,
+    old_logprobs=None,
+    ref_logprobs=None,
+    sampler_logprobs=None,
+    row_index=None,
+    temperature=1.0,
+    bias=None,
+    softcap=None,
+    normalizer=None,
+) -> PolicyLoss:
     """policy_loss of linear_logprob."""
     head = {"temperature": temperature, "bias": bias, "softcap": softcap, "row_index": row_index}
     logprobs, entropies = linear_logprob(hidden, weight, targets, **head)
     return policy_loss(
-        logprobs, advantages, cu_seqlens, objective, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs,
-        sampler_logprobs=sampler_logprobs, entropies=entropies, normalizer=normalizer,
-    )  # fmt: skip
+        logprobs,
+        advantages,
+        cu_seqlens,
+        objective,
+        old_logprobs=old_logprobs,
+        ref_logprobs=ref_logprobs,
+        sampler_logprobs=sampler_logprobs,
+        entropies=entropies,
+        normalizer=normalizer,
+    )
 
 
 def group_advantage(rewards: Tensor, cu_groups: Tensor, *, kind: str) -> Tensor:
@@ -148,7 +203,9 @@ def majority_vote(keys: Tensor, cu_groups: Tensor, *, weights=None, share_over="
             votes[key] = votes.get(key, 0.0) + weight
         silent = votes.pop(0, 0.0)
         total = sum(votes.values()) + (silent if share_over == "all" else 0.0)
-        ranked = [key for key in sorted(votes, key=lambda key: -votes[key]) if votes[key] > 0]  # stable: ties in order
+        ranked = [
+            key for key in sorted(votes, key=lambda key: -votes[key]) if votes[key] > 0
+        ]  # stable: ties in order
         majority.append(ranked[0] if ranked else 0)
         share.append(votes[ranked[0]] / total if ranked else 0.0)
         runner_up.append(votes[ranked[1]] / total if len(ranked) > 1 else 0.0)

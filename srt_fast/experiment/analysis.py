@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from srt_fast.experiment.grid import Arm
-from srt_fast.metrics import read_metrics
+from srt_fast.files import read_rows
 
 WINDOW = 10  # steps that a final value, and the pseudo-reward beside an evaluation, are the mean of
 HACKED = 0.95  # a pseudo-reward above it, with the accuracy below its start, is a collapse
@@ -79,13 +79,17 @@ def read_run(folder: Path, arm: str, seed: int) -> Run:
         summary = json.loads((folder / "summary.json").read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{folder / 'summary.json'}: expected JSON, got: {error}") from None
-    return Run(arm, seed, read_metrics(folder / "metrics.jsonl"), summary)
+    return Run(arm, seed, read_rows(folder / "metrics.jsonl"), summary)
 
 
 def read_runs(root: Path, arms: Iterable[Arm], seeds: Sequence[int]) -> list[Run]:
     """The finished runs of these arms and seeds."""
     named = [(root / f"{arm.name}-seed{seed}", arm.name, seed) for arm in arms for seed in seeds]
-    return [read_run(folder, arm, seed) for folder, arm, seed in named if (folder / "summary.json").is_file()]
+    return [
+        read_run(folder, arm, seed)
+        for folder, arm, seed in named
+        if (folder / "summary.json").is_file()
+    ]
 
 
 def measure(run: Run) -> Measured:
@@ -95,16 +99,30 @@ def measure(run: Run) -> Measured:
     chosen = choose_without_labels(run, warnings.get(ALARM))
     acted = [row for row in run.kind("event") if row["event"] in ACTIONS]
     return Measured(
-        arm=run.arm, seed=run.seed, seconds=run.summary["seconds"],
-        start=run.summary["pass1_start"], peak=best["pass1"], peak_step=best["step"], end=run.summary["pass1_end"],
-        maj_start=run.summary["maj_start"], maj_end=run.summary["maj_end"],
-        **{name: _mean(train[-WINDOW:], name) for name in ("pseudo_reward", "top_answer_share", "label_accuracy")},
-        collapsed=first_collapse(run), fell=first_fall(evaluations), warnings=warnings,
-        action=", ".join(f"{row['event'].replace('_', ' ')} at {row['step']}" for row in acted) or None,
+        arm=run.arm,
+        seed=run.seed,
+        seconds=run.summary["seconds"],
+        start=run.summary["pass1_start"],
+        peak=best["pass1"],
+        peak_step=best["step"],
+        end=run.summary["pass1_end"],
+        maj_start=run.summary["maj_start"],
+        maj_end=run.summary["maj_end"],
+        **{
+            name: _mean(train[-WINDOW:], name)
+            for name in ("pseudo_reward", "top_answer_share", "label_accuracy")
+        },
+        collapsed=first_collapse(run),
+        fell=first_fall(evaluations),
+        warnings=warnings,
+        action=", ".join(f"{row['event'].replace('_', ' ')} at {row['step']}" for row in acted)
+        or None,
         restored=acted[-1].get("best_step") if acted else None,
-        chosen=chosen, chosen_pass1=None if chosen is None else _evaluated(evaluations, chosen),
+        chosen=chosen,
+        chosen_pass1=None if chosen is None else _evaluated(evaluations, chosen),
         seconds_per_step=statistics.median(row["seconds"] for row in train),
-        evaluations=[[row["step"], row["pass1"], row["maj"]] for row in evaluations])
+        evaluations=[[row["step"], row["pass1"], row["maj"]] for row in evaluations],
+    )
 
 
 def first_fall(evaluations: Sequence[dict]) -> int | None:
@@ -121,7 +139,11 @@ def first_collapse(run: Run) -> int | None:
     for row in run.rows:
         if row["kind"] == "train":
             train.append(row)
-        elif row["kind"] == "eval" and row["pass1"] < start and (_mean(train[-WINDOW:], "pseudo_reward") or 0) > HACKED:
+        elif (
+            row["kind"] == "eval"
+            and row["pass1"] < start
+            and (_mean(train[-WINDOW:], "pseudo_reward") or 0) > HACKED
+        ):
             return row["step"]
     return None
 
@@ -142,7 +164,9 @@ def choose_without_labels(run: Run, alarm: int | None) -> int | None:
 
 def _evaluated(evaluations: Sequence[dict], step: int) -> float:
     """The accuracy at the nearest evaluation at or before a step."""
-    return max((row for row in evaluations if row["step"] <= step), key=lambda row: row["step"])["pass1"]
+    return max((row for row in evaluations if row["step"] <= step), key=lambda row: row["step"])[
+        "pass1"
+    ]
 
 
 def _mean(rows: Sequence[dict], name: str) -> float | None:
@@ -157,9 +181,17 @@ def rise(measured: Sequence[Measured]) -> list[dict]:
     for vote in (each for each in measured if each.arm == "rise_majority" and each.seed in oracles):
         gold = oracles[vote.seed]
         gain = gold.peak - gold.start
-        rows.append({"seed": vote.seed, "start": vote.start, "peak": vote.peak, "oracle_peak": gold.peak,
-                     "share": (vote.peak - vote.start) / gain if gain > 0 else None,
-                     "maj_start": vote.maj_start, "maj_end": vote.maj_end})
+        rows.append(
+            {
+                "seed": vote.seed,
+                "start": vote.start,
+                "peak": vote.peak,
+                "oracle_peak": gold.peak,
+                "share": (vote.peak - vote.start) / gain if gain > 0 else None,
+                "maj_start": vote.maj_start,
+                "maj_end": vote.maj_end,
+            }
+        )
     return rows
 
 
@@ -170,13 +202,24 @@ def compare(arms: Iterable[Arm], measured: Sequence[Measured]) -> list[dict]:
     for arm in arms:
         runs = [each for each in measured if each.arm == arm.name]
         seconds = statistics.median(each.seconds_per_step for each in runs) if runs else None
-        rows.append({
-            "arm": arm.name, "group": arm.group, "note": arm.note, "runs": len(runs),
-            **{name: _spread([getattr(each, name) for each in runs]) for name in ("peak", "end", "maj_end")},
-            "collapsed": sum(each.collapsed is not None for each in runs),
-            "fell": sum(each.fell is not None for each in runs),
-            "ended_below_start": sum(each.end < each.start for each in runs),
-            "relative_seconds": seconds / statistics.median(plain) if seconds and plain and arm.group != "rise" else None})
+        rows.append(
+            {
+                "arm": arm.name,
+                "group": arm.group,
+                "note": arm.note,
+                "runs": len(runs),
+                **{
+                    name: _spread([getattr(each, name) for each in runs])
+                    for name in ("peak", "end", "maj_end")
+                },
+                "collapsed": sum(each.collapsed is not None for each in runs),
+                "fell": sum(each.fell is not None for each in runs),
+                "ended_below_start": sum(each.end < each.start for each in runs),
+                "relative_seconds": seconds / statistics.median(plain)
+                if seconds and plain and arm.group != "rise"
+                else None,
+            }
+        )
     return rows
 
 
@@ -187,15 +230,28 @@ def warning_times(arms: Iterable[Arm], measured: Sequence[Measured]) -> list[dic
     """
     acting = {arm.name for arm in arms if arm.group == "action"}
     runs = [each for each in measured if each.arm not in acting]
-    fell, stood = [each for each in runs if each.fell is not None], [each for each in runs if each.fell is None]
+    fell, stood = (
+        [each for each in runs if each.fell is not None],
+        [each for each in runs if each.fell is None],
+    )
     causes = {cause for each in runs for cause in each.warnings}
     rows = []
     for cause in sorted(causes, key=lambda cause: (cause != ALARM, cause)):
         leads = [each.fell - each.warnings[cause] for each in fell if cause in each.warnings]
-        rows.append({"signal": cause, "fell": len(fell), "before": sum(lead > 0 for lead in leads),
-                     "late": sum(lead <= 0 for lead in leads), "never": len(fell) - len(leads),
-                     "lead": {"median": statistics.median(leads), "min": min(leads), "max": max(leads)} if leads else None,
-                     "stood": len(stood), "false_alarms": sum(cause in each.warnings for each in stood)})
+        rows.append(
+            {
+                "signal": cause,
+                "fell": len(fell),
+                "before": sum(lead > 0 for lead in leads),
+                "late": sum(lead <= 0 for lead in leads),
+                "never": len(fell) - len(leads),
+                "lead": {"median": statistics.median(leads), "min": min(leads), "max": max(leads)}
+                if leads
+                else None,
+                "stood": len(stood),
+                "false_alarms": sum(cause in each.warnings for each in stood),
+            }
+        )
     return rows
 
 
@@ -207,26 +263,56 @@ def early_stopping(measured: Sequence[Measured]) -> list[dict]:
     """
     plain = {each.seed: each for each in measured if each.arm == "majority"}
     rows = [_stopped(each, each.chosen, each.chosen_pass1, each) for each in plain.values()]
-    return rows + [_stopped(each, each.restored, each.end, max(each, plain.get(each.seed, each), key=lambda run: run.peak))
-                   for each in measured if each.arm == "majority_stop"]
+    return rows + [
+        _stopped(
+            each,
+            each.restored,
+            each.end,
+            max(each, plain.get(each.seed, each), key=lambda run: run.peak),
+        )
+        for each in measured
+        if each.arm == "majority_stop"
+    ]
 
 
 def _stopped(run: Measured, step: int | None, pass1: float | None, best: Measured) -> dict:
-    return {"arm": run.arm, "seed": run.seed, "alarm": run.warnings.get(ALARM), "step": step, "pass1": pass1,
-            "best_step": best.peak_step, "best": best.peak, "loss": None if pass1 is None else best.peak - pass1}
+    return {
+        "arm": run.arm,
+        "seed": run.seed,
+        "alarm": run.warnings.get(ALARM),
+        "step": step,
+        "pass1": pass1,
+        "best_step": best.peak_step,
+        "best": best.peak,
+        "loss": None if pass1 is None else best.peak - pass1,
+    }
 
 
 def winner(compared: Sequence[dict], seeds: int) -> dict | None:
     """The label-free feedback with the highest mean end, and its margin. Only arms with a run of every seed take part."""
-    able = [row for row in compared if row["group"] in ("collapse", "design") and row["runs"] == seeds
-            and row["arm"] != "oracle" and not row["arm"].endswith("_long")]  # those had more steps
+    able = [
+        row
+        for row in compared
+        if row["group"] in ("collapse", "design")
+        and row["runs"] == seeds
+        and row["arm"] != "oracle"
+        and not row["arm"].endswith("_long")
+    ]  # those had more steps
     ranked = sorted(able, key=lambda row: row["end"]["mean"], reverse=True)
     if not ranked:
         return None
     first, second = ranked[0], ranked[1] if len(ranked) > 1 else None
-    return {"arm": first["arm"], "end": first["end"], "next": second and second["arm"],
-            "margin": second and first["end"]["mean"] - second["end"]["mean"]}
+    return {
+        "arm": first["arm"],
+        "end": first["end"],
+        "next": second and second["arm"],
+        "margin": second and first["end"]["mean"] - second["end"]["mean"],
+    }
 
 
 def _spread(values: Sequence[float]) -> dict | None:
-    return {"mean": statistics.fmean(values), "min": min(values), "max": max(values)} if values else None
+    return (
+        {"mean": statistics.fmean(values), "min": min(values), "max": max(values)}
+        if values
+        else None
+    )

@@ -22,14 +22,17 @@ from srt_fast.experiment.grid import BASE, COLLAPSE, GROUPS, RISE, Arm
 ARMS_TEXT = (
     "Held-out pass@1 in points, mean over seeds (lowest to highest). Collapsed: below the start with a pseudo-reward above "
     f"{HACKED:g} over the {WINDOW} steps before, which means little where a design's reward has another scale. Fell: more than "
-    f"{100 * FALL:.0f} points below its peak so far. Time: a step's, beside the plain vote's.")
+    f"{100 * FALL:.0f} points below its peak so far. Time: a step's, beside the plain vote's."
+)
 WARNING_TEXT = (
     "Steps from a signal's first warning to the fall, on runs that fell, and false alarms on those that did not; without the "
-    f"runs on which the monitor acted. Accuracy is known every {COLLAPSE['evaluation']['every']} steps.")
+    f"runs on which the monitor acted. Accuracy is known every {COLLAPSE['evaluation']['every']} steps."
+)
 STOPPING_TEXT = (
     "majority: the accuracy at the step with the best agreement with the starting model's votes before the first alarm, in a "
     "run that went on (its last evaluation at or before that step). majority_stop: the weights that the monitor restored; the "
-    "best evaluation is the better of its own and that of the plain vote's run with the same seed.")
+    "best evaluation is the better of its own and that of the plain vote's run with the same seed."
+)
 
 
 def write_page(arms: Sequence[Arm], seeds: Sequence[int], root: Path, out: Path) -> list[Path]:
@@ -47,45 +50,92 @@ def write_page(arms: Sequence[Arm], seeds: Sequence[int], root: Path, out: Path)
     return paths
 
 
-def findings(arms: Sequence[Arm], seeds: Sequence[int], measured: Sequence[Measured]) -> dict[str, Any]:
+def findings(
+    arms: Sequence[Arm], seeds: Sequence[int], measured: Sequence[Measured]
+) -> dict[str, Any]:
     """Everything that collapse.json holds."""
     compared = analysis.compare(arms, measured)
-    return {"environment": environment(), "settings": {"base": BASE, "rise": RISE, "collapse": COLLAPSE}, "seeds": list(seeds),
-            "winner": analysis.winner(compared, len(seeds)), "rise": analysis.rise(measured), "arms": compared,
-            "warning": analysis.warning_times(arms, measured), "early_stopping": analysis.early_stopping(measured),
-            "runs": [asdict(each) for each in measured]}
+    return {
+        "environment": environment(),
+        "settings": {"base": BASE, "rise": RISE, "collapse": COLLAPSE},
+        "seeds": list(seeds),
+        "winner": analysis.winner(compared, len(seeds)),
+        "rise": analysis.rise(measured),
+        "arms": compared,
+        "warning": analysis.warning_times(arms, measured),
+        "early_stopping": analysis.early_stopping(measured),
+        "runs": [asdict(each) for each in measured],
+    }
 
 
 def environment() -> dict[str, Any]:
     """Where the page was written: by the code, and on the machine, that the runs are meant to be of."""
     try:
-        tree = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], capture_output=True,
-                              text=True, cwd=Path(__file__).parent)
+        tree = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parent,
+        )
         commit = tree.stdout.strip() or None
     except FileNotFoundError:
         commit = None
     info = Path("/proc/cpuinfo")
-    models = [line.partition(":")[2].strip() for line in info.read_text().splitlines()
-              if line.startswith("model name")] if info.is_file() else []
-    return {"commit": commit, "torch": version("torch"), "cpu": models[0] if models else platform.processor(),
-            "cores": os.cpu_count(), "date": datetime.now(UTC).date().isoformat()}
+    models = (
+        [
+            line.partition(":")[2].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if info.is_file()
+        else []
+    )
+    return {
+        "commit": commit,
+        "torch": version("torch"),
+        "cpu": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
 
 
 def markdown(found: dict[str, Any]) -> str:
     """The page: the questions of the experiment with their answers, then the tables that they were read from."""
-    return "\n\n".join([
-        "# Rise, collapse and rescue", _head(found),
-        "\n".join(f"- {line}" for line in (
-            _rise_sentence(found["rise"]), _collapse_sentence(found["runs"]), _warning_sentence(found["warning"]),
-            _stopping_sentence(found["early_stopping"]), _winner_sentence(found["winner"]))),
-        "![majority_long and oracle over steps](collapse.png)",
-        "## Rise", _rise_table(found["rise"]),
-        "## Collapse and rescue", ARMS_TEXT, _arms_table(found["arms"]),
-        "![held-out pass@1 of every arm](designs.png)",
-        "A line is a seed, a dot its end; grey: the plain vote's mean (solid), gold answers' (dashed).",
-        "## Warning", WARNING_TEXT, _warning_table(found["warning"]),
-        "## Early stopping without labels", STOPPING_TEXT, _stopping_table(found["early_stopping"]),
-        "## Every run", _runs_table(found["runs"])]) + "\n"
+    return (
+        "\n\n".join(
+            [
+                "# Rise, collapse and rescue",
+                _head(found),
+                "\n".join(
+                    f"- {line}"
+                    for line in (
+                        _rise_sentence(found["rise"]),
+                        _collapse_sentence(found["runs"]),
+                        _warning_sentence(found["warning"]),
+                        _stopping_sentence(found["early_stopping"]),
+                        _winner_sentence(found["winner"]),
+                    )
+                ),
+                "![majority_long and oracle over steps](collapse.png)",
+                "## Rise",
+                _rise_table(found["rise"]),
+                "## Collapse and rescue",
+                ARMS_TEXT,
+                _arms_table(found["arms"]),
+                "![held-out pass@1 of every arm](designs.png)",
+                "A line is a seed, a dot its end; grey: the plain vote's mean (solid), gold answers' (dashed).",
+                "## Warning",
+                WARNING_TEXT,
+                _warning_table(found["warning"]),
+                "## Early stopping without labels",
+                STOPPING_TEXT,
+                _stopping_table(found["early_stopping"]),
+                "## Every run",
+                _runs_table(found["runs"]),
+            ]
+        )
+        + "\n"
+    )
 
 
 def _head(found: dict[str, Any]) -> str:
@@ -94,7 +144,8 @@ def _head(found: dict[str, Any]) -> str:
         f"Written by `srt-fast experiment collapse` (commit {where['commit'] or 'unknown'}, torch {where['torch']}, "
         f"{where['cpu']}, {where['cores']} cores, {where['date']}): the embedded quickstart model on 3-digit sums, seeds "
         f"{_list(found['seeds'])}. Rise: {rise['steps']} steps of {rise['prompts_per_step']} prompts at lr {rise['lr']:g}, the "
-        f"recipe's own. All else: {collapse['steps']} steps of {collapse['prompts_per_step']} prompts at lr {collapse['lr']:g}.")
+        f"recipe's own. All else: {collapse['steps']} steps of {collapse['prompts_per_step']} prompts at lr {collapse['lr']:g}."
+    )
 
 
 def _rise_sentence(rows: list[dict]) -> str:
@@ -102,8 +153,10 @@ def _rise_sentence(rows: list[dict]) -> str:
     if not shares:
         return "Rise: not run."
     better = sum(row["maj_end"] > row["maj_start"] for row in rows)
-    return (f"Rise: at its peak the plain vote has {100 * statistics.fmean(shares):.0f} % of the gain with gold answers (lowest "
-            f"seed: {100 * min(shares):.0f} %); maj@k is higher after than before in {better} of {len(rows)} runs.")
+    return (
+        f"Rise: at its peak the plain vote has {100 * statistics.fmean(shares):.0f} % of the gain with gold answers (lowest "
+        f"seed: {100 * min(shares):.0f} %); maj@k is higher after than before in {better} of {len(rows)} runs."
+    )
 
 
 def _collapse_sentence(runs: list[dict]) -> str:
@@ -113,8 +166,10 @@ def _collapse_sentence(runs: list[dict]) -> str:
     steps = sorted(run["collapsed"] for run in plain if run["collapsed"] is not None)
     when = f" (at step {_list(steps)})" if steps else ""
     ends = _points(statistics.fmean(run["end"] for run in plain))
-    return (f"Collapse: {len(steps)} of {len(plain)} long runs of the plain vote{when} came below the starting model with a "
-            f"pseudo-reward above {HACKED:g}; pass@1 ends at {ends} points on average.")
+    return (
+        f"Collapse: {len(steps)} of {len(plain)} long runs of the plain vote{when} came below the starting model with a "
+        f"pseudo-reward above {HACKED:g}; pass@1 ends at {ends} points on average."
+    )
 
 
 def _warning_sentence(rows: list[dict]) -> str:
@@ -122,32 +177,58 @@ def _warning_sentence(rows: list[dict]) -> str:
     if alarm is None:
         return "Warning: no run logged an alarm."
     lead = alarm["lead"]
-    when = f", a median of {lead['median']:g} steps ahead ({lead['min']} to {lead['max']})" if lead else ""
-    return (f"Warning: the alarm came before the fall in {alarm['before']} of {alarm['fell']} runs that fell{when}; "
-            f"false alarms in {alarm['false_alarms']} of {alarm['stood']} runs that did not.")
+    when = (
+        f", a median of {lead['median']:g} steps ahead ({lead['min']} to {lead['max']})"
+        if lead
+        else ""
+    )
+    return (
+        f"Warning: the alarm came before the fall in {alarm['before']} of {alarm['fell']} runs that fell{when}; "
+        f"false alarms in {alarm['false_alarms']} of {alarm['stood']} runs that did not."
+    )
 
 
 def _stopping_sentence(rows: list[dict]) -> str:
     said = []
-    for arm, what in (("majority", "the step that the monitor would choose"), ("majority_stop", "the weights that it restored")):
+    for arm, what in (
+        ("majority", "the step that the monitor would choose"),
+        ("majority_stop", "the weights that it restored"),
+    ):
         losses = [row["loss"] for row in rows if row["arm"] == arm and row["loss"] is not None]
-        said.append(f"{what}: " + (f"{_points(statistics.fmean(losses))} points on average, at most {_points(max(losses))}"
-                                   if losses else "not run"))
+        said.append(
+            f"{what}: "
+            + (
+                f"{_points(statistics.fmean(losses))} points on average, at most {_points(max(losses))}"
+                if losses
+                else "not run"
+            )
+        )
     return f"Early stopping without labels, loss against the best checkpoint chosen with labels: {'; '.join(said)}."
 
 
 def _winner_sentence(winner: dict | None) -> str:
     if winner is None:
         return "Rescue: no label-free feedback has a run of every seed."
-    beside = f", {_points(winner['margin'])} points above `{winner['next']}`" if winner["next"] else ""
+    beside = (
+        f", {_points(winner['margin'])} points above `{winner['next']}`" if winner["next"] else ""
+    )
     return f"Rescue: of the label-free feedbacks `{winner['arm']}` ends highest, at {_spread(winner['end'])}{beside}."
 
 
 def _rise_table(rows: list[dict]) -> str:
-    return _table("seed | start | peak | peak with gold | share of its gain | maj@k before | after", [
-        [row["seed"], *(_points(row[name]) for name in ("start", "peak", "oracle_peak")),
-         "-" if row["share"] is None else f"{100 * row['share']:.0f} %", _points(row["maj_start"]), _points(row["maj_end"])]
-        for row in rows])
+    return _table(
+        "seed | start | peak | peak with gold | share of its gain | maj@k before | after",
+        [
+            [
+                row["seed"],
+                *(_points(row[name]) for name in ("start", "peak", "oracle_peak")),
+                "-" if row["share"] is None else f"{100 * row['share']:.0f} %",
+                _points(row["maj_start"]),
+                _points(row["maj_end"]),
+            ]
+            for row in rows
+        ],
+    )
 
 
 def _arms_table(rows: list[dict]) -> str:
@@ -155,38 +236,93 @@ def _arms_table(rows: list[dict]) -> str:
     for group, title in GROUPS.items():
         mine = [row for row in rows if row["group"] == group]
         lines += [[f"**{group}**", f"**{title}**"], *map(_arm_line, mine)] if mine else []
-    return _table("arm | | runs | peak | end | maj@k at the end | collapsed | fell | ended below start | time", lines)
+    return _table(
+        "arm | | runs | peak | end | maj@k at the end | collapsed | fell | ended below start | time",
+        lines,
+    )
 
 
 def _arm_line(row: dict) -> list:
     name, runs = [f"`{row['arm']}`", row["note"]], row["runs"]
     if not runs:
         return [*name, "not run"]
-    return [*name, runs, *(_spread(row[key]) for key in ("peak", "end", "maj_end")),
-            *(f"{row[key]}/{runs}" for key in ("collapsed", "fell", "ended_below_start")),
-            "-" if row["relative_seconds"] is None else f"{row['relative_seconds']:.2f}"]
+    return [
+        *name,
+        runs,
+        *(_spread(row[key]) for key in ("peak", "end", "maj_end")),
+        *(f"{row[key]}/{runs}" for key in ("collapsed", "fell", "ended_below_start")),
+        "-" if row["relative_seconds"] is None else f"{row['relative_seconds']:.2f}",
+    ]
 
 
 def _warning_table(rows: list[dict]) -> str:
-    return _table("signal | runs that fell | warned before | not before | never | steps ahead: median | range "
-                  "| runs that did not fall | false alarms", [
-        [row["signal"], row["fell"], row["before"], row["late"], row["never"],
-         *([f"{row['lead']['median']:g}", f"{row['lead']['min']} to {row['lead']['max']}"] if row["lead"] else ["-", "-"]),
-         row["stood"], row["false_alarms"]] for row in rows])
+    return _table(
+        "signal | runs that fell | warned before | not before | never | steps ahead: median | range "
+        "| runs that did not fall | false alarms",
+        [
+            [
+                row["signal"],
+                row["fell"],
+                row["before"],
+                row["late"],
+                row["never"],
+                *(
+                    [f"{row['lead']['median']:g}", f"{row['lead']['min']} to {row['lead']['max']}"]
+                    if row["lead"]
+                    else ["-", "-"]
+                ),
+                row["stood"],
+                row["false_alarms"],
+            ]
+            for row in rows
+        ],
+    )
 
 
 def _stopping_table(rows: list[dict]) -> str:
-    return _table("arm | seed | first alarm | step chosen | pass@1 there | best evaluation | at step | loss in points", [
-        [f"`{row['arm']}`", row["seed"], row["alarm"], row["step"], _points(row["pass1"]), _points(row["best"]),
-         row["best_step"], _points(row["loss"])] for row in rows])
+    return _table(
+        "arm | seed | first alarm | step chosen | pass@1 there | best evaluation | at step | loss in points",
+        [
+            [
+                f"`{row['arm']}`",
+                row["seed"],
+                row["alarm"],
+                row["step"],
+                _points(row["pass1"]),
+                _points(row["best"]),
+                row["best_step"],
+                _points(row["loss"]),
+            ]
+            for row in rows
+        ],
+    )
 
 
 def _runs_table(runs: list[dict]) -> str:
-    return _table("arm | seed | start | peak | at step | end | pseudo-reward | commonest answer | label accuracy | collapsed at "
-                  "| fell at | first alarm | monitor | s", [
-        [f"`{run['arm']}`", run["seed"], _points(run["start"]), _points(run["peak"]), run["peak_step"], _points(run["end"]),
-         *(None if run[name] is None else f"{run[name]:.3f}" for name in ("pseudo_reward", "top_answer_share", "label_accuracy")),
-         run["collapsed"], run["fell"], run["warnings"].get(ALARM), run["action"], f"{run['seconds']:.0f}"] for run in runs])
+    return _table(
+        "arm | seed | start | peak | at step | end | pseudo-reward | commonest answer | label accuracy | collapsed at "
+        "| fell at | first alarm | monitor | s",
+        [
+            [
+                f"`{run['arm']}`",
+                run["seed"],
+                _points(run["start"]),
+                _points(run["peak"]),
+                run["peak_step"],
+                _points(run["end"]),
+                *(
+                    None if run[name] is None else f"{run[name]:.3f}"
+                    for name in ("pseudo_reward", "top_answer_share", "label_accuracy")
+                ),
+                run["collapsed"],
+                run["fell"],
+                run["warnings"].get(ALARM),
+                run["action"],
+                f"{run['seconds']:.0f}",
+            ]
+            for run in runs
+        ],
+    )
 
 
 def _table(header: str, rows: list[list]) -> str:
@@ -194,7 +330,10 @@ def _table(header: str, rows: list[list]) -> str:
     if not rows:
         return "Not run."
     names = [name.strip() for name in header.split("|")]
-    cells = [["-" if cell is None else str(cell) for cell in row] + [""] * (len(names) - len(row)) for row in rows]
+    cells = [
+        ["-" if cell is None else str(cell) for cell in row] + [""] * (len(names) - len(row))
+        for row in rows
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in [names, ["---"] * len(names), *cells])
 
 

@@ -23,9 +23,9 @@ import yaml
 from srt_fast.config import Config, override, to_dict
 from srt_fast.experiment.analysis import measure, read_run
 from srt_fast.experiment.grid import Arm
-from srt_fast.progress import RunProgress
-from srt_fast.run import load_config
-from srt_fast.signals import Interrupted, StopSignals
+from srt_fast.run.folder import load_config
+from srt_fast.run.interrupts import InterruptHandler, RunInterrupted
+from srt_fast.run.progress import RunProgress
 
 POLL = 0.2  # seconds between two looks at the processes
 
@@ -58,7 +58,9 @@ class PlannedRun:
         if not self.begun():
             return False
         if differs := _differences(self.folder, self.arm.config(self.seed, self.folder)):
-            raise ValueError(f"{self.folder} holds a run of another configuration ({differs}); delete it or take another --runs")
+            raise ValueError(
+                f"{self.folder} holds a run of another configuration ({differs}); delete it or take another --runs"
+            )
         return (self.folder / "summary.json").is_file()
 
     def start(self, threads: int) -> subprocess.Popen:
@@ -67,24 +69,31 @@ class PlannedRun:
             arguments = ["--resume", str(self.folder)]
         else:
             file = self.root / f"{self.name}.yaml"
-            file.write_text(yaml.safe_dump(to_dict(self.arm.config(self.seed, self.folder)), sort_keys=False))
+            file.write_text(
+                yaml.safe_dump(to_dict(self.arm.config(self.seed, self.folder)), sort_keys=False)
+            )
             arguments = [str(file)]
         with open(self.log, "a") as log:
-            return subprocess.Popen([sys.executable, "-m", "srt_fast.cli", "train", *arguments], stdin=subprocess.DEVNULL,
-                                    stdout=subprocess.DEVNULL, stderr=log, start_new_session=True,
-                                    env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+            return subprocess.Popen(
+                [sys.executable, "-m", "srt_fast.cli", "train", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+                env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            )
 
 
 def run_grid(arms: Sequence[Arm], seeds: Sequence[int], root: Path, jobs: int) -> dict[str, str]:
     """Run what is not finished, all arms of a seed before the next seed. Returns the reason of each run that failed.
 
-    Raises ValueError, before anything starts, for a folder with another configuration, and Interrupted when SIGINT or
+    Raises ValueError, before anything starts, for a folder with another configuration, and RunInterrupted when SIGINT or
     SIGTERM arrived: the runs have saved by then.
     """
     runs = [PlannedRun(arm, seed, root) for seed in seeds for arm in arms]
     waiting = [run for run in runs if not run.finished()]
     root.mkdir(parents=True, exist_ok=True)
-    with StopSignals() as signals, RunProgress() as progress:
+    with InterruptHandler() as signals, RunProgress() as progress:
         if len(waiting) < len(runs):
             progress.note(f"{len(runs) - len(waiting)} of {len(runs)} runs were finished before")
         return _Workers(waiting, jobs, progress, signals).work() if waiting else {}
@@ -93,7 +102,9 @@ def run_grid(arms: Sequence[Arm], seeds: Sequence[int], root: Path, jobs: int) -
 class _Workers:
     """The processes that are under way, and what is left for them."""
 
-    def __init__(self, runs: list[PlannedRun], jobs: int, progress: RunProgress, signals: StopSignals):
+    def __init__(
+        self, runs: list[PlannedRun], jobs: int, progress: RunProgress, signals: InterruptHandler
+    ):
         self.waiting, self.total, self.jobs = deque(runs), len(runs), jobs
         self.threads = max(1, (os.cpu_count() or 1) // jobs)
         self.running: list[tuple[PlannedRun, subprocess.Popen]] = []
@@ -108,7 +119,7 @@ class _Workers:
                 self._reap()
                 self.signals.check()
                 time.sleep(POLL)
-        except Interrupted as stop:
+        except RunInterrupted as stop:
             self.progress.note(f"{stop}: waiting for {len(self.running)} runs to save")
             raise
         finally:
@@ -153,8 +164,10 @@ class _Workers:
 
 def _outcome(run: PlannedRun) -> str:
     result = measure(read_run(run.folder, run.arm.name, run.seed))
-    return (f"{run.name}: {result.seconds:.0f} s, pass@1 {result.start:.3f} -> {result.peak:.3f} (step {result.peak_step}) "
-            f"-> {result.end:.3f}")
+    return (
+        f"{run.name}: {result.seconds:.0f} s, pass@1 {result.start:.3f} -> {result.peak:.3f} (step {result.peak_step}) "
+        f"-> {result.end:.3f}"
+    )
 
 
 def _reason(returncode: int, log: Path) -> str:
@@ -163,20 +176,33 @@ def _reason(returncode: int, log: Path) -> str:
         number = -returncode if returncode < 0 else returncode - 128
         return f"stopped by {signal.Signals(number).name}"
     lines = log.read_text(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {returncode}")
+    return next(
+        (line.strip() for line in reversed(lines) if line.strip()), f"exit code {returncode}"
+    )
 
 
 def _differences(folder: Path, wanted: Config) -> str:
     """The fields in which a folder's run has another configuration, wherever that folder was when it ran."""
     try:
-        found, expected = _fields(override(load_config(folder), {"run_dir": wanted.run_dir})), _fields(wanted)
+        found, expected = (
+            _fields(override(load_config(folder), {"run_dir": wanted.run_dir})),
+            _fields(wanted),
+        )
     except ValueError as error:  # fields of another version
         return str(error)
-    return ", ".join(f"{name} is {found[name]!r}, not {value!r}" for name, value in expected.items() if found[name] != value)
+    return ", ".join(
+        f"{name} is {found[name]!r}, not {value!r}"
+        for name, value in expected.items()
+        if found[name] != value
+    )
 
 
 def _fields(config: Config) -> dict[str, Any]:
     flat = {}
     for name, value in to_dict(config).items():
-        flat |= {f"{name}.{field}": each for field, each in value.items()} if isinstance(value, dict) else {name: value}
+        flat |= (
+            {f"{name}.{field}": each for field, each in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
     return flat

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from srt_fast.config import ModelConfig
 from srt_fast.integrations.padded import offsets
-from srt_fast.policy import ATTENTION, Policy
+from srt_fast.model.attention import ATTENTION
+from srt_fast.model.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +38,13 @@ def pack_rows(ids: Tensor, valid: Tensor, scored: Tensor) -> PackedRows:
     valid and never a row's first token."""
     place = valid.flatten().cumsum(0).view_as(ids) - 1
     return PackedRows(
-        input_ids=ids[valid], position_ids=(valid.cumsum(1) - 1)[valid], cu_input=offsets(valid.sum(1)),
-        row_index=place[scored] - 1, targets=ids[scored], cu_seqlens=offsets(scored.sum(1)),
-    )  # fmt: skip
+        input_ids=ids[valid],
+        position_ids=(valid.cumsum(1) - 1)[valid],
+        cu_input=offsets(valid.sum(1)),
+        row_index=place[scored] - 1,
+        targets=ids[scored],
+        cu_seqlens=offsets(scored.sum(1)),
+    )
 
 
 def spread(where: Tensor, values: Tensor) -> Tensor:
@@ -54,8 +59,13 @@ class PaddedPolicy(Policy):
         """As Policy.hidden: [T, H]."""
         lengths = cu_input.diff()
         valid = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-        ids, positions = (torch.zeros_like(valid, dtype=t.dtype).masked_scatter(valid, t) for t in (input_ids, position_ids))
-        out = self.model.base_model(input_ids=ids, attention_mask=valid.long(), position_ids=positions, use_cache=False)
+        ids, positions = (
+            torch.zeros_like(valid, dtype=t.dtype).masked_scatter(valid, t)
+            for t in (input_ids, position_ids)
+        )
+        out = self.model.base_model(
+            input_ids=ids, attention_mask=valid.long(), position_ids=positions, use_cache=False
+        )
         return out.last_hidden_state[valid]
 
 

@@ -34,16 +34,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from srt_kernels.checks import check_tensor, check_tensors, expect
-from srt_kernels.linear_logprob import linear_logprob
-from srt_kernels.linear_policy_loss import linear_policy_loss
-from srt_kernels.objective import Objective
-from srt_kernels.segments import segment_ids, segment_reduce
+from srt_kernels.core.checks import check_tensor, check_tensors, expect
+from srt_kernels.core.segments import segment_ids, segment_reduce
+from srt_kernels.lm_head.linear_logprob import linear_logprob
+from srt_kernels.lm_head.linear_policy_loss import linear_policy_loss
+from srt_kernels.objective.objective import Objective
 
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 LOSS_TYPES = (*CLIPPED, "cispo", "sapo", "vespo")
 LEVELS = ("token", "sequence")
-AT_LEAST_0, ABOVE_0 = ("beta", "epsilon_low", "epsilon_high"), ("temperature", "sapo_temperature_pos", "sapo_temperature_neg")
+AT_LEAST_0, ABOVE_0 = (
+    ("beta", "epsilon_low", "epsilon_high"),
+    ("temperature", "sapo_temperature_pos", "sapo_temperature_neg"),
+)
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,17 @@ class Packed:
     @classmethod
     def of(cls, mask: Tensor) -> Packed:
         """mask [B, T] bool. One host sync, for the two sizes."""
-        lengths = mask.sum(1)  # without empty rollouts: with as many tokens as rollouts an op takes [N] advantages for [R]
+        lengths = mask.sum(
+            1
+        )  # without empty rollouts: with as many tokens as rollouts an op takes [N] advantages for [R]
         tokens, filled = torch.stack([lengths.sum(), (lengths > 0).sum()]).tolist()
         rollouts = (lengths > 0).nonzero_static(size=filled).squeeze(1)
         cu_seqlens = torch.nn.functional.pad(lengths[rollouts].cumsum(0), (1, 0))
         rows = mask.flatten().nonzero_static(size=tokens).squeeze(1)
         segments = segment_ids(cu_seqlens, tokens)
-        return cls(shape=mask.shape, rows=rows, cu_seqlens=cu_seqlens, rollouts=rollouts, segments=segments)
+        return cls(
+            shape=mask.shape, rows=rows, cu_seqlens=cu_seqlens, rollouts=rollouts, segments=segments
+        )
 
     def tokens(self, padded: Tensor | None) -> Tensor | None:
         """[B, T] or [B, 1] -> [N], detached; None stays None."""
@@ -130,21 +137,48 @@ class FusedLinearGRPOLoss(torch.nn.Module):
 
     def _check_choices(self) -> None:
         level, loss_type = self.importance_sampling_level, self.loss_type
-        expect(loss_type in LOSS_TYPES, "loss_type", f"one of {', '.join(LOSS_TYPES)}", repr(loss_type))
-        expect(level in LEVELS, "importance_sampling_level", f"one of {', '.join(LEVELS)}", repr(level))
+        expect(
+            loss_type in LOSS_TYPES, "loss_type", f"one of {', '.join(LOSS_TYPES)}", repr(loss_type)
+        )
+        expect(
+            level in LEVELS, "importance_sampling_level", f"one of {', '.join(LEVELS)}", repr(level)
+        )
         fits = level == "token" or loss_type in CLIPPED
-        expect(fits, "importance_sampling_level", f"'token' with loss_type {loss_type!r}", repr(level))
+        expect(
+            fits, "importance_sampling_level", f"'token' with loss_type {loss_type!r}", repr(level)
+        )
         fits = level == "token" or not (self.use_bias_correction_kl and self._has_kl)
-        expect(fits, "use_bias_correction_kl", f"False with importance_sampling_level {level!r} and a KL", True)
+        expect(
+            fits,
+            "use_bias_correction_kl",
+            f"False with importance_sampling_level {level!r} and a KL",
+            True,
+        )
 
     def _check_numbers(self) -> None:
         for name in (*AT_LEAST_0, *ABOVE_0):
             value, strict = getattr(self, name), name in ABOVE_0
-            fits = isinstance(value, int | float) and 0 <= value < math.inf and not (strict and value == 0)
-            expect(fits, name, f"a finite number {'above' if strict else 'of at least'} 0", repr(value))
-        expect(self.delta is None or 1 <= self.delta < math.inf, "delta", "None or a finite number of at least 1", self.delta)
+            fits = (
+                isinstance(value, int | float)
+                and 0 <= value < math.inf
+                and not (strict and value == 0)
+            )
+            expect(
+                fits, name, f"a finite number {'above' if strict else 'of at least'} 0", repr(value)
+            )
+        expect(
+            self.delta is None or 1 <= self.delta < math.inf,
+            "delta",
+            "None or a finite number of at least 1",
+            self.delta,
+        )
         length, needed = self.max_completion_length, self.loss_type == "dr_grpo"
-        expect(not needed or (length or 0) > 0, "max_completion_length", "more than 0 with loss_type 'dr_grpo'", length)
+        expect(
+            not needed or (length or 0) > 0,
+            "max_completion_length",
+            "more than 0 with loss_type 'dr_grpo'",
+            length,
+        )
 
     @property
     def _has_kl(self) -> bool:
@@ -167,7 +201,9 @@ class FusedLinearGRPOLoss(torch.nn.Module):
         if self.loss_type == "cispo":
             return Objective(surrogate="cispo", clip_high=self.epsilon_high, **parts)
         if self.loss_type == "sapo":
-            temperatures = dict(tau_pos=self.sapo_temperature_pos, tau_neg=self.sapo_temperature_neg)
+            temperatures = dict(
+                tau_pos=self.sapo_temperature_pos, tau_neg=self.sapo_temperature_neg
+            )
             return Objective(surrogate="sapo", **temperatures, **parts)
         clip_high, delta = self._upper_bounds()
         clip_low = min(self.epsilon_low, 1.0)  # ratios are positive
@@ -180,18 +216,28 @@ class FusedLinearGRPOLoss(torch.nn.Module):
         if self.delta is None:
             return self.epsilon_high, None
         clip_high = min(self.epsilon_high, self.delta - 1)
-        return clip_high, max(self.delta, 1 + self.epsilon_high, math.nextafter(1 + clip_high, math.inf))
+        return clip_high, max(
+            self.delta, 1 + self.epsilon_high, math.nextafter(1 + clip_high, math.inf)
+        )
 
-    def _normalizer(self, mask: Tensor, num_items_in_batch: float | Tensor | None) -> float | Tensor:
+    def _normalizer(
+        self, mask: Tensor, num_items_in_batch: float | Tensor | None
+    ) -> float | Tensor:
         rollouts = max(1, len(mask))
         if self.loss_type in ("grpo", "sapo", "luspo"):
             return rollouts
         if self.loss_type == "dr_grpo":
             return rollouts * self.max_completion_length
-        tokens = mask.sum().double() if self.loss_type == "bnpo" else _tokens_of_a_rank(mask, num_items_in_batch)
+        tokens = (
+            mask.sum().double()
+            if self.loss_type == "bnpo"
+            else _tokens_of_a_rank(mask, num_items_in_batch)
+        )
         return tokens.clamp(min=1)
 
-    def _reference(self, given: Tensor | None, ref_input, ref_weight, ref_bias, packed: Packed, targets: Tensor) -> Tensor:
+    def _reference(
+        self, given: Tensor | None, ref_input, ref_weight, ref_bias, packed: Packed, targets: Tensor
+    ) -> Tensor:
         """[N] log-probs of the reference."""
         if given is not None:
             return packed.tokens(given)
@@ -199,7 +245,12 @@ class FusedLinearGRPOLoss(torch.nn.Module):
         for name, tensor in (("ref_input", ref_input), ("ref_weight", ref_weight)):
             expect(tensor is not None, name, expected, None)
         with torch.no_grad():
-            return linear_logprob(ref_input.flatten(0, 1), ref_weight, targets, **self._head_settings(ref_bias, packed))[0]
+            return linear_logprob(
+                ref_input.flatten(0, 1),
+                ref_weight,
+                targets,
+                **self._head_settings(ref_bias, packed),
+            )[0]
 
     def _head_settings(self, bias: Tensor | None, packed: Packed) -> dict:
         return dict(bias=bias, row_index=packed.rows, temperature=self.temperature)
@@ -209,9 +260,13 @@ class FusedLinearGRPOLoss(torch.nn.Module):
         if old is None:
             return torch.zeros(len(packed.rows), dtype=torch.float64, device=packed.rows.device)
         log_ratio = logprobs.double() - old
-        return packed.means(log_ratio) if self.importance_sampling_level == "sequence" else log_ratio
+        return (
+            packed.means(log_ratio) if self.importance_sampling_level == "sequence" else log_ratio
+        )
 
-    def _scaled(self, advantages: Tensor, old, packed: Packed, vllm_is_ratio: Tensor | None, head: Callable) -> Tensor:
+    def _scaled(
+        self, advantages: Tensor, old, packed: Packed, vllm_is_ratio: Tensor | None, head: Callable
+    ) -> Tensor:
         """[N] advantages times what else the policy term is multiplied by. head() -> log-probs [N], entropies."""
         scaled = advantages
         if self._reweighted:
@@ -223,17 +278,24 @@ class FusedLinearGRPOLoss(torch.nn.Module):
             scaled = scaled * packed.tokens(vllm_is_ratio)
         return scaled
 
-    def _coefficients(self, log_ratio: Tensor, advantages: Tensor, packed: Packed, vllm_is_ratio: Tensor | None) -> Tensor:
+    def _coefficients(
+        self, log_ratio: Tensor, advantages: Tensor, packed: Packed, vllm_is_ratio: Tensor | None
+    ) -> Tensor:
         """[N], see _reweighted. vespo takes in vLLM's ratio, padding and all."""
         if self.loss_type == "cispo":
             return log_ratio.exp().clamp(max=self.epsilon_high)
         least = math.log(1e-8)  # as in VESPO's own code, says TRL
         log_w = packed.sums(log_ratio.clamp(-20, 20))
         if vllm_is_ratio is not None:
-            log_w = log_w + vllm_is_ratio.detach().double().log().clamp(least, 20).sum(1)[packed.rollouts]
+            log_w = (
+                log_w
+                + vllm_is_ratio.detach().double().log().clamp(least, 20).sum(1)[packed.rollouts]
+            )
         log_w = log_w.clamp(least, 20)[packed.segments]
         k = torch.where(advantages < 0, self.vespo_k_neg, self.vespo_k_pos)
-        rate = torch.where(advantages < 0, self.vespo_lambda_neg, self.vespo_lambda_pos).clamp(min=1e-4)
+        rate = torch.where(advantages < 0, self.vespo_lambda_neg, self.vespo_lambda_pos).clamp(
+            min=1e-4
+        )
         return (rate + k * log_w - rate * log_w.exp()).exp().nan_to_num(posinf=0.0)
 
     def _clipped(self, log_ratio: Tensor, advantages: Tensor) -> Tensor:
@@ -275,28 +337,52 @@ class FusedLinearGRPOLoss(torch.nn.Module):
         """
         objective = self._objective()
         _check_batch(
-            _input, selected_token_ids, attention_mask, advantages, ref_per_token_logps=ref_per_token_logps,
+            _input,
+            selected_token_ids,
+            attention_mask,
+            advantages,
+            ref_per_token_logps=ref_per_token_logps,
             old_per_token_logps=old_per_token_logps,
-        )  # fmt: skip
+        )
         vllm_is_ratio = _columns(vllm_is_ratio, attention_mask)
         mask = attention_mask != 0
         packed = Packed.of(mask if self._has_kl else mask & (advantages != 0)[:, None])
-        targets, old, ref = packed.tokens(selected_token_ids).long(), packed.tokens(old_per_token_logps), None
+        targets, old, ref = (
+            packed.tokens(selected_token_ids).long(),
+            packed.tokens(old_per_token_logps),
+            None,
+        )
         if self._has_kl:
-            ref = self._reference(ref_per_token_logps, ref_input, ref_weight, ref_bias, packed, targets)
-        head, settings = (_input.flatten(0, 1), lin_weight, targets), self._head_settings(bias, packed)
+            ref = self._reference(
+                ref_per_token_logps, ref_input, ref_weight, ref_bias, packed, targets
+            )
+        head, settings = (
+            (_input.flatten(0, 1), lin_weight, targets),
+            self._head_settings(bias, packed),
+        )
         own = packed.tokens(advantages.double()[:, None])
-        scaled = self._scaled(own, old, packed, vllm_is_ratio, partial(linear_logprob, *head, **settings))
+        scaled = self._scaled(
+            own, old, packed, vllm_is_ratio, partial(linear_logprob, *head, **settings)
+        )
         out = linear_policy_loss(
-            *head, scaled, packed.cu_seqlens, objective, old_logprobs=old, ref_logprobs=ref, **settings,
-            normalizer=self._normalizer(mask, num_items_in_batch), all_rows=old is not None,  # whose ratios are counted
-        )  # fmt: skip
+            *head,
+            scaled,
+            packed.cu_seqlens,
+            objective,
+            old_logprobs=old,
+            ref_logprobs=ref,
+            **settings,
+            normalizer=self._normalizer(mask, num_items_in_batch),
+            all_rows=old is not None,  # whose ratios are counted
+        )
         clipped = self._clipped(self._log_ratio(out.logprobs, old, packed), own)
         clip_fraction = (clipped.sum() / mask.sum().clamp(min=1)).float()
         return out.loss, (clip_fraction,) if self.beta == 0 else (out.kl, clip_fraction)
 
 
-def _check_batch(hidden: Tensor, ids: Tensor, mask: Tensor, advantages: Tensor, **logprobs: Tensor | None) -> None:
+def _check_batch(
+    hidden: Tensor, ids: Tensor, mask: Tensor, advantages: Tensor, **logprobs: Tensor | None
+) -> None:
     for name, tensor in (("_input", hidden), ("attention_mask", mask)):
         expect(isinstance(tensor, Tensor), name, "a tensor", type(tensor).__name__)
     device, shape = hidden.device, tuple(hidden.shape[:2])
@@ -325,7 +411,12 @@ def _columns(ratio: Tensor | None, mask: Tensor) -> Tensor | None:
     shapes = [mask.shape[:1], (len(mask), 1), mask.shape]
     check_tensors(mask.device, vllm_is_ratio=ratio)
     expected = f"one of the shapes {', '.join(str(list(shape)) for shape in shapes)}"
-    expect(any(ratio.shape == torch.Size(shape) for shape in shapes), "vllm_is_ratio", expected, list(ratio.shape))
+    expect(
+        any(ratio.shape == torch.Size(shape) for shape in shapes),
+        "vllm_is_ratio",
+        expected,
+        list(ratio.shape),
+    )
     ratio = ratio[:, None] if ratio.dim() == 1 else ratio
     _check_all("vllm_is_ratio", ~((ratio < 0) & (mask != 0)), "at least 0 everywhere")
     return ratio
@@ -336,7 +427,9 @@ def _tokens_of_a_rank(mask: Tensor, num_items_in_batch: float | Tensor | None) -
     world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if num_items_in_batch is not None:
         tokens = torch.as_tensor(num_items_in_batch, dtype=torch.float64, device=mask.device)
-        expect(tokens.numel() == 1, "num_items_in_batch", "one number", f"shape {list(tokens.shape)}")
+        expect(
+            tokens.numel() == 1, "num_items_in_batch", "one number", f"shape {list(tokens.shape)}"
+        )
         return tokens.reshape(()) / world
     tokens = mask.sum().double()
     if world > 1:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from srt_fast.integrations.padded import offsets
 from srt_kernels import majority_vote
-from srt_kernels.answer_key import answer_key, read_answer
-from srt_kernels.checks import expect
+from srt_kernels.answers.extract import answer_key, read_answer
+from srt_kernels.core.checks import expect
 
 
 def majority_reward(rule: str = "boxed") -> Callable[..., list[float]]:
@@ -32,11 +32,20 @@ def majority_reward(rule: str = "boxed") -> Callable[..., list[float]]:
     """
     read_answer("", rule)  # an unknown rule raises here
 
-    def reward(prompts: list, completions: list, log_metric: Callable[[str, float], None] | None = None, **columns):
-        own = [(_prompt_key(prompt), answer_key(read_answer(_text(completion), rule)))
-               for prompt, completion in zip(prompts, completions, strict=True)]
+    def reward(
+        prompts: list,
+        completions: list,
+        log_metric: Callable[[str, float], None] | None = None,
+        **columns,
+    ):
+        own = [
+            (_prompt_key(prompt), answer_key(read_answer(_text(completion), rule)))
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
         everyone, first = _gather(own)
-        rewards, share, answered = _vote(*torch.tensor(everyone, dtype=torch.int64).view(-1, 2).unbind(1))
+        rewards, share, answered = _vote(
+            *torch.tensor(everyone, dtype=torch.int64).view(-1, 2).unbind(1)
+        )
         if log_metric is not None:
             log_metric("vote/share", share)
             log_metric("vote/answered", answered)
@@ -49,7 +58,12 @@ def majority_reward(rule: str = "boxed") -> Callable[..., list[float]]:
 def _vote(prompt_keys: Tensor, keys: Tensor) -> tuple[Tensor, float, float]:
     """[R] prompts and answers -> rewards [R] in the same order, mean share of the groups, part that has an answer."""
     _, group, sizes = prompt_keys.unique(return_inverse=True, return_counts=True)
-    expect(bool((sizes > 1).all()), "prompts", "at least two completions of each", f"{int((sizes == 1).sum())} with one")
+    expect(
+        bool((sizes > 1).all()),
+        "prompts",
+        "at least two completions of each",
+        f"{int((sizes == 1).sum())} with one",
+    )
     order = group.argsort(stable=True)
     vote = majority_vote(keys[order], offsets(sizes))
     rewards = torch.empty_like(vote.rewards)
@@ -68,12 +82,20 @@ def _gather(own: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], int]:
 
 def _prompt_key(prompt: str | list[dict]) -> int:
     """Signed 64-bit hash, the same in every process."""
-    text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=_no_text)
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little", signed=True)
+    text = (
+        prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=_no_text)
+    )
+    return int.from_bytes(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(),
+        "little",
+        signed=True,
+    )
 
 
 def _no_text(part: object) -> None:
-    raise ValueError(f"prompts: expected strings or messages of text, got a {type(part).__name__} in one")
+    raise ValueError(
+        f"prompts: expected strings or messages of text, got a {type(part).__name__} in one"
+    )
 
 
 def _text(completion: str | list[dict]) -> str:

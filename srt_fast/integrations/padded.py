@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from srt_kernels.checks import expect
+from srt_kernels.core.checks import expect
 
 
 class Packed(NamedTuple):
     """Worked example: the mask [[0, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 1]]."""
 
-    row_index: Tensor  # [N] int64, row of hidden.flatten(0, 1) that predicts each token: [1, 2, 8, 10]
+    row_index: (
+        Tensor  # [N] int64, row of hidden.flatten(0, 1) that predicts each token: [1, 2, 8, 10]
+    )
     cu_seqlens: Tensor  # [B+1] int32, where each completion begins: [0, 2, 2, 4]
 
 
@@ -35,12 +37,26 @@ def pack(mask: Tensor, *, aligned: bool = False) -> Packed:
 
     Raises ValueError for a mask of another shape or type, and for a token in the first column, which nothing predicts.
     """
-    fits = isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_floating_point() and not mask.is_complex()
-    got = f"{mask.dtype} of shape {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+    fits = (
+        isinstance(mask, Tensor)
+        and mask.dim() == 2
+        and not mask.is_floating_point()
+        and not mask.is_complex()
+    )
+    got = (
+        f"{mask.dtype} of shape {list(mask.shape)}"
+        if isinstance(mask, Tensor)
+        else type(mask).__name__
+    )
     expect(fits, "mask", "a bool or integer tensor of shape [batch, length]", got)
     mask = mask.bool()
     if not aligned:
-        expect(not mask[:, :1].any(), "mask", "zeros in the first column, whose tokens nothing predicts", "tokens there")
+        expect(
+            not mask[:, :1].any(),
+            "mask",
+            "zeros in the first column, whose tokens nothing predicts",
+            "tokens there",
+        )
     places = mask.flatten().nonzero()[:, 0]
     return Packed(places if aligned else places - 1, offsets(mask.sum(1)))
 

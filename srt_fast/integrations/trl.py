@@ -32,20 +32,30 @@ from transformers import PreTrainedModel
 
 from srt_fast.integrations.fused_forward import PackedRows, add_fused_forward, pack_rows, spread
 from srt_fast.integrations.majority_reward import majority_reward
-from srt_fast.logprobs import head_inputs
-from srt_fast.policy import DROPOUTS, Policy
+from srt_fast.model.logprobs import head_inputs
+from srt_fast.model.policy import DROPOUTS, Policy
 from srt_kernels import Objective, linear_logprob, linear_policy_loss
-from srt_kernels.checks import expect
+from srt_kernels.core.checks import expect
 
 __all__ = ["SRTGRPOTrainer", "check_settings", "majority_reward", "objective_of"]
 
 READ = "1.16"  # the TRL that this file was read against and is tested with
 # loss_type: the surrogate and the reduction of its Objective. The weights of vespo have none.
 LOSSES = {
-    "grpo": ("clip", "sequence"), "bnpo": ("clip", "token"), "dapo": ("clip", "token"), "dr_grpo": ("clip", "fixed"),
-    "luspo": ("clip", "fixed"), "cispo": ("cispo", "token"), "sapo": ("sapo", "sequence"), "vespo": None,
-}  # fmt: skip
-PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)  # one process, or DDP
+    "grpo": ("clip", "sequence"),
+    "bnpo": ("clip", "token"),
+    "dapo": ("clip", "token"),
+    "dr_grpo": ("clip", "fixed"),
+    "luspo": ("clip", "fixed"),
+    "cispo": ("cispo", "token"),
+    "sapo": ("sapo", "sequence"),
+    "vespo": None,
+}
+PLAIN = (
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+)  # one process, or DDP
 
 
 # ---- settings ----
@@ -53,30 +63,73 @@ PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GP
 
 def check_settings(args: trl.GRPOConfig) -> None:
     """ValueError for a setting that neither linear_policy_loss nor TRL's arithmetic over packed rows can follow."""
-    expect(args.loss_type in LOSSES, "loss_type", f"one of {', '.join(LOSSES)}", repr(args.loss_type))
+    expect(
+        args.loss_type in LOSSES, "loss_type", f"one of {', '.join(LOSSES)}", repr(args.loss_type)
+    )
     level = args.importance_sampling_level
-    expect(level in ("token", "sequence"), "importance_sampling_level", "'token' or 'sequence'", repr(level))
-    for name, unset in (("use_liger_kernel", False), ("torch_compile", False), ("neftune_noise_alpha", None)):
+    expect(
+        level in ("token", "sequence"),
+        "importance_sampling_level",
+        "'token' or 'sequence'",
+        repr(level),
+    )
+    for name, unset in (
+        ("use_liger_kernel", False),
+        ("torch_compile", False),
+        ("neftune_noise_alpha", None),
+    ):
         value = getattr(args, name)
-        expect(value == unset, name, f"{unset}: it changes the forward pass that is replaced here", value)
+        expect(
+            value == unset,
+            name,
+            f"{unset}: it changes the forward pass that is replaced here",
+            value,
+        )
 
 
 def _check_trainer(trainer: trl.GRPOTrainer) -> None:
     """ValueError for what shows only once TRL has its model."""
     kind = trainer.accelerator.distributed_type
-    expect(kind in PLAIN, "distributed_type", "one process or DDP: other ways to split a model are not tried", kind.value)
+    expect(
+        kind in PLAIN,
+        "distributed_type",
+        "one process or DDP: other ways to split a model are not tried",
+        kind.value,
+    )
     model, reader = (type(part).__name__ for part in (trainer.model, trainer.processing_class))
-    expect(isinstance(trainer.model, PreTrainedModel), "model", "a transformers model without PEFT", model)
-    expect(not trainer._is_vlm, "processing_class", "a tokenizer, for prompts of text alone", reader)
+    expect(
+        isinstance(trainer.model, PreTrainedModel),
+        "model",
+        "a transformers model without PEFT",
+        model,
+    )
+    expect(
+        not trainer._is_vlm, "processing_class", "a tokenizer, for prompts of text alone", reader
+    )
     coef = trainer.router_aux_loss_coef
-    expect(not trainer.aux_loss_enabled, "router_aux_loss_coef", "0.0: there is no load-balancing loss over packed rows", coef)
+    expect(
+        not trainer.aux_loss_enabled,
+        "router_aux_loss_coef",
+        "0.0: there is no load-balancing loss over packed rows",
+        coef,
+    )
     for name, module in trainer.model.named_modules():
         if isinstance(module, nn.Dropout):
-            expect(module.p == 0, "disable_dropout", "True, or a model without dropout", f"{module.p} in {name}")
+            expect(
+                module.p == 0,
+                "disable_dropout",
+                "True, or a model without dropout",
+                f"{module.p} in {name}",
+            )
         for attribute in DROPOUTS:
             rate = getattr(module, attribute, None)
             if isinstance(rate, float):
-                expect(rate == 0, attribute, "0.0 (disable_dropout reaches nn.Dropout alone)", f"{rate} in {name}")
+                expect(
+                    rate == 0,
+                    attribute,
+                    "0.0 (disable_dropout reaches nn.Dropout alone)",
+                    f"{rate} in {name}",
+                )
 
 
 def objective_of(trainer: trl.GRPOTrainer) -> Objective | None:
@@ -88,19 +141,33 @@ def objective_of(trainer: trl.GRPOTrainer) -> Objective | None:
     loss_type "cispo" with an epsilon_high below 1 or a delta of at most 1 + epsilon_high.
     """
     args, loss = trainer.args, LOSSES.get(trainer.loss_type)
-    biased = trainer.beta != 0 and args.use_bias_correction_kl and trainer.importance_sampling_level == "sequence"
-    by_entropy = trainer.entropy_coef != 0 or trainer.use_adaptive_entropy or trainer.top_entropy_quantile < 1
+    biased = (
+        trainer.beta != 0
+        and args.use_bias_correction_kl
+        and trainer.importance_sampling_level == "sequence"
+    )
+    by_entropy = (
+        trainer.entropy_coef != 0
+        or trainer.use_adaptive_entropy
+        or trainer.top_entropy_quantile < 1
+    )
     if loss is None or biased or by_entropy or trainer.off_policy_mask_threshold is not None:
         return None
     surrogate, reduction = loss
     try:
         return Objective(
-            ratio=trainer.importance_sampling_level, surrogate=surrogate, reduction=reduction, clip_low=trainer.epsilon_low,
-            clip_high=trainer.epsilon_high, delta=args.delta if surrogate == "clip" else None,
-            tau_pos=args.sapo_temperature_pos, tau_neg=args.sapo_temperature_neg, kl_coef=trainer.beta,
+            ratio=trainer.importance_sampling_level,
+            surrogate=surrogate,
+            reduction=reduction,
+            clip_low=trainer.epsilon_low,
+            clip_high=trainer.epsilon_high,
+            delta=args.delta if surrogate == "clip" else None,
+            tau_pos=args.sapo_temperature_pos,
+            tau_neg=args.sapo_temperature_neg,
+            kl_coef=trainer.beta,
             kl_bias_correction=args.use_bias_correction_kl,
             max_length=1 if trainer.loss_type == "luspo" else trainer.max_completion_length,
-        )  # fmt: skip
+        )
     except ValueError:
         return None
 
@@ -116,19 +183,36 @@ class SRTGRPOTrainer(trl.GRPOTrainer):
     the completions that train. The loss is the same.
     """
 
-    def __init__(self, model, reward_funcs=None, args=None, *others, entropy_of: Literal["all", "trained"] = "all", **keywords):
-        expect(entropy_of in ("all", "trained"), "entropy_of", "'all' or 'trained'", repr(entropy_of))
+    def __init__(
+        self,
+        model,
+        reward_funcs=None,
+        args=None,
+        *others,
+        entropy_of: Literal["all", "trained"] = "all",
+        **keywords,
+    ):
+        expect(
+            entropy_of in ("all", "trained"), "entropy_of", "'all' or 'trained'", repr(entropy_of)
+        )
         if not trl.__version__.startswith(READ + "."):
-            warnings.warn(f"made for TRL {READ}, not {trl.__version__}: its new settings may not reach the loss", stacklevel=2)
+            warnings.warn(
+                f"made for TRL {READ}, not {trl.__version__}: its new settings may not reach the loss",
+                stacklevel=2,
+            )
         if args is not None:
             check_settings(args)
         super().__init__(model, reward_funcs, args, *others, **keywords)
         _check_trainer(self)
         self._entropy_of = entropy_of
-        self._scored: tuple[Tensor, Tensor] | None = None  # [B, C] log-probs and entropies, for TRL to make metrics of
+        self._scored: tuple[Tensor, Tensor] | None = (
+            None  # [B, C] log-probs and entropies, for TRL to make metrics of
+        )
         for each in (self.model, self.ref_model):
             if each is not None:
-                add_fused_forward(each, self.processing_class, pack=not self.use_transformers_continuous_batching)
+                add_fused_forward(
+                    each, self.processing_class, pack=not self.use_transformers_continuous_batching
+                )
 
     @property
     def objective(self) -> Objective | None:
@@ -137,17 +221,30 @@ class SRTGRPOTrainer(trl.GRPOTrainer):
         return objective_of(self)
 
     def _get_per_token_logps_and_entropies(
-        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False,
-        compute_aux_loss=False, **media,
-    ):  # fmt: skip
+        self,
+        model,
+        input_ids,
+        attention_mask,
+        logits_to_keep,
+        batch_size=None,
+        compute_entropy=False,
+        compute_aux_loss=False,
+        **media,
+    ):
         """As in TRL: log-probs and entropies [B, C] of the last C = logits_to_keep tokens, 0 where attention_mask is."""
         assert not compute_aux_loss and all(value is None for value in media.values()), media
         if self._scored is not None:
             return *self._scored, None
         scored = attention_mask.bool()
         scored[:, :-logits_to_keep] = False
-        parts = zip(*(t.split(batch_size or len(t)) for t in (input_ids, attention_mask, scored)), strict=True)
-        packed = [torch.cat(results) for results in zip(*(self._score(model, *part) for part in parts), strict=True)]
+        parts = zip(
+            *(t.split(batch_size or len(t)) for t in (input_ids, attention_mask, scored)),
+            strict=True,
+        )
+        packed = [
+            torch.cat(results)
+            for results in zip(*(self._score(model, *part) for part in parts), strict=True)
+        ]
         logps, entropies = (spread(scored, t)[:, -logits_to_keep:] for t in packed)
         return logps, entropies if compute_entropy else None, None
 
@@ -159,15 +256,24 @@ class SRTGRPOTrainer(trl.GRPOTrainer):
         mask, advantages = self._mask(inputs), self._advantages(inputs)
         answered = mask.any(1)
         trains = answered if objective.kl_coef > 0 else (mask & (advantages != 0)).any(1)
-        if not trains.any():  # a row of gradient 0 keeps the loss in the graph, and other processes from waiting
+        if (
+            not trains.any()
+        ):  # a row of gradient 0 keeps the loss in the graph, and other processes from waiting
             trains = torch.arange(len(mask), device=mask.device) == 0
         loss, *trained = self._fused_loss(model, inputs, objective, advantages, trains)
         scored = [spread(mask & trains[:, None], t) for t in trained]
         rest = answered & ~trains
         if self._entropy_of == "all" and rest.any():
             others = self._score_rest(model, inputs, rest)
-            scored = [t + spread(mask & rest[:, None], other) for t, other in zip(scored, others, strict=True)]
-        seen = inputs["completion_mask"] * trains[:, None] if self._entropy_of == "trained" else inputs["completion_mask"]
+            scored = [
+                t + spread(mask & rest[:, None], other)
+                for t, other in zip(scored, others, strict=True)
+            ]
+        seen = (
+            inputs["completion_mask"] * trains[:, None]
+            if self._entropy_of == "trained"
+            else inputs["completion_mask"]
+        )
         self._scored = tuple(scored)
         with torch.no_grad():
             super()._compute_loss(model, inputs | {"completion_mask": seen})
@@ -190,9 +296,16 @@ class SRTGRPOTrainer(trl.GRPOTrainer):
 
     def _rows(self, inputs: dict, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What pack_rows takes, of the chosen [B] rows."""
-        parts = [(inputs["prompt_ids"], inputs["completion_ids"]), (inputs["prompt_mask"], inputs["completion_mask"])]
+        parts = [
+            (inputs["prompt_ids"], inputs["completion_ids"]),
+            (inputs["prompt_mask"], inputs["completion_mask"]),
+        ]
         ids, valid = (torch.cat(pair, dim=1)[chosen] for pair in parts)
-        return ids, valid.bool(), nn.functional.pad(self._mask(inputs), (inputs["prompt_ids"].shape[1], 0))[chosen]
+        return (
+            ids,
+            valid.bool(),
+            nn.functional.pad(self._mask(inputs), (inputs["prompt_ids"].shape[1], 0))[chosen],
+        )
 
     def _fused_loss(
         self, model, inputs: dict, objective: Objective, advantages: Tensor, trains: Tensor
@@ -201,16 +314,25 @@ class SRTGRPOTrainer(trl.GRPOTrainer):
         rows, counted = pack_rows(*self._rows(inputs, trains)), self._mask(inputs) & trains[:, None]
         logprobs = {
             name: inputs[key][counted]
-            for name, key in (("old_logprobs", "old_per_token_logps"), ("ref_logprobs", "ref_per_token_logps"))
+            for name, key in (
+                ("old_logprobs", "old_per_token_logps"),
+                ("ref_logprobs", "ref_per_token_logps"),
+            )
             if inputs.get(key) is not None
         }
 
         def fused(policy: Policy) -> tuple[Tensor, Tensor, Tensor]:
             tensors, options = self._head_inputs(policy, rows)
             out = linear_policy_loss(
-                *tensors, advantages[counted], rows.cu_seqlens, objective, **options, **logprobs,
-                normalizer=self._normalizer(inputs), all_rows=True,
-            )  # fmt: skip
+                *tensors,
+                advantages[counted],
+                rows.cu_seqlens,
+                objective,
+                **options,
+                **logprobs,
+                normalizer=self._normalizer(inputs),
+                all_rows=True,
+            )
             return out.loss, out.logprobs, out.entropies
 
         with self.accelerator.autocast():
@@ -220,7 +342,10 @@ class SRTGRPOTrainer(trl.GRPOTrainer):
         """What TRL divides this micro-batch's sum over tokens, or over completions, by."""
         training = self.model.training
         accumulated = self.current_gradient_accumulation_steps if training else 1
-        if self.loss_type in ("dapo", "cispo"):  # the tokens of one optimizer step, of those of the whole generation batch
+        if self.loss_type in (
+            "dapo",
+            "cispo",
+        ):  # the tokens of one optimizer step, of those of the whole generation batch
             part = accumulated / self.args.steps_per_generation if training else 1
             return inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes * part
         if self.loss_type == "bnpo":
@@ -243,7 +368,9 @@ class SRTGRPOTrainer(trl.GRPOTrainer):
         with self.accelerator.autocast():
             return model(fused=fused)
 
-    def _head_inputs(self, policy: Policy, rows: PackedRows) -> tuple[tuple[Tensor, Tensor, Tensor], dict]:
+    def _head_inputs(
+        self, policy: Policy, rows: PackedRows
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], dict]:
         """Hidden states, head and targets, and the head's options, as srt_kernels takes them."""
         (hidden, *others), options = head_inputs(policy, rows, self.temperature)
         device = hidden.device.type

@@ -31,10 +31,10 @@ from verl.trainer.ppo.core_algos import register_adv_est, register_policy_loss
 
 from srt_fast.integrations.padded import pack
 from srt_kernels import Objective, group_advantage, linear_logprob, majority_vote, policy_loss
-from srt_kernels.answer_key import answer_key, canonical_answer, read_answer
-from srt_kernels.checks import expect
-from srt_kernels.group_advantage import KINDS
-from srt_kernels.segments import segment_ids, segment_reduce
+from srt_kernels.answers.extract import answer_key, canonical_answer, read_answer
+from srt_kernels.core.checks import expect
+from srt_kernels.core.segments import segment_ids, segment_reduce
+from srt_kernels.groups.group_advantage import KINDS
 
 SCORES = 1 << 24  # integers below it are exact in fp32, which verl keeps scores in
 
@@ -55,13 +55,23 @@ def _clip(config: Any) -> dict[str, Any]:
 def _dual_clip(config: Any) -> dict[str, Any]:
     parts, delta = _clip(config), config.clip_ratio_c
     least = 1 + parts["clip_high"]
-    expect(delta > least, "clip_ratio_c", f"more than 1 + clip_ratio_high = {least} with loss_mode srt_vanilla", delta)
+    expect(
+        delta > least,
+        "clip_ratio_c",
+        f"more than 1 + clip_ratio_high = {least} with loss_mode srt_vanilla",
+        delta,
+    )
     return parts | {"delta": delta}
 
 
 def _dro(config: Any) -> dict[str, Any]:
     beta = config.policy_loss.dro_beta
-    expect(beta is not None and beta > 0, "policy_loss.dro_beta", "a number above 0 with loss_mode srt_dro", beta)
+    expect(
+        beta is not None and beta > 0,
+        "policy_loss.dro_beta",
+        "a number above 0 with loss_mode srt_dro",
+        beta,
+    )
     return REINFORCE | {"kl": "k2", "kl_coef": beta}  # to the old policy
 
 
@@ -70,18 +80,28 @@ REINFORCE = {"ratio": "none", "surrogate": "reinforce"}
 MODES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "vanilla": _dual_clip,
     "gspo": _clip,
-    "sapo": lambda config: {"surrogate": "sapo", "tau_pos": config.tau_pos, "tau_neg": config.tau_neg},
+    "sapo": lambda config: {
+        "surrogate": "sapo",
+        "tau_pos": config.tau_pos,
+        "tau_neg": config.tau_neg,
+    },
     "cispo": lambda config: REINFORCE,
     "gpg": lambda config: REINFORCE,
     "dro": _dro,
 }
-DEFAULTS = {"gspo": "seq-mean-token-mean", "sapo": "seq-mean-token-mean"}  # loss_agg_mode, where it is not token-mean
+DEFAULTS = {
+    "gspo": "seq-mean-token-mean",
+    "sapo": "seq-mean-token-mean",
+}  # loss_agg_mode, where it is not token-mean
 METRICS = {"gpg": (), "dro": ("actor/ppo_kl",)}  # that verl logs, where these are not all three
 TOKENS, SUMS = {"reduction": "token"}, {"reduction": "fixed", "max_length": 1}
 AGGREGATIONS = {
-    "token-mean": TOKENS, "token-sum": TOKENS, "seq-mean-token-mean": {"reduction": "sequence"},
-    "seq-mean-token-sum": SUMS, "seq-mean-token-sum-norm": SUMS,
-}  # fmt: skip
+    "token-mean": TOKENS,
+    "token-sum": TOKENS,
+    "seq-mean-token-mean": {"reduction": "sequence"},
+    "seq-mean-token-sum": SUMS,
+    "seq-mean-token-sum-norm": SUMS,
+}
 
 
 def objective_of(mode: str, loss_agg_mode: str, config: Any) -> Objective:
@@ -91,7 +111,12 @@ def objective_of(mode: str, loss_agg_mode: str, config: Any) -> Objective:
     samples. A mode or setting that is not covered raises a ValueError that names it.
     """
     expect(mode in MODES, "loss_mode", f"one of {', '.join(MODES)}", repr(mode))
-    expect(loss_agg_mode in AGGREGATIONS, "loss_agg_mode", f"one of {', '.join(AGGREGATIONS)}", repr(loss_agg_mode))
+    expect(
+        loss_agg_mode in AGGREGATIONS,
+        "loss_agg_mode",
+        f"one of {', '.join(AGGREGATIONS)}",
+        repr(loss_agg_mode),
+    )
     expect(config is not None, "config", "verl's ActorConfig", None)
     return Objective(**MODES[mode](config), **AGGREGATIONS[loss_agg_mode])
 
@@ -109,7 +134,11 @@ def _normalizer(
     if loss_agg_mode == "token-sum":
         return 1 / dp_size
     of_tokens = loss_agg_mode == "token-mean"
-    name, count = ("batch_num_tokens", batch_num_tokens) if of_tokens else ("global_batch_size", global_batch_size)
+    name, count = (
+        ("batch_num_tokens", batch_num_tokens)
+        if of_tokens
+        else ("global_batch_size", global_batch_size)
+    )
     if count is None:
         expect(dp_size == 1, name, f"a number with dp_size {dp_size}", None)
         count = (mask if of_tokens else mask.any(1)).sum().clamp(min=1)
@@ -127,7 +156,9 @@ def _completion_means(values: Tensor, cu_seqlens: Tensor) -> Tensor:
 def _pack(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Places of the tokens [N] in the flattened batch, and cu_seqlens."""
     index, cu_seqlens = pack(mask, aligned=True)
-    if len(index) == len(mask):  # policy_loss would take N advantages for one per rollout: an empty rollout more
+    if len(index) == len(
+        mask
+    ):  # policy_loss would take N advantages for one per rollout: an empty rollout more
         cu_seqlens = torch.cat([cu_seqlens, cu_seqlens[-1:]])
     return index, cu_seqlens
 
@@ -141,11 +172,15 @@ def _clipped(mode: str, ratio: Tensor, bounded: Tensor, advantages: Tensor) -> T
     return (advantages > 0) & (ratio > bounded) | (advantages < 0) & (ratio < bounded)
 
 
-def _metrics(mode: str, log_ratio: Tensor, clipped: Tensor, beyond_delta: Tensor) -> dict[str, float]:
+def _metrics(
+    mode: str, log_ratio: Tensor, clipped: Tensor, beyond_delta: Tensor
+) -> dict[str, float]:
     """What verl logs for a mode, by one host sync. All [N]; beyond_delta: 1 where the dual clip took the gradient."""
     sums = [values.sum(dtype=torch.float64) for values in (clipped, -log_ratio, beyond_delta)]
     means = (torch.stack(sums) / max(1, len(log_ratio))).tolist()
-    known = dict(zip(("actor/pg_clipfrac", "actor/ppo_kl", "actor/pg_clipfrac_lower"), means, strict=True))
+    known = dict(
+        zip(("actor/pg_clipfrac", "actor/ppo_kl", "actor/pg_clipfrac_lower"), means, strict=True)
+    )
     return {name: known[name] for name in METRICS.get(mode, known)}
 
 
@@ -169,27 +204,52 @@ def masked_policy_loss(
     loss_agg_mode = "seq-mean-token-mean" if mode == "sapo" else loss_agg_mode
     objective = objective_of(mode, loss_agg_mode, config)
     unweighted, mask = rollout_is_weights is None, response_mask.bool()
-    expect(unweighted or mode != "dro", "rollout_is_weights", "None with loss_mode srt_dro", "a tensor")
+    expect(
+        unweighted or mode != "dro", "rollout_is_weights", "None with loss_mode srt_dro", "a tensor"
+    )
     index, cu_seqlens = _pack(mask)
-    factors = advantages if unweighted else advantages * rollout_is_weights  # a loss is linear in them
-    logprobs, old, advantages, factors = (t.flatten()[index] for t in (log_prob, old_log_prob, advantages, factors))
+    factors = (
+        advantages if unweighted else advantages * rollout_is_weights
+    )  # a loss is linear in them
+    logprobs, old, advantages, factors = (
+        t.flatten()[index] for t in (log_prob, old_log_prob, advantages, factors)
+    )
     log_ratio = logprobs.detach() - old
     log_ratio = log_ratio if mode in ("gspo", "dro") else log_ratio.clamp(-20, 20)
     means = _completion_means(log_ratio, cu_seqlens) if mode == "gspo" else None
     ratio, (low, high) = (log_ratio if means is None else means).exp(), _bounds(config)
-    bounded, beyond_delta = ratio.clamp(1 - low, 1 + high), (ratio > (objective.delta or torch.inf)) & (advantages < 0)
+    bounded, beyond_delta = (
+        ratio.clamp(1 - low, 1 + high),
+        (ratio > (objective.delta or torch.inf)) & (advantages < 0),
+    )
     out = policy_loss(
-        logprobs, factors * bounded if mode == "cispo" else factors, cu_seqlens, objective,
-        old_logprobs=old if means is None else logprobs.detach() - means,  # GSPO-token (arXiv 2507.18071, 4.3)
-        ref_logprobs=old if mode == "dro" else None, normalizer=_normalizer(loss_agg_mode, mask, **config.global_batch_info),
-    )  # fmt: skip
-    return out.loss, _metrics(mode, log_ratio, _clipped(mode, ratio, bounded, advantages), beyond_delta)
+        logprobs,
+        factors * bounded if mode == "cispo" else factors,
+        cu_seqlens,
+        objective,
+        old_logprobs=old
+        if means is None
+        else logprobs.detach() - means,  # GSPO-token (arXiv 2507.18071, 4.3)
+        ref_logprobs=old if mode == "dro" else None,
+        normalizer=_normalizer(loss_agg_mode, mask, **config.global_batch_info),
+    )
+    return out.loss, _metrics(
+        mode, log_ratio, _clipped(mode, ratio, bounded, advantages), beyond_delta
+    )
 
 
 def _with_default(mode: str, default: str) -> Callable[..., tuple[Tensor, dict[str, float]]]:
     """masked_policy_loss with the signature of verl's loss `mode`; a partial would make the rest keyword-only."""
 
-    def loss(old_log_prob, log_prob, advantages, response_mask, loss_agg_mode=default, config=None, rollout_is_weights=None):
+    def loss(
+        old_log_prob,
+        log_prob,
+        advantages,
+        response_mask,
+        loss_agg_mode=default,
+        config=None,
+        rollout_is_weights=None,
+    ):
         batch = old_log_prob, log_prob, advantages, response_mask
         return masked_policy_loss(mode, *batch, loss_agg_mode, config, rollout_is_weights)
 
@@ -204,7 +264,12 @@ for _mode in MODES:
 
 
 def answer_score(
-    data_source: str, solution_str: str, ground_truth: Any, extra_info: dict | None = None, *, rule: str = "boxed"
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: dict | None = None,
+    *,
+    rule: str = "boxed",
 ) -> dict[str, Any]:
     """A reward function for verl whose score is no reward but the answer's name, for the majority_ advantages to vote on.
 
@@ -229,20 +294,31 @@ def _keys(token_level_rewards: Tensor) -> Tensor:
     keys = scores.long()
     good = (keys == scores) & (keys >= 0) & (keys < SCORES)
     expected = "the scores of answer_score, with use_kl_in_reward off"
-    expect(bool(good.all()), "token_level_rewards", expected, f"{scores[~good][:1].tolist()}, no integer in [0, 2^24)")
+    expect(
+        bool(good.all()),
+        "token_level_rewards",
+        expected,
+        f"{scores[~good][:1].tolist()}, no integer in [0, 2^24)",
+    )
     return keys
 
 
 def _by_group(index: Iterable[Hashable], device: torch.device) -> tuple[Tensor, Tensor]:
     """uids [B] -> the rows with those of each uid together [B], and cu_groups [P+1]."""
     number: dict[Hashable, int] = {}
-    group = torch.tensor([number.setdefault(uid, len(number)) for uid in index], dtype=torch.int64, device=device)
+    group = torch.tensor(
+        [number.setdefault(uid, len(number)) for uid in index], dtype=torch.int64, device=device
+    )
     sizes = torch.bincount(group, minlength=len(number))
     return torch.argsort(group, stable=True), torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
 
 
 def majority_advantage(
-    kind: str, token_level_rewards: Tensor, response_mask: Tensor, index: Iterable[Hashable], config: Any = None
+    kind: str,
+    token_level_rewards: Tensor,
+    response_mask: Tensor,
+    index: Iterable[Hashable],
+    config: Any = None,
 ) -> tuple[Tensor, Tensor]:
     """Advantages of agreeing with the majority of the same uid, without labels: (advantages, returns), both the same.
 
@@ -283,12 +359,19 @@ def linear_cross_entropy(
     over the ranks to the whole one, which is what Megatron's reduce-scatter expects; here each is 1/world of it.
     Raises ValueError for another reduction, and as linear_logprob.
     """
-    expect(reduction in ("none", "sum", "mean"), "reduction", "'none', 'sum' or 'mean'", repr(reduction))
+    expect(
+        reduction in ("none", "sum", "mean"),
+        "reduction",
+        "'none', 'sum' or 'mean'",
+        repr(reduction),
+    )
     hidden = hidden.flatten(0, -2)
     if dist_process_group is not None:
         hidden = hidden.view_as(hidden)  # the hook is for this use of it only
         if hidden.requires_grad:
-            hidden.register_hook(partial(torch.mul, other=1 / dist.get_world_size(dist_process_group)))
+            hidden.register_hook(
+                partial(torch.mul, other=1 / dist.get_world_size(dist_process_group))
+            )
     logprobs, entropies = linear_logprob(
         hidden, weight, labels.flatten().long(), temperature=temperature, group=dist_process_group
     )

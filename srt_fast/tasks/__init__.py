@@ -13,9 +13,12 @@ def make_task(config: Config) -> Task:
 
         return ArithmeticTask(config.task)
     if config.task.kind == "reasoning_gym":
-        from srt_fast.tasks.gym import GymTask
+        from srt_fast.tasks.reasoning_gym import GymTask
 
-        return GymTask(config.task, config.evaluation.prompts + (config.monitor.prompts if config.monitor.every else 0))
+        return GymTask(
+            config.task,
+            config.evaluation.prompts + (config.monitor.prompts if config.monitor.every else 0),
+        )
     from srt_fast.tasks.files import FileTask
 
     return FileTask(config.task)

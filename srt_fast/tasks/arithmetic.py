@@ -10,8 +10,8 @@ import random
 from hashlib import blake2b
 
 from srt_fast.config import TaskConfig
-from srt_fast.rollout import Problem
-from srt_fast.tasks.verify import make_verifier
+from srt_fast.tasks.verifiers import make_verifier
+from srt_fast.types import Problem
 
 
 class ArithmeticTask:
@@ -25,10 +25,14 @@ class ArithmeticTask:
     def __init__(self, config: TaskConfig):
         unknown = sorted(config.params.keys() - {"max_digits"})
         if unknown:
-            raise ValueError(f"task.params: arithmetic knows max_digits only, got {', '.join(unknown)}")
+            raise ValueError(
+                f"task.params: arithmetic knows max_digits only, got {', '.join(unknown)}"
+            )
         self.max_digits = config.params.get("max_digits", 3)
         if type(self.max_digits) is not int or not 1 <= self.max_digits <= 100:
-            raise ValueError(f"task.params.max_digits: expected a whole number from 1 to 100, got {self.max_digits!r}")
+            raise ValueError(
+                f"task.params.max_digits: expected a whole number from 1 to 100, got {self.max_digits!r}"
+            )
         self.train_size = config.size or None
         self.correct = make_verifier(config.verifier)
 

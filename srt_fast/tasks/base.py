@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from srt_fast.rollout import Problem
+from srt_fast.types import Problem
 
 
 class Task(Protocol):

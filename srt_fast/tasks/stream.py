@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from srt_fast.rollout import Problem
 from srt_fast.tasks.base import Task
+from srt_fast.types import Problem
 
 
 class PromptStream:
@@ -16,11 +16,16 @@ class PromptStream:
 
     def __init__(self, task: Task, seed: int):
         if task.train_size == 0:
-            raise ValueError("prompt stream: expected a task with training problems, got train_size 0")
+            raise ValueError(
+                "prompt stream: expected a task with training problems, got train_size 0"
+            )
         self.task = task
         self.seed = seed
         self.position = 0
-        self._epoch, self._order = -1, []  # the permutation of one epoch, made when it is first needed
+        self._epoch, self._order = (
+            -1,
+            [],
+        )  # the permutation of one epoch, made when it is first needed
 
     def next(self, count: int) -> list[Problem]:
         """The next `count` problems."""

@@ -11,7 +11,9 @@ torch.set_default_device(DEVICE)
 
 
 def pytest_collection_modifyitems(items):
-    skip = pytest.mark.skip(reason="bad values are an assertion on the device, which ends the process's use of it")
+    skip = pytest.mark.skip(
+        reason="bad values are an assertion on the device, which ends the process's use of it"
+    )
     for item in items:
         if DEVICE != "cpu" and item.originalname == "test_bad_input":
             item.add_marker(skip)

@@ -1,0 +1,121 @@
+import json
+import sys
+
+import pytest
+
+from srt_fast.config import LogConfig
+from srt_fast.files import read_rows
+from srt_fast.run.metrics import MetricsWriter
+
+FILES_ONLY = LogConfig(tensorboard=False)
+
+
+def write_steps(run_dir, steps, resume_step, log=FILES_ONLY):
+    writer = MetricsWriter(run_dir, log, resume_step)
+    for step in steps:
+        writer.log(step, {"loss": step / 10})
+        writer.samples(step, [{"prompt": "1+1=", "completion": f"{step}"}] * 2)
+    return writer
+
+
+def steps_of(path):
+    return [row["step"] for row in read_rows(path)]
+
+
+def test_resume_after_kill_doubles_nothing(tmp_path):
+    metrics, samples = tmp_path / "metrics.jsonl", tmp_path / "samples.jsonl"
+    write_steps(tmp_path, range(1, 8), None)  # never closed, as after kill -9: each row is flushed
+    before = metrics.read_bytes().splitlines()[:5]
+    for path in (metrics, samples):
+        with open(path, "ab") as file:
+            file.write(b'{"step": 8, "kind": "tr\xc3')
+    with pytest.warns(UserWarning, match="half-written"):
+        assert steps_of(metrics) == list(range(1, 8))
+    with pytest.warns(UserWarning, match="half-written"):
+        write_steps(tmp_path, range(6, 11), 5).close()
+    assert steps_of(metrics) == list(range(1, 11))
+    assert steps_of(samples) == sorted([*range(1, 11)] * 2)
+    assert metrics.read_bytes().splitlines()[:5] == before
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_last_row_without_newline_is_kept_apart(tmp_path):
+    write_steps(tmp_path, [1, 2], None).close()
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    write_steps(tmp_path, [3], 2).close()
+    assert steps_of(path) == [1, 2, 3]
+
+
+def test_not_finite_becomes_null(tmp_path):
+    writer = MetricsWriter(tmp_path, FILES_ONLY, None)
+    writer.log(
+        1,
+        {"loss": float("nan"), "grad_norm": float("inf"), "gold": None, "note": "x\u2028y"},
+        kind="event",
+    )
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    row = json.loads(line, parse_constant=pytest.fail)
+    assert (row["loss"], row["grad_norm"], row["gold"], row["note"]) == (
+        None,
+        None,
+        None,
+        "x\u2028y",
+    )
+
+
+def test_refusals_name_what_was_expected(tmp_path, monkeypatch):
+    writer = write_steps(tmp_path / "old", [1], None)
+    with pytest.raises(
+        ValueError, match="kind: expected one of train, eval, monitor, event, got 'test'"
+    ):
+        writer.log(2, {}, kind="test")
+    with pytest.raises(ValueError, match="got step"):
+        writer.log(2, {"step": 3})
+    with pytest.raises(ValueError, match="expected a new run folder"):
+        MetricsWriter(tmp_path / "old", FILES_ONLY, None)
+    (tmp_path / "old" / "metrics.jsonl").write_text('{"step": 1}\nrubbish\n{"step": 2}\n')
+    with pytest.raises(ValueError, match="metrics.jsonl:2: expected one JSON object"):
+        read_rows(tmp_path / "old" / "metrics.jsonl")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="log.tracker: .*pip install wandb"):
+        MetricsWriter(tmp_path / "new", LogConfig(tensorboard=False, tracker="wandb"), None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match="log.tensorboard: .*pip install tensorboard"):
+        MetricsWriter(tmp_path / "new", LogConfig(), None)
+
+
+def test_tensorboard_shows_each_step_once(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    write_steps(tmp_path, range(1, 8), None, LogConfig()).close()
+    write_steps(tmp_path, range(6, 9), 5, LogConfig()).close()
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("train/loss")] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_tracker_continues_its_own_run(tmp_path, monkeypatch, name):
+    class Tracker:
+        calls = []
+
+        def init(self, **settings):
+            self.calls.append(settings)
+
+        def log(self, values, step):
+            self.calls.append((values, step))
+
+        def finish(self):
+            self.calls.append("finish")
+
+    monkeypatch.setitem(sys.modules, name, Tracker())
+    log = LogConfig(tensorboard=False, tracker=name)
+    write_steps(tmp_path, [1], None, log).close()
+    write_steps(tmp_path, [2], 1, log).close()
+    first, row, end, second, *_ = Tracker.calls
+    assert (row, end) == (({"train/loss": 0.1}, 1), "finish")
+    assert (first["resume"], second["resume"]) == ("never", "allow")
+    assert first | {"resume": "allow"} == second
+    assert first["project"] == "srt-fast" and first["name"] == tmp_path.name
+    assert ("id" in first) == (name == "wandb")

@@ -1,0 +1,7 @@
+"""Where the project's files and the shared data lie."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared"
+DATA = SHARED / "data"
