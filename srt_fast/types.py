@@ -41,22 +41,28 @@ class Rollouts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MicroBatch:
-    """A micro-batch for the training pass: prompt and completion of r rollouts packed into T tokens, n of them targets.
+class PackedSequences:
+    """r sequences, each a prompt and its completion, packed into T tokens. n tokens are targets.
 
     With prompts of 3 tokens and the first group above: T = 5 + 4 + 6 = 15, n = 6.
     """
 
     input_ids: Tensor  # [T] int64
     position_ids: Tensor  # [T] int64: [0 1 2 3 4 | 0 1 2 3 | 0 1 2 3 4 5]
-    cu_input: Tensor  # [r+1] int32, prompt and completion: [0, 5, 9, 15]
+    cu_input: Tensor  # [r+1] int32, where each sequence begins: [0, 5, 9, 15]
     row_index: Tensor  # [n] int64, the hidden row that predicts each target: [2 3 | 7 | 11 12 13]
     targets: Tensor  # [n] int64, completion tokens
-    cu_seqlens: Tensor  # [r+1] int32, completions only: [0, 2, 3, 6]
+    cu_seqlens: Tensor  # [r+1] int32, where each completion begins among the targets: [0, 2, 3, 6]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch(PackedSequences):
+    """Sequences of one training pass, with what their loss needs."""
+
     advantages: Tensor  # [r] fp32: [1/3, 1/3, -2/3]
     sampler_logprobs: Tensor  # [n] fp32
-    rollout_index: Tensor  # [r] int64, which of the step's R rollouts these are: [0, 1, 2]
-    token_index: Tensor  # [n] int64, which of the step's N tokens these are
+    rollout_index: Tensor  # [r] int64, places among the step's R rollouts: [0, 1, 2]
+    token_index: Tensor  # [n] int64, places among the step's N tokens
 
 
 def join(parts: list):

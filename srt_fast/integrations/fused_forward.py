@@ -6,7 +6,6 @@ import functools
 import types
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,28 +15,14 @@ from srt_fast.config import ModelConfig
 from srt_fast.integrations.padded import offsets
 from srt_fast.model.attention import ATTENTION
 from srt_fast.model.policy import Policy
+from srt_fast.types import PackedSequences
 
 
-@dataclass(frozen=True, kw_only=True)
-class PackedRows:
-    """r prompts with completions, T tokens back to back, n of them scored.
-
-    Prompts of 2 and 1 tokens, completions of 1 and 2: T = 6, n = 3.
-    """
-
-    input_ids: Tensor  # [T] int64
-    position_ids: Tensor  # [T] int64: [0 1 2 | 0 1 2]
-    cu_input: Tensor  # [r+1] int32, prompts and completions: [0, 3, 6]
-    row_index: Tensor  # [n] int64, the hidden row that predicts each target: [1 | 3 4]
-    targets: Tensor  # [n] int64, the scored tokens
-    cu_seqlens: Tensor  # [r+1] int32, scored tokens: [0, 1, 3]
-
-
-def pack_rows(ids: Tensor, valid: Tensor, scored: Tensor) -> PackedRows:
+def pack_rows(ids: Tensor, valid: Tensor, scored: Tensor) -> PackedSequences:
     """Padded rows without their padding: ids [r, L]; valid [r, L] bool, no gaps in a row; scored [r, L] bool, within
     valid and never a row's first token."""
     place = valid.flatten().cumsum(0).view_as(ids) - 1
-    return PackedRows(
+    return PackedSequences(
         input_ids=ids[valid],
         position_ids=(valid.cumsum(1) - 1)[valid],
         cu_input=offsets(valid.sum(1)),

@@ -30,10 +30,11 @@ from accelerate import DistributedType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from srt_fast.integrations.fused_forward import PackedRows, add_fused_forward, pack_rows, spread
+from srt_fast.integrations.fused_forward import add_fused_forward, pack_rows, spread
 from srt_fast.integrations.majority_reward import majority_reward
 from srt_fast.model.logprobs import head_inputs
 from srt_fast.model.policy import DROPOUTS, Policy
+from srt_fast.types import PackedSequences
 from srt_kernels import Objective, linear_logprob, linear_policy_loss
 from srt_kernels.core.checks import expect
 
@@ -369,7 +370,7 @@ class SRTGRPOTrainer(trl.GRPOTrainer):
             return model(fused=fused)
 
     def _head_inputs(
-        self, policy: Policy, rows: PackedRows
+        self, policy: Policy, rows: PackedSequences
     ) -> tuple[tuple[Tensor, Tensor, Tensor], dict]:
         """Hidden states, head and targets, and the head's options, as srt_kernels takes them."""
         (hidden, *others), options = head_inputs(policy, rows, self.temperature)
