@@ -18,7 +18,7 @@ __all__ = ["RewardFunction", "Groups", "Reward", "make_reward_function"]
 def make_reward_function(kind: str, params: dict[str, Any]) -> RewardFunction:
     """The design of this name with these settings. ValueError for a setting that it does not have, a wrong type or a value out
     of range."""
-    module = importlib.import_module(f"srt_fast.rewards.{kind}")
+    module = importlib.import_module(f"srt_fast.rewards.designs.{kind}")
     design = getattr(module, "".join(word.capitalize() for word in kind.split("_")))
     known = [field.name for field in fields(design)]
     if unknown := sorted(set(params) - set(known)):

@@ -37,8 +37,8 @@ def check(variant, chip):
 
 def test_every_kernel_has_variants():
     modules = [
-        importlib.import_module(f"srt_kernels.{info.name}")
-        for info in pkgutil.iter_modules(srt_kernels.__path__)
+        importlib.import_module(info.name)
+        for info in pkgutil.walk_packages(srt_kernels.__path__, "srt_kernels.")
     ]
     values = [
         value
