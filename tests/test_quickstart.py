@@ -6,7 +6,7 @@ import pytest
 from srt_fast.config import override
 from srt_fast.config.recipes import quickstart
 from srt_fast.files import read_rows
-from srt_fast.quickstart import _sloppy, build_tokenizer, cache_folder, ensure_warm_started
+from srt_fast.quickstart import build_tokenizer, cache_folder, ensure_warm_started, with_slips
 from srt_fast.train import Trainer
 from srt_fast.types import Problem
 
@@ -45,8 +45,8 @@ def test_tokenizer_round_trips_any_text_and_keeps_the_box_whole():
 
 def test_slips_are_as_frequent_as_asked():
     problem, rng = Problem(id="", prompt="740+580=", gold="132"), random.Random(0)
-    assert _sloppy(problem, rng, 0.0) == problem
-    right = sum(_sloppy(problem, rng, 0.15).gold == "132" for _ in range(4000)) / 4000
+    assert with_slips(problem, rng, 0.0) == problem
+    right = sum(with_slips(problem, rng, 0.15).gold == "132" for _ in range(4000)) / 4000
     assert (
         abs(right - (1 - 0.15 * 0.9) ** 4) < 4 * (0.25 / 4000) ** 0.5
     )  # four columns; a tenth of slips hit the digit

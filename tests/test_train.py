@@ -232,21 +232,16 @@ def test_stopped_killed_and_resumed_is_bit_for_bit_the_whole_run(tiny_config, tm
     assert told[0] == told[1]
 
 
-def test_a_folder_of_an_earlier_version_goes_on(tiny_config, tmp_path):
-    """Before the samplers had names, and before batches were prepared ahead."""
+def test_a_checkpoint_of_another_format_is_an_error(tiny_config, tmp_path):
     run(tiny_config, tmp_path / "run", **{"train.steps": 2, "checkpoint.every": 1})
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    del config["vllm"], config["sampling"]["engine"]
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     file = tmp_path / "run" / "checkpoints" / "step-000002" / "state.pt"
     state = torch.load(file, weights_only=True)
-    state["stream"]["prompts"] = state["stream"].pop("supply")["prompts"]
-    torch.save(state, file)
-    assert Trainer(
-        override(load_config(tmp_path / "run"), {"train.steps": 3}),
-        resume=tmp_path / "run",
-        quiet=True,
-    ).train()
+    assert state["format"] == 1
+    config = override(load_config(tmp_path / "run"), {"train.steps": 3})
+    for other in ({"format": 2}, {}):
+        torch.save({name: state[name] for name in state if name != "format"} | other, file)
+        with pytest.raises(ValueError, match="expected a checkpoint of format 1, got"):
+            Trainer(config, resume=tmp_path / "run", quiet=True).train()
 
 
 def test_a_resume_may_not_become_another_run(tiny_config, tmp_path):
@@ -280,14 +275,14 @@ def test_a_full_disk_costs_a_checkpoint_not_the_run(tiny_config, tmp_path):
     trainer = Trainer(
         override(tiny_config, {"checkpoint.every": 1, "checkpoint.keep": 1}), quiet=True
     )
-    one_step, limits = trainer._one_step, resource.getrlimit(resource.RLIMIT_FSIZE)
+    train_step, limits = trainer.train_step, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limited_step():
         if trainer.step == 2:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-        one_step()
+        train_step()
 
-    trainer._one_step = limited_step
+    trainer.train_step = limited_step
     try:
         with pytest.raises(CheckpointError, match="could not write .*step-000004"):
             trainer.train()

@@ -1,23 +1,24 @@
-"""A second opinion on the vote: math-verify checks a few groups of every step, off the critical path.
+"""A second opinion on the vote: math-verify checks a few groups of every step, off the critical
+path.
 
-The vote joins answers by their canonical form. For `reward.audit_groups` groups of a step, a thread asks math-verify,
-in a process of its own, whether each other answer of the group equals the majority's, and writes one row per step to
-audit.jsonl as soon as it knows:
+The vote joins answers by their canonical form. For `reward.audit_groups` groups of a step, a thread
+asks math-verify, in a process of its own, whether each other answer of the group equals the
+majority's, and writes one row per step to audit.jsonl as soon as it knows:
 
     {"step": 12, "kind": "audit", "time": 1731000000.0, "groups": 2, "pairs": 9, "agreement": 0.889, "false_merges": 0,
      "false_splits": 1, "failures": 0, "dropped": 0, "examples": [["false_splits", "x+1", "1+x"]]}
 
-groups        checked
-pairs         distinct answers beside the majority's most common spelling, on which math-verify gave a verdict
-agreement     part of the pairs in which vote and math-verify agree; null without pairs
-false_merges  pairs that are one vote and that math-verify finds different
-false_splits  pairs that are two votes and that math-verify finds equal
-failures      pairs without a verdict: too slow, too long, a crash, or math-verify cannot parse them
-dropped       groups that were not checked, because the audit was QUEUE steps behind or the run ended
+groups        checked pairs         distinct answers beside the majority's most common spelling, on
+which math-verify gave a verdict agreement     part of the pairs in which vote and math-verify
+agree; null without pairs false_merges  pairs that are one vote and that math-verify finds different
+false_splits  pairs that are two votes and that math-verify finds equal failures      pairs without
+a verdict: too slow, too long, a crash, or math-verify cannot parse them dropped       groups that
+were not checked, because the audit was QUEUE steps behind or the run ended
 
-Nothing here can stop or delay training: a question that hangs or crashes ends math-verify's process only
-(tasks/judge.py), a step's groups are dropped rather than waited for, and any other error ends the audit with a warning.
-Which groups are chosen depends on the seed and the step alone; no random generator of the run is touched.
+Nothing here can stop or delay training: a question that hangs or crashes ends math-verify's process
+only (tasks/judge.py), a step's groups are dropped rather than waited for, and any other error ends
+the audit with a warning. Which groups are chosen depends on the seed and the step alone; no random
+generator of the run is touched.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ class AuditSample:
 
 
 def pairs(ballot: AuditSample) -> list[tuple[str, str, bool]]:
-    """(the majority's most common spelling, another answer, whether they are one vote), each answer once."""
+    """(the majority's most common spelling, another answer, whether they are one vote), each answer
+    once.
+    """
     votes = Counter(
         (key, text)
         for key, text in zip(ballot.keys, ballot.texts, strict=True)
@@ -71,7 +74,9 @@ def pairs(ballot: AuditSample) -> list[tuple[str, str, bool]]:
 
 
 class Audit:
-    """The audit of one run. Does nothing where `groups` is 0. ValueError where math-verify is not installed."""
+    """The audit of one run. Does nothing where `groups` is 0. ValueError where math-verify is not
+    installed.
+    """
 
     def __init__(self, path: Path, groups: int, seed: int, *, limit_s: int = 5):
         if groups:
@@ -89,7 +94,9 @@ class Audit:
         self._file: TextIO | None = None
 
     def open(self, resume_step: int | None) -> None:
-        """Open the file. On resume, rows of later steps are dropped: those steps are run and checked again."""
+        """Open the file. On resume, rows of later steps are dropped: those steps are run and
+        checked again.
+        """
         if self._groups or self._path.exists():
             self._file = open_rows(self._path, resume_step)
 
@@ -102,7 +109,9 @@ class Audit:
         )
 
     def submit(self, step: int, ballots: list[AuditSample]) -> None:
-        """Have these groups checked. Returns at once; drops and counts them if QUEUE steps are waiting."""
+        """Have these groups checked. Returns at once; drops and counts them if QUEUE steps are
+        waiting.
+        """
         if not ballots:
             return
         if self._thread.ident is None:
@@ -130,7 +139,9 @@ class Audit:
         self._file = None
 
     def totals(self) -> dict[str, float | int | None]:
-        """The figures of the whole run, earlier sessions included; none where nothing was submitted."""
+        """The figures of the whole run, earlier sessions included; none where nothing was
+        submitted.
+        """
         return totals(read_rows(self._path)) if self._thread.ident is not None else {}
 
     def _work(self) -> None:

@@ -18,14 +18,14 @@ SCORES = {0: 0.5, 2: 0.8, 4: 0.9, 6: 0.5, 8: 0.5, 10: 0.9, 12: 0.5, 14: 0.5, 16:
 @pytest.fixture
 def collapsing(monkeypatch, tiny_config):
     """A configuration whose held-out scores are SCORES, whatever the model does."""
-    look = CollapseProbe.look
+    look = CollapseProbe.measure
 
     def scripted(self):
         scores, kl = look(self)  # the real look, for what it does to the run
         return [SCORES[next(steps)]] * len(scores), kl
 
     steps = iter(SCORES)
-    monkeypatch.setattr(CollapseProbe, "look", scripted)
+    monkeypatch.setattr(CollapseProbe, "measure", scripted)
     return override(
         tiny_config,
         {
@@ -98,8 +98,8 @@ def test_freeze_goes_on_with_the_starting_models_votes(collapsing):
     )
     trainer.train()
     assert (
-        type(trainer.reward.design).__name__ == "Frozen"
-        and trainer.reward.state_dict()["evidence"]["labels"]
+        type(trainer.parts.rewards.function).__name__ == "Frozen"
+        and trainer.parts.rewards.state_dict()["labels"]
     )
     assert events(read_rows(folder / "metrics.jsonl"), "frozen") == [(6, "frozen")]
 
@@ -114,12 +114,12 @@ def test_log_changes_no_step(collapsing, tmp_path):
     assert same(weights(folder / "model"), weights(trained(blind, "log")[2] / "model"))
 
 
-def test_gold_can_be_the_judge(tiny_config, tmp_path):
+def test_the_probe_can_use_gold_labels(tiny_config, tmp_path):
     rows = trained(tiny_config, "log", **{"monitor.labels": "gold"})[1]
-    assert all(0 <= row["held_out"] <= 1 for row in rows if row["kind"] == "monitor")
+    assert all(0 <= row["probe_score"] <= 1 for row in rows if row["kind"] == "monitor")
     (tmp_path / "plain.jsonl").write_text("".join(f'{{"problem": "{i}+1="}}\n' for i in range(40)))
     task = {"kind": "jsonl", "name": str(tmp_path / "plain.jsonl"), "params": {}}
-    with pytest.raises(ValueError, match="monitor.labels: 'gold' needs held-out gold answers"):
+    with pytest.raises(ValueError, match="monitor.labels: 'gold' needs gold answers"):
         Trainer(override(tiny_config, {"task": task, "monitor.labels": "gold"}))
     with pytest.raises(
         ValueError, match="monitor.every: expected at least 1 with monitor.action='stop', got 0"

@@ -17,21 +17,26 @@ HEALTHY = {
 }
 
 
+def check(monitor: Monitor) -> tuple[list[str], bool]:
+    verdict = monitor.check()
+    return verdict.new_causes, verdict.raises_alarm
+
+
 def after(
     values: dict, scores: list[float] | None = None, kl: float = 0.1, looks: int = 2
 ) -> tuple[list[str], bool]:
     """What a monitor says after a healthy beginning, with held-out scores of 0.75, and then five steps of these values."""
     monitor = Monitor()
     for step in (0, 5):
-        monitor.hold_out(step, [0.5, 1.0] * 16, 0.0)
+        monitor.observe_probe(step, [0.5, 1.0] * 16, 0.0)
     for _ in range(5):
         monitor.observe(HEALTHY)
-    assert monitor.labels() == ([], False)
+    assert check(monitor) == ([], False)
     for _ in range(5):
         monitor.observe(HEALTHY | values)
     for look in range(looks):
-        monitor.hold_out(10 + look, scores or [0.5, 1.0] * 16, kl)
-    return monitor.labels()
+        monitor.observe_probe(10 + look, scores or [0.5, 1.0] * 16, kl)
+    return check(monitor)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +52,7 @@ def after(
         ({"answer_entropy": 0.75}, {}, ["few_answers"]),
         ({"vote_share": 0.81}, {}, ["divergence"]),
         ({}, {"kl": 1.1}, ["kl"]),
-        ({}, {"scores": [0.3, 0.9] * 16}, ["held_out"]),  # 15 points down on every prompt
+        ({}, {"scores": [0.3, 0.9] * 16}, ["probe_score"]),  # 15 points down on every prompt
         ({}, {"scores": [0.3, 0.9] * 16, "looks": 1}, []),  # one look of the two that are averaged
         ({}, {"scores": [0.0] + [0.5, 1.0] * 15 + [1.0]}, []),  # one prompt of 32
         ({"vote_share": 0.75}, {"scores": [0.45, 0.9] * 16}, ["divergence"]),  # both a little
@@ -57,7 +62,7 @@ def after(
 def test_what_raises_which_cause(values, looked, causes):
     new, alarm = after(values, **looked)
     assert new == causes
-    assert alarm == any(CAUSES[name].strong for name in causes)
+    assert alarm == any(CAUSES[name].is_strong for name in causes)
 
 
 def test_two_weak_causes_are_an_alarm_and_it_is_raised_once():
@@ -72,7 +77,7 @@ def test_two_weak_causes_are_an_alarm_and_it_is_raised_once():
     ):
         for _ in range(5):
             monitor.observe(values)
-        assert monitor.labels() == expected
+        assert check(monitor) == expected
         state = json.loads(json.dumps(monitor.state_dict()))  # plain values
         monitor = Monitor()
         monitor.load_state_dict(state)
@@ -91,7 +96,7 @@ def test_the_best_step_has_the_best_mean_of_two_looks_and_has_not_fallen():
         (30, 0.9, 30),
         (35, 0.86, 35),
     ):
-        monitor.hold_out(step, [score] * 4, 0.0)
+        monitor.observe_probe(step, [score] * 4, 0.0)
         assert monitor.best_step == best
     monitor.restart()
-    assert monitor.labels() == ([], False)
+    assert check(monitor) == ([], False)

@@ -21,7 +21,7 @@ CORRECT = [True, True, True, False, False, False, True, False, False, False]
 VOTE = [1, 1, 1, 0, 1, 0, 0, 1, 1, 1]
 
 
-def groups(keys: list[int], cu_groups: list[int], **evidence) -> Groups:
+def groups(keys: list[int], cu_groups: list[int], **inputs) -> Groups:
     """Rollouts of two tokens each."""
     keys, cu_groups = torch.tensor(keys), torch.tensor(cu_groups, dtype=torch.int32)
     return Groups(
@@ -30,12 +30,12 @@ def groups(keys: list[int], cu_groups: list[int], **evidence) -> Groups:
         cu_seqlens=2 * torch.arange(len(keys) + 1, dtype=torch.int32),
         logprobs=torch.zeros(2 * len(keys)),
         vote=majority_vote(keys, cu_groups),
-        **{name: torch.tensor(value) for name, value in evidence.items()},
+        **{name: torch.tensor(value) for name, value in inputs.items()},
     )
 
 
 # What a design may ask for. The starting model voted A, D and nothing; the teacher's rollouts, two a prompt, say B B, D D, none.
-EVIDENCE = {
+INPUTS = {
     "correct": CORRECT,
     "start_labels": [A, D, 0],
     "start_shares": [0.5, 1.0, 0.0],
@@ -43,7 +43,7 @@ EVIDENCE = {
     "cu_teacher": [0, 2, 4, 6],
     "entropies": [0.25, 0.75] * 10,
     "certainty": [1.0, 3.0] * 10,
-    "judged": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
+    "judge_scores": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
 }
 
 
@@ -116,7 +116,7 @@ def test_every_design_is_tested_here():
 def test_a_batch_worked_out_by_hand(kind, params):
     rewards, keep, more = EXPECTED[kind, params]
     design: RewardFunction = make_reward_function(kind, dict(params))
-    reward = design(groups(KEYS, CU_GROUPS, **EVIDENCE))
+    reward = design(groups(KEYS, CU_GROUPS, **INPUTS))
     assert reward.rewards.dtype == torch.float32 and reward.keep.dtype == torch.bool
     torch.testing.assert_close(reward.rewards, torch.tensor(rewards, dtype=torch.float32))
     assert reward.keep.tolist() == [bool(k) for k in keep]
@@ -156,7 +156,7 @@ def test_groups_without_answers_earn_nothing(kind):
                 cu_teacher=list(range(prompts + 1)),
                 entropies=[1.0] * 2 * rollouts,
                 certainty=[0.0] * 2 * rollouts,
-                judged=[1.0] * rollouts,
+                judge_scores=[1.0] * rollouts,
             )
         )
         assert (reward.rewards == reward.rewards[0]).all()

@@ -12,15 +12,17 @@ from srt_fast.files import read_rows
 from srt_fast.model.loading import load_policy
 from srt_fast.model.logprobs import rollout_statistics
 from srt_fast.rewards import make_reward_function
+from srt_fast.rewards.base import VerificationTask, keep_all
 from srt_fast.rewards.inputs import RewardInputs
-from srt_fast.rewards.self_verification import judge, verification
+from srt_fast.rewards.pipeline import concatenate
+from srt_fast.rewards.self_verification import judge_rollouts, sample_verification
 from srt_fast.rewards.teacher import Teacher, decay_at
 from srt_fast.rewards.weighting import head_tail
 from srt_fast.sampling.base import pack_completions
 from srt_fast.sampling.hf import HFSampler
-from srt_fast.supervised_replay import SupervisedReplay, as_rollouts
+from srt_fast.supervised_replay import SupervisedReplay, pack_pairs
 from srt_fast.train import Trainer
-from srt_fast.types import Groups, Problem, Reward, join
+from srt_fast.types import Groups, Problem, Reward
 from srt_kernels.answers.extract import answer_key
 from srt_kernels.answers.reader import AnswerReader
 from srt_kernels.groups.majority_vote import majority_vote
@@ -77,7 +79,9 @@ def test_a_verdict_is_the_probability_of_yes(tiny_policy, tiny_config):
         rollouts(tiny_policy),
         [Problem(id="a", prompt="1+2="), Problem(id="b", prompt="30+4=")],
     )
-    judged = judge("{prompt}{completion}?", problems, batch, tiny_policy, config, lambda: None)
+    scores = judge_rollouts(
+        "{prompt}{completion}?", problems, batch, tiny_policy, config, lambda: None
+    )
     for index in (0, 5):
         text = tiny_policy.tokenizer.decode(
             batch.tokens[batch.cu_seqlens[index] : batch.cu_seqlens[index + 1]],
@@ -89,9 +93,11 @@ def test_a_verdict_is_the_probability_of_yes(tiny_policy, tiny_config):
             logprob[tiny_policy.tokenizer(verdict, add_special_tokens=False)["input_ids"][0]]
             for verdict in "10"
         )
-        assert judged[index].item() == pytest.approx(torch.sigmoid(yes - no).item(), abs=1e-5)
+        assert scores[index].item() == pytest.approx(torch.sigmoid(yes - no).item(), abs=1e-5)
     assert (
-        judge("{completion}" + "?" * 90, problems, batch, tiny_policy, config, lambda: None)
+        judge_rollouts(
+            "{completion}" + "?" * 90, problems, batch, tiny_policy, config, lambda: None
+        )
         .isnan()
         .all()
     )  # over the context
@@ -105,28 +111,26 @@ def test_the_second_task_asks_about_both_kinds_and_pays_for_the_pseudo_label(
     config = override(tiny_config, {"task.answer_rule": "last_number"})
     one = tiny_policy.tokenizer("1", add_special_tokens=False)["input_ids"]
     sampler = SimpleNamespace(
-        sample=lambda prompts, samples, **_: pack_completions(
-            [torch.tensor(one)] * len(prompts) * samples,
-            [torch.zeros(1)] * len(prompts) * samples,
-            [False] * len(prompts) * samples,
+        sample=lambda prompts, params: pack_completions(
+            [torch.tensor(one)] * len(prompts) * params.n,
+            [torch.zeros(1)] * len(prompts) * params.n,
+            [False] * len(prompts) * params.n,
             prompts,
-            samples,
+            params.n,
         )
     )
-    design = make_reward_function(
-        "verify", {"question": "{prompt}{completion}?", "solutions": 4, "samples": 2}
-    )
+    task = VerificationTask(question="{prompt}{completion}?", solutions=4, samples=2)
     agrees = torch.arange(6) < right
     problems = [Problem(id="a", prompt="1+2="), Problem(id="b", prompt="30+4=")]
-    extra, reward = verification(
-        design,
-        problems,
-        rollouts(tiny_policy),
-        agrees,
-        tiny_policy,
-        sampler,
-        AnswerReader(tiny_policy.tokenizer, "last_number"),
-        config,
+    extra, reward = sample_verification(
+        task,
+        problems=problems,
+        rollouts=rollouts(tiny_policy),
+        agrees=agrees,
+        policy=tiny_policy,
+        sampler=sampler,
+        reader=AnswerReader(tiny_policy.tokenizer, "last_number"),
+        config=config,
     )
     assert (
         reward.rewards.view(4, 2).mean(1).tolist() == [1.0] * chosen[0] + [0.0] * chosen[1]
@@ -149,7 +153,7 @@ def evidence_of(policy, config, tiny_model) -> RewardInputs:
     start = load_policy(tiny_model, config.model)
     reader = AnswerReader(policy.tokenizer, "last_number")
     made = RewardInputs(config, policy, HFSampler(policy, 64), reader, lambda: None, start=start)
-    made._start._own = Counting(start, 64)
+    made._start_teacher._hf_sampler = Counting(start, 64)
     return made
 
 
@@ -164,17 +168,20 @@ def test_the_starting_model_votes_once_on_a_prompt(tiny_policy, tiny_config, tin
     """Also after a resume."""
     evidence, design = (
         evidence_of(tiny_policy, tiny_config, tiny_model),
-        make_reward_function("frozen", {"samples": 5}),
+        make_reward_function("frozen", {"samples": 5}).requires,
     )
     first = evidence.gather(design, asked_prompts(tiny_policy, "1+2=", "2+2="), None)
     again = evidence.gather(design, asked_prompts(tiny_policy, "2+2=", "3+3=", "1+2="), None)
-    assert evidence._start._own.asked == 3
+    assert evidence._start_teacher._hf_sampler.asked == 3
     assert again["start_labels"][[2, 0]].tolist() == first["start_labels"].tolist()
     assert again["start_shares"][[2, 0]].tolist() == first["start_shares"].tolist()
     resumed = evidence_of(tiny_policy, tiny_config, tiny_model)
     resumed.load_state_dict(evidence.state_dict())
     last = resumed.gather(design, asked_prompts(tiny_policy, "3+3="), None)
-    assert resumed._start._own.asked == 0 and last["start_labels"][0] == again["start_labels"][1]
+    assert (
+        resumed._start_teacher._hf_sampler.asked == 0
+        and last["start_labels"][0] == again["start_labels"][1]
+    )
 
 
 def test_labels_from_a_file(tiny_policy, tiny_config, tmp_path):
@@ -184,7 +191,7 @@ def test_labels_from_a_file(tiny_policy, tiny_config, tmp_path):
     )
     evidence = RewardInputs(tiny_config, tiny_policy, None, None, lambda: None)
     found = evidence.gather(
-        make_reward_function("frozen", {"file": str(file)}),
+        make_reward_function("frozen", {"file": str(file)}).requires,
         asked_prompts(tiny_policy, "2+2=", "9+9=", "1+2="),
         None,
     )
@@ -196,7 +203,7 @@ def test_labels_from_a_file(tiny_policy, tiny_config, tmp_path):
         match=r"expected prompt and label in every row of .*, got a row without \(line 2\)",
     ):
         RewardInputs(tiny_config, tiny_policy, None, None, lambda: None).gather(
-            make_reward_function("frozen", {"file": str(file)}),
+            make_reward_function("frozen", {"file": str(file)}).requires,
             asked_prompts(tiny_policy, "1+2="),
             None,
         )
@@ -235,7 +242,7 @@ def batch_of(keys: list[list[int]]) -> Groups:
 
 def test_hard_prompts_count_more():
     groups = batch_of([[1, 1, 1, 1], [1, 1, 2, 3], [1, 2, 3, 4]])
-    reward = Reward(rewards=groups.vote.rewards, keep=groups.everyone())
+    reward = Reward(rewards=groups.vote.rewards, keep=keep_all(groups))
     assert head_tail(reward, groups, 0.0) is reward
     weighed = head_tail(reward, groups, 1.0).weights.view(
         3, 4
@@ -261,13 +268,13 @@ def test_supervised_steps_take_what_is_strong_but_rare():
     again = SupervisedReplay(CurriculumConfig(supervised_every=3))
     again.load_state_dict(lift.state_dict())
     assert lift.take(3) == again.take(3) == [([5, 6], [101])] and lift.take(6) == []
-    supervised = as_rollouts([([5, 6], [101, 102]), ([7], [103])], torch.device("cpu"))
+    supervised = pack_pairs([([5, 6], [101, 102]), ([7], [103])], torch.device("cpu"))
     assert supervised.tokens.tolist() == [101, 102, 103] and supervised.prompts == [[5, 6], [7]]
 
 
 def test_joined_batches_are_one_behind_the_other(tiny_policy):
     first, second = rollouts(tiny_policy, 3), rollouts(tiny_policy, 2, ("5+5=",))
-    both = join([first, second])
+    both = concatenate([first, second])
     assert both.cu_groups.tolist() == [0, 3, 6, 8] and both.cu_groups.dtype == torch.int32
     assert both.cu_seqlens.tolist() == [
         *first.cu_seqlens.tolist(),
@@ -275,7 +282,7 @@ def test_joined_batches_are_one_behind_the_other(tiny_policy):
     ]
     assert both.tokens.tolist() == [*first.tokens.tolist(), *second.tokens.tolist()]
     assert both.prompts == first.prompts + second.prompts
-    groups = join([batch_of([[1, 1], [2, 0]]), batch_of([[3]])])
+    groups = concatenate([batch_of([[1, 1], [2, 0]]), batch_of([[3]])])
     assert (
         groups.cu_groups.tolist() == [0, 2, 4, 5]
         and groups.vote.majority.tolist() == [1, 2, 3]
@@ -295,13 +302,13 @@ def test_resampling_fills_the_batch_with_what_the_design_keeps(tiny_config, tmp_
             "train.prompts_per_step": 3,
         },
     )
-    kept, learn = [], learner.Learner.learn
+    kept, pack = [], learner.Learner.pack
 
     def spy(self, rollouts, reward):
         kept.append((reward.keep.view(-1, 2).all(1).sum().item(), len(rollouts.prompts)))
-        return learn(self, rollouts, reward)
+        return pack(self, rollouts, reward)
 
-    monkeypatch.setattr(learner.Learner, "learn", spy)
+    monkeypatch.setattr(learner.Learner, "pack", spy)
     Trainer(config, quiet=True).train()
     rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"]
     assert [count for count, _ in kept] == [3, 3] and all(
