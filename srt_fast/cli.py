@@ -116,9 +116,8 @@ def _print_results(trainer: Trainer, summary: dict[str, Any]) -> None:
     """A table of the evaluations, the paths of the results, and the summary as one JSON line."""
     from srt_fast.run.progress import summary_table
 
-    config = trainer.config
-    labels = "gold answers used" if config.trains_on_gold else "no label used"
-    title = f"{config.recipe}: {summary['steps']} steps, {summary['seconds']:.0f} s, {labels}"
+    labels = "gold answers used" if trainer.uses_gold else "no label used"
+    title = f"{summary['recipe']}: {summary['steps']} steps, {summary['seconds']:.0f} s, {labels}"
     start = trainer.run.evaluations["start"]
     end = trainer.run.evaluations["end"]
     rows = [(name, start[name], end[name]) for name in start if _is_in_summary(name)]

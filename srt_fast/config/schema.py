@@ -55,12 +55,6 @@ class Config:
         _check_gold(self)
         _check_train(self)
 
-    @property
-    def trains_on_gold(self) -> bool:
-        """Whether gold answers change the training, by the reward or by the monitor's action."""
-        monitor_acts_on_gold = self.monitor.labels == "gold" and self.monitor.action != "log"
-        return self.reward.kind in REWARDS_WITH_GOLD or monitor_acts_on_gold
-
     def objective(self) -> Objective:
         """The loss that train.objective and train.objective_overrides describe.
 

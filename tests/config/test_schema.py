@@ -109,19 +109,6 @@ def test_one_step_off_corrects_unless_overridden():
     assert uncorrected.objective().correction == "none"
 
 
-@pytest.mark.parametrize(
-    ("changes", "trains_on_gold"),
-    [
-        ({}, False),
-        ({"reward.kind": "oracle"}, True),
-        ({"monitor.labels": "gold"}, False),
-        ({"monitor.labels": "gold", "monitor.action": "stop"}, True),
-    ],
-)
-def test_gold_answers_train_by_the_reward_or_by_an_action(changes, trains_on_gold):
-    assert override(quickstart(), changes).trains_on_gold is trains_on_gold
-
-
 def test_every_field_has_a_docstring():
     config = Config()
     for field in fields(config):
