@@ -20,8 +20,9 @@ def introduction(numbers: dict[str, Any]) -> str:
     return (
         "Written by `srt-fast experiment collapse` "
         f"(commit {environment['commit'] or 'unknown'}, torch {environment['torch']}, "
-        f"{environment['cpu']}, {environment['cores']} cores, {environment['date']}). The embedded "
-        f"quickstart model on 3-digit sums, seeds {_join(numbers['seeds'])}. Rise: "
+        f"{environment['cpu']}, {environment['cores']} cores, {environment['date']}). Model and "
+        "task: the embedded quickstart model on 3-digit sums. Seeds: "
+        f"{_join(numbers['seeds'])}. Rise: "
         f"{rise['steps']} steps of {rise['prompts_per_step']} prompts at lr {rise['lr']:g}, the "
         f"recipe's own settings. All other arms: {collapse['steps']} steps of "
         f"{collapse['prompts_per_step']} prompts at lr {collapse['lr']:g}."
