@@ -100,8 +100,8 @@ def _check_gold(config: Config) -> None:
         )
     if config.monitor.labels == "gold":
         raise ValueError(
-            "monitor.labels: 'gold' needs held-out gold answers, expected task.gold_column to name "
-            "them, got none"
+            "monitor.labels: 'gold' needs gold answers, expected task.gold_column to name them, "
+            "got none"
         )
 
 

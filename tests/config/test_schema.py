@@ -39,7 +39,7 @@ FILE_TASK = {
             r"model\.dtype: expected float32 with reward\.kind 'pool'",
         ),
         (FILE_TASK | {"reward.kind": "oracle"}, r"reward\.kind: 'oracle' needs gold answers"),
-        (FILE_TASK | {"monitor.labels": "gold"}, r"monitor\.labels: 'gold' needs held-out gold"),
+        (FILE_TASK | {"monitor.labels": "gold"}, r"monitor\.labels: 'gold' needs gold answers"),
         ({"warm_start.pass1_low": 0.9}, r"warm_start\.pass1_low"),
         ({"task.kind": "jsonl"}, r"task\.name"),
         ({"task.template": "no prompt"}, r"task\.template"),
