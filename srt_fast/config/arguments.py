@@ -38,7 +38,7 @@ class Arguments:
 
 
 def split_arguments(argv: list[str]) -> Arguments:
-    """Tell the recipe, the file and the run folder from the fields. RECIPE may be a file.
+    """Separate the recipe, the file and the run folder from the fields. RECIPE may be a file.
 
     Raises ValueError for two recipes, and for a run folder beside a recipe or file.
     """
@@ -76,7 +76,8 @@ def configure(arguments: Arguments, command: str, changes: dict[str, Any] | None
     values = read_file(arguments.file) if arguments.file else {}
     recipe = arguments.recipe or str(values.get("recipe", "quickstart"))
     try:
-        config = override(_base_config(recipe, values), values | (changes or {}))
+        config = _base_config(recipe, values)
+        config = override(config, values | (changes or {}))
     except ValueError as error:
         raise ValueError(f"{arguments.file}: {error}" if arguments.file else str(error)) from None
     return override_fields(config, arguments.overrides, f"{command} {recipe}")
@@ -114,8 +115,8 @@ def _base_config(recipe: str, values: dict[str, Any]) -> Config:
     it is the name of a model's run, and no recipe.
     """
     model = values.get("model")
-    is_recipe_or_argument = recipe in RECIPES or recipe != str(values.get("recipe"))
-    if not is_recipe_or_argument and isinstance(model, dict) and "path" in model:
+    is_model_name = recipe == str(values.get("recipe")) and recipe not in RECIPES
+    if is_model_name and isinstance(model, dict) and "path" in model:
         return for_model(str(model["path"]))
     values.pop("recipe", None)
     return find_recipe(recipe)
