@@ -32,7 +32,7 @@ from srt_fast.sampling.base import pack_completions
 from srt_fast.sampling.hf import HFSampler
 from srt_fast.tasks import make_task
 from srt_fast.tasks.arithmetic import ArithmeticTask, worked_solution
-from srt_fast.tasks.prompt import prompt_ids
+from srt_fast.tasks.prompt import tokenize_prompt
 from srt_fast.types import Problem
 from srt_kernels.answers.reader import AnswerReader
 from srt_kernels.lm_head.linear_logprob import linear_logprob
@@ -197,7 +197,7 @@ def _supervised_step(
         completions,
         [torch.zeros_like(c) for c in completions],
         [False] * len(completions),
-        [prompt_ids(p, config.task, tokenizer) for p in problems],
+        [tokenize_prompt(p, config.task, tokenizer) for p in problems],
         samples=1,
     )
     everything = torch.arange(len(completions), device=policy.device)

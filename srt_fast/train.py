@@ -33,7 +33,7 @@ from srt_fast.sampling import SamplerError, choose_engine, make_sampler
 from srt_fast.sampling.prefetch import BatchPrefetcher
 from srt_fast.supervised_replay import SupervisedReplay, as_rollouts
 from srt_fast.tasks import make_task
-from srt_fast.tasks.prompt import prompt_ids
+from srt_fast.tasks.prompt import tokenize_prompt
 from srt_fast.tasks.stream import PromptStream
 from srt_fast.types import Batch
 from srt_kernels.answers.reader import AnswerReader
@@ -132,7 +132,7 @@ class Trainer:
             "start" in self.design.requires and not getattr(self.design, "file", None)
         )
         start = (
-            starting_model(config, run.progress, run.signals.check)
+            starting_model(config, run.progress, run.interrupts.check)
             if with_kl or votes or not saved
             else None
         )
@@ -156,18 +156,18 @@ class Trainer:
                 )
             )
         self.sampler = make_sampler(
-            config, self.policy, folder=run.folder, checkpoint=run.signals.check
+            config, self.policy, folder=run.folder, checkpoint=run.interrupts.check
         )
         held.callback(self.sampler.close)
         self.learner = Learner(
-            config, self.policy, reference if with_kl else None, run.signals.check
+            config, self.policy, reference if with_kl else None, run.interrupts.check
         )
         evidence = RewardInputs(
             config,
             self.policy,
             self.sampler,
             self.reader,
-            run.signals.check,
+            run.interrupts.check,
             start=reference if votes else None,
             trailing=trailing,
         )
@@ -232,7 +232,7 @@ class Trainer:
             )
 
         if self.run.save(
-            self.step, write, needed=needed, again=self.collapse.acted_at == self.step
+            self.step, write, is_required=needed, overwrite=self.collapse.acted_at == self.step
         ):
             self.collapse.saved()
 
@@ -315,7 +315,7 @@ class Trainer:
     def _check_sampler(self) -> None:
         """The check of every step, for the first one. The prompts of all checks are chosen here."""
         prompts = (
-            prompt_ids(problem, self.config.task, self.policy.tokenizer)
+            tokenize_prompt(problem, self.config.task, self.policy.tokenizer)
             for problem in self.task.held_out(self.config.evaluation.prompts)
         )
         fitting = (ids for ids in prompts if len(ids) <= self.prefetcher.max_prompt)
@@ -373,7 +373,7 @@ class Trainer:
             rollouts.cu_groups.tolist(),
             self.config.log,
         )
-        audited, everyone = self.run.audit.chosen(self.step, len(problems)), range(len(problems))
+        audited, everyone = self.run.audit.choose_groups(self.step, len(problems)), range(len(problems))
         sampled = log.sample_every and (
             self.step in (1, self.config.train.steps) or self.step % log.sample_every == 0
         )
@@ -396,7 +396,7 @@ class Trainer:
             ],
         )
         if sampled:
-            self.run.metrics.samples(
+            self.run.metrics.log_samples(
                 self.step,
                 sample_rows(
                     problems,

@@ -33,7 +33,7 @@ class CollapseHandler:
                 trainer.policy,
                 trainer.sampler,
                 trainer.reader,
-                trainer.run.signals.check,
+                trainer.run.interrupts.check,
             )
             if self._settings.every
             else None
@@ -153,7 +153,7 @@ class CollapseHandler:
 
         try:
             save_checkpoint(
-                self._root, step, write, keep=99, link=trainer.run.folder / "best_model", again=True
+                self._root, step, write, keep=99, link=trainer.run.folder / "best_model", overwrite=True
             )
         except CheckpointError as error:
             trainer.run.event(step, "checkpoint_failed", str(error))

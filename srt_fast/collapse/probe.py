@@ -13,7 +13,7 @@ from srt_fast.model.policy import Policy, longest_prompt
 from srt_fast.sampling import Sampler
 from srt_fast.sampling.base import SamplingParams
 from srt_fast.tasks.base import Task
-from srt_fast.tasks.prompt import prompt_ids
+from srt_fast.tasks.prompt import tokenize_prompt
 from srt_fast.types import Rollouts
 from srt_kernels.answers.reader import AnswerReader
 from srt_kernels.groups.majority_vote import majority_vote
@@ -45,7 +45,7 @@ class CollapseProbe:
         problems = task.held_out(evaluated + wanted)
         limit = longest_prompt(policy, config.sampling)
         pairs = [
-            (problem, prompt_ids(problem, config.task, policy.tokenizer))
+            (problem, tokenize_prompt(problem, config.task, policy.tokenizer))
             for problem in problems[-wanted:]
         ]
         self._problems = [problem for problem, ids in pairs if len(ids) <= limit]

@@ -13,7 +13,7 @@ from srt_fast.model.logprobs import rollout_logprobs
 from srt_fast.model.policy import Policy, longest_prompt
 from srt_fast.rewards.designs.verify import Verify
 from srt_fast.sampling.base import Sampler, SamplingParams, pack_completions
-from srt_fast.tasks.prompt import prompt_ids
+from srt_fast.tasks.prompt import tokenize_prompt
 from srt_fast.types import Problem, Reward, Rollouts
 from srt_kernels.answers.extract import answer_key
 from srt_kernels.answers.reader import AnswerReader
@@ -44,7 +44,7 @@ def ask(
         problem = problems[group[index]]
         wording = question.replace("{prompt}", problem.prompt, 1).replace("{completion}", text, 1)
         asked.append(
-            prompt_ids(Problem(id=problem.id, prompt=wording), config.task, policy.tokenizer)
+            tokenize_prompt(Problem(id=problem.id, prompt=wording), config.task, policy.tokenizer)
         )
     return asked
 
