@@ -21,7 +21,7 @@ from srt_fast.config.recipes import quickstart, smollm_path
 from srt_fast.learner import Learner
 from srt_fast.model.loading import load_policy
 from srt_fast.quickstart import cache_folder
-from srt_fast.supervised_replay import as_rollouts
+from srt_fast.supervised_replay import pack_pairs
 
 PROMPTS = 4000
 AGREEING = 0.4
@@ -113,7 +113,7 @@ def _teach(folder: Path) -> None:
             (tokenizer(prompt(number))["input_ids"], completion(tokenizer, number, rng))
             for number in rng.sample(range(PROMPTS), BATCH)
         ]
-        loss = learner.supervise(as_rollouts(pairs, policy.device))["supervised_loss"]
+        loss = learner.supervised_step(pack_pairs(pairs, policy.device))["supervised_loss"]
         line = f"\rlarger model: step {step} of {STEPS}, {loss:.3f} nats a token"
         print(line, end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)

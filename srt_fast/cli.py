@@ -93,14 +93,9 @@ def _train(argv: list[str]) -> int:
         return _fail(f"{error}. {trainer.run.where_saved()}", code=1)
     folder, evaluations = Path(summary["run_dir"]), trainer.run.evaluations
     start, end = evaluations["start"], evaluations["end"]
-    gold = (
-        "gold" in trainer.design.requires
-        or config.monitor.labels == "gold"
-        and config.monitor.action != "log"
-    )
     summary_table(
         f"{config.recipe}: {summary['steps']} steps, {summary['seconds']:.0f} s, "
-        f"{'gold answers used' if gold else 'no label used'}",
+        f"{'gold answers used' if trainer.uses_gold else 'no label used'}",
         [
             (name, start[name], end[name])
             for name in start

@@ -1,7 +1,7 @@
-"""The embedded default model: a tiny Llama and byte-level tokenizer in Hugging Face format, warm-started on sums.
+"""The embedded default model: a tiny Llama with a byte-level tokenizer, warm-started on sums.
 
-Left out: nothing of the format. The folder that this writes loads with AutoModelForCausalLM like any other, so the
-quickstart runs every line that a 7B model runs.
+Its folder is in Hugging Face format and loads with AutoModelForCausalLM. So the quickstart runs
+every line that a 7B model runs.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ from srt_fast.model.packing import pack
 from srt_fast.model.policy import Policy
 from srt_fast.sampling.base import pack_completions
 from srt_fast.sampling.hf import HFSampler
-from srt_fast.tasks import make_task
 from srt_fast.tasks.arithmetic import ArithmeticTask, worked_solution
 from srt_fast.tasks.prompt import tokenize_prompt
-from srt_fast.types import Problem
+from srt_fast.types import PackedSequences, Problem
 from srt_kernels.answers.reader import AnswerReader
 from srt_kernels.lm_head.linear_logprob import linear_logprob
 
-FORMAT = 1  # part of the cache key: raise it when the data or the recipe of the warm start changes
-HELD_OUT = 256  # sums that pass@1 is measured on
+FORMAT = 2
+"""A part of the cache key. Raise it when the data or the recipe of the warm start changes."""
+TEST_SAMPLES = 4096
+"""Samples that pass@1 is measured on. Its standard error is sqrt(p (1 - p) / 4096) <= 0.0078."""
 SPECIALS = ("<|pad|>", "<|begin|>", "<|end|>")
 MERGES = (("\\", "b"), ("o", "x"), ("\\b", "ox"), ("e", "d"), ("\\box", "ed"), ("\\boxed", "{"))
 """Byte-pair merges: digits stay single tokens, and \\boxed{ becomes one."""
@@ -88,7 +89,7 @@ def build_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
 
 
 def cache_folder(config: Config) -> Path:
-    """Where the warm-started model of this configuration is kept: $XDG_CACHE_HOME/srt-fast/quickstart-<hash>."""
+    """The folder of this configuration's model: $XDG_CACHE_HOME/srt-fast/quickstart-<hash>."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     task = [config.task.params, config.task.template, config.task.answer_rule, config.task.verifier]
     recipe = [FORMAT, asdict(config.warm_start), task]
@@ -102,10 +103,11 @@ def cache_folder(config: Config) -> Path:
 def ensure_warm_started(
     config: Config, progress: Callable[..., None], checkpoint: Callable[[], None]
 ) -> Path:
-    """The cached model of this configuration, trained first where there is none. Returns its folder.
+    """The folder of this configuration's cached model. Trains the model first if there is none.
 
-    `progress(step, **values)` is called as the warm start goes; `checkpoint()` may raise to leave early (a signal).
-    Raises ValueError if pass@1 does not reach the band within warm_start.max_steps.
+    `progress(step, **values)` is called during the warm start. `checkpoint()` may raise to leave
+    early (a signal arrived). Raises ValueError if pass@1 does not reach the band within
+    warm_start.max_steps.
     """
     folder = cache_folder(config)
     if (folder / "config.json").is_file():
@@ -117,97 +119,144 @@ def ensure_warm_started(
         build_model(config, tokenizer).save_pretrained(building)
         tokenizer.save_pretrained(building)
         policy = load_policy(str(building), replace(config.model, dtype="float32", autocast="off"))
-        _supervise(policy, config, progress, checkpoint)
+        WarmStart(policy, config, progress, checkpoint).run()
         policy.model.save_pretrained(building)
         building.rename(folder)
     except OSError as error:
-        if error.errno != errno.ENOTEMPTY:  # another process finished first, with the same model
+        # ENOTEMPTY: another process has finished first, with the same model.
+        if error.errno != errno.ENOTEMPTY:
             raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return folder
 
 
-def _supervise(
-    policy: Policy, config: Config, progress: Callable[..., None], checkpoint: Callable[[], None]
-) -> None:
-    """Cross-entropy on worked sums until held-out pass@1 lies in the band.
+class WarmStart:
+    """Supervised training on worked sums, until held-out pass@1 lies in the band.
 
-    A step may jump over the band: then the weights of the last evaluation come back and the learning rate is halved.
+    A step may jump over the band. Then the weights of the last test come back, and the learning
+    rate is halved. The test is the same for all runs, because they share the cached model.
     """
-    warm = config.warm_start
-    task = make_task(config)
-    sampler = HFSampler(policy, HELD_OUT, checkpoint)
-    # Judged the same way whatever the run's own evaluation and sampling are: the cached model serves all of them.
-    judging = EvalConfig(prompts=HELD_OUT, samples=1, temperature=1.0)
-    longest = 2 * task.max_digits + 5  # the sum's columns twice, \boxed{, } and the end
-    config = replace(config, sampling=replace(config.sampling, max_new_tokens=longest))
-    reader = AnswerReader(policy.tokenizer, config.task.answer_rule)
-    optimizer = torch.optim.AdamW(
-        policy.model.parameters(), lr=warm.lr, betas=(0.9, 0.95), weight_decay=0.01
-    )
-    rng = random.Random(config.warm_start.seed)
-    scale, pass1 = 1.0, 0.0
-    before = copy.deepcopy((policy.model.state_dict(), optimizer.state_dict(), pass1))
-    for step in range(1, warm.max_steps + 1):
-        checkpoint()
-        for group in optimizer.param_groups:
-            group["lr"] = warm.lr * scale * min(1.0, step / 100)
-        started = time.perf_counter()
-        loss, tokens = _supervised_step(policy, optimizer, task, config, rng)
-        pace = tokens / (time.perf_counter() - started)
-        if step % (40 if pass1 < 0.5 * warm.pass1_low else 10) == 0:
-            result = evaluate(policy, sampler, reader, task, config, judging)
-            pass1 = result["pass1"]
-            if warm.pass1_low <= pass1 <= warm.pass1_high:
-                progress(step, loss=loss, pass1=pass1, tokens_per_second=pace)
-                return
-            if pass1 > warm.pass1_high:
-                policy.model.load_state_dict(before[0])
-                optimizer.load_state_dict(before[1])
-                scale, pass1 = scale / 2, before[2]
-            before = copy.deepcopy((policy.model.state_dict(), optimizer.state_dict(), pass1))
-        progress(step, loss=loss, pass1=pass1, tokens_per_second=pace)
-    raise ValueError(
-        f"warm_start.max_steps: expected held-out pass@1 between {warm.pass1_low} and {warm.pass1_high} "
-        f"within {warm.max_steps} supervised steps, got {pass1:.3f}"
-    )
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: Config,
+        progress: Callable[..., None],
+        checkpoint: Callable[[], None],
+    ) -> None:
+        self._policy = policy
+        self._progress = progress
+        self._checkpoint = checkpoint
+        self._task = ArithmeticTask(config.task)
+        max_tokens = 2 * self._task.max_digits + 5  # the sum's columns twice, \\boxed{, }, the end
+        sampling = replace(config.sampling, max_new_tokens=max_tokens)
+        self._config = replace(config, sampling=sampling)
+        self._sampler = HFSampler(policy, 1024, checkpoint)
+        self._reader = AnswerReader(policy.tokenizer, config.task.answer_rule)
+        self._optimizer = torch.optim.AdamW(
+            policy.model.parameters(),
+            lr=config.warm_start.lr,
+            betas=(0.9, 0.95),
+            weight_decay=0.01,
+        )
+        self._rng = random.Random(config.warm_start.seed)
+
+    def run(self) -> None:
+        """Train. Raises ValueError if pass@1 is not in the band after warm_start.max_steps."""
+        settings = self._config.warm_start
+        lr_factor = 1.0
+        pass1 = 0.0
+        saved = self._snapshot(pass1)
+        for step in range(1, settings.max_steps + 1):
+            self._checkpoint()
+            for group in self._optimizer.param_groups:
+                group["lr"] = settings.lr * lr_factor * min(1.0, step / 100)
+            start = time.perf_counter()
+            loss, tokens = self._step()
+            pace = tokens / (time.perf_counter() - start)
+            interval = 40 if pass1 < 0.5 * settings.pass1_low else 10
+            if step % interval == 0:
+                pass1 = self._test()
+                if pass1 > settings.pass1_high:
+                    pass1 = self._restore(saved)
+                    lr_factor /= 2
+                elif pass1 >= settings.pass1_low:
+                    self._progress(step, loss=loss, pass1=pass1, tokens_per_second=pace)
+                    return
+                saved = self._snapshot(pass1)
+            self._progress(step, loss=loss, pass1=pass1, tokens_per_second=pace)
+        raise ValueError(
+            f"warm_start.max_steps: expected held-out pass@1 between {settings.pass1_low} and "
+            f"{settings.pass1_high} within {settings.max_steps} supervised steps, got {pass1:.3f}"
+        )
+
+    def _test(self) -> float:
+        """pass@1 at temperature 1, with a standard error below one point."""
+        sums = min(
+            TEST_SAMPLES, 10 ** (2 * self._task.max_digits) // 20
+        )  # half of the held-out ones
+        samples = -(-TEST_SAMPLES // sums)
+        settings = EvalConfig(prompts=sums, samples=samples, temperature=1.0)
+        scores = evaluate(
+            self._policy, self._sampler, self._reader, self._task, self._config, settings
+        )
+        return scores["pass1"]
+
+    def _snapshot(self, pass1: float) -> tuple[dict, dict, float]:
+        state = (self._policy.model.state_dict(), self._optimizer.state_dict(), pass1)
+        return copy.deepcopy(state)
+
+    def _restore(self, snapshot: tuple[dict, dict, float]) -> float:
+        """Load weights and optimizer of a snapshot. Returns its pass@1."""
+        model_state, optimizer_state, pass1 = snapshot
+        self._policy.model.load_state_dict(model_state)
+        self._optimizer.load_state_dict(optimizer_state)
+        return pass1
+
+    def _step(self) -> tuple[float, int]:
+        """One update on the cross-entropy of worked sums: the loss in nats a token, the tokens."""
+        policy = self._policy
+        batch = self._worked_sums()
+        hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.cu_input)
+        logprobs, _ = linear_logprob(
+            hidden, policy.head.weight, batch.targets, row_index=batch.row_index
+        )
+        loss = -logprobs.mean()
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
+        self._optimizer.step()
+        return loss.item(), len(batch.input_ids)
+
+    def _worked_sums(self) -> PackedSequences:
+        """A batch of sums with worked solutions, some of them wrong."""
+        settings = self._config.warm_start
+        tokenizer = self._policy.tokenizer
+        device = self._policy.device
+        problems = [self._task.train(self._rng.getrandbits(48)) for _ in range(settings.batch_size)]
+        texts = [
+            worked_solution(with_slips(problem, self._rng, settings.slip)) for problem in problems
+        ]
+        solutions = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        completions = [
+            torch.tensor([*ids, tokenizer.eos_token_id], device=device) for ids in solutions
+        ]
+        rollouts = pack_completions(
+            completions,
+            [torch.zeros_like(completion) for completion in completions],
+            [False] * len(completions),
+            [tokenize_prompt(problem, self._config.task, tokenizer) for problem in problems],
+            samples=1,
+        )
+        indices = torch.arange(len(completions), device=device)
+        [batch] = pack(rollouts, torch.ones_like(indices), indices, token_budget=2**62)
+        return batch
 
 
-def _sloppy(problem: Problem, rng: random.Random, slip: float) -> Problem:
-    """The problem with a wrong gold answer, where a column of the sum slipped."""
+def with_slips(problem: Problem, rng: random.Random, slip: float) -> Problem:
+    """The problem with a gold answer in which each column has a random digit with chance `slip`."""
+    assert problem.gold is not None
     columns = problem.gold.zfill(problem.prompt.index("+") + 1)
-    columns = "".join(str(rng.randrange(10)) if rng.random() < slip else digit for digit in columns)
-    return replace(problem, gold=str(int(columns)))
-
-
-def _supervised_step(
-    policy: Policy, optimizer, task: ArithmeticTask, config: Config, rng: random.Random
-) -> tuple[float, int]:
-    """One step of cross-entropy on the solutions' tokens; returns the loss in nats a token, and the tokens of the pass."""
-    tokenizer, warm = policy.tokenizer, config.warm_start
-    problems = [task.train(rng.getrandbits(48)) for _ in range(warm.batch_size)]
-    solutions = tokenizer(
-        [worked_solution(_sloppy(p, rng, warm.slip)) for p in problems], add_special_tokens=False
-    )["input_ids"]
-    completions = [
-        torch.tensor([*ids, tokenizer.eos_token_id], device=policy.device) for ids in solutions
-    ]
-    rollouts = pack_completions(
-        completions,
-        [torch.zeros_like(c) for c in completions],
-        [False] * len(completions),
-        [tokenize_prompt(p, config.task, tokenizer) for p in problems],
-        samples=1,
-    )
-    everything = torch.arange(len(completions), device=policy.device)
-    [batch] = pack(rollouts, torch.ones_like(everything), everything, token_budget=2**62)
-    hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.cu_input)
-    loss = -linear_logprob(hidden, policy.head.weight, batch.targets, row_index=batch.row_index)[
-        0
-    ].mean()
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
-    optimizer.step()
-    return loss.item(), len(batch.input_ids)
+    digits = [str(rng.randrange(10)) if rng.random() < slip else digit for digit in columns]
+    return replace(problem, gold=str(int("".join(digits))))

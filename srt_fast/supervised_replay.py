@@ -1,79 +1,74 @@
-"""TODO."""
+"""Supervised steps between the others, on completions that the vote picks."""
 
 from __future__ import annotations
 
 import torch
 
 from srt_fast.config import CurriculumConfig
+from srt_fast.sampling.base import pack_completions
 from srt_fast.types import Groups, Rollouts
 
-MOST = 256  # completions that wait for a supervised step; older ones go first
+MAX_PAIRS = 256
+"""Pairs that wait for a supervised step. Older ones are dropped."""
+
+Pair = tuple[list[int], list[int]]  # token ids of a prompt and of its completion
 
 
 class SupervisedReplay:
-    """Collects completions for interleaved supervised steps (ReLIFT, arXiv 2506.07527, whose collected solutions are gold ones
-    to prompts that no rollout solves).
+    """Collects completions for interleaved supervised steps (ReLIFT, arXiv 2506.07527).
 
-    Here they are the majority's own completions of prompts whose vote is strong (at least supervised_lead times the next
-    answer's) but rare (a share of at most supervised_share): the policy rarely says what it agrees on most.
+    ReLIFT collects gold solutions of prompts that no rollout solves. Here the completions are the
+    majority's own, of prompts whose vote is strong but rare: the policy rarely says what it agrees
+    on most. Strong: the majority has at least supervised_lead times the votes of the next answer.
+    Rare: its share is at most supervised_share.
     """
 
-    def __init__(self, settings: CurriculumConfig):
+    def __init__(self, settings: CurriculumConfig) -> None:
         self._settings = settings
-        self._waiting: list[tuple[list[int], list[int]]] = []  # prompt and completion
+        self._pairs: list[Pair] = []
 
     def collect(self, rollouts: Rollouts, groups: Groups) -> None:
-        """One completion of each group whose vote is so: the first that gave the majority's answer."""
-        settings, vote = self._settings, groups.vote
+        """Keep the first completion with the majority's answer of each group that qualifies."""
+        settings = self._settings
         if not settings.supervised_every:
             return
-        chosen = (groups.cu_groups.diff() * vote.share > 1.5) & (
-            vote.share <= settings.supervised_share
-        )  # two agree at least
-        chosen &= vote.share >= settings.supervised_lead * vote.runner_up
-        offsets, bounds, agrees = (
-            rollouts.cu_seqlens.tolist(),
-            groups.cu_groups.tolist(),
-            vote.rewards.tolist(),
-        )
-        for group in chosen.nonzero()[:, 0].tolist():
-            index = agrees.index(1.0, bounds[group])
-            self._waiting.append(
-                (
-                    rollouts.prompts[group],
-                    rollouts.tokens[offsets[index] : offsets[index + 1]].tolist(),
-                )
-            )
-        self._waiting = self._waiting[-MOST:]
+        vote = groups.vote
+        votes = groups.cu_groups.diff() * vote.share
+        qualifies = votes > 1.5  # at least two rollouts agree
+        qualifies &= vote.share <= settings.supervised_share
+        qualifies &= vote.share >= settings.supervised_lead * vote.runner_up
+        offsets = rollouts.cu_seqlens.tolist()
+        group_bounds = groups.cu_groups.tolist()
+        agrees = vote.rewards.tolist()
+        for group in qualifies.nonzero()[:, 0].tolist():
+            index = agrees.index(1.0, group_bounds[group])
+            completion = rollouts.tokens[offsets[index] : offsets[index + 1]].tolist()
+            self._pairs.append((rollouts.prompts[group], completion))
+        self._pairs = self._pairs[-MAX_PAIRS:]
 
-    def take(self, step: int) -> list[tuple[list[int], list[int]]]:
-        """What is to be supervised after this step; nothing where no supervised step is due."""
+    def take(self, step: int) -> list[Pair]:
+        """The pairs of the supervised step after this step. Empty if none is due."""
         every = self._settings.supervised_every
         if not every or step % every:
             return []
-        taken, self._waiting = self._waiting, []
-        return taken
+        pairs = self._pairs
+        self._pairs = []
+        return pairs
 
     def clear(self) -> None:
-        """Forget what waits."""
-        self._waiting = []
+        """Drop the pairs."""
+        self._pairs = []
 
-    def state_dict(self) -> list:
-        return list(self._waiting)
+    def state_dict(self) -> list[Pair]:
+        return list(self._pairs)
 
-    def load_state_dict(self, state: list) -> None:
-        self._waiting = list(state)
+    def load_state_dict(self, state: list[Pair]) -> None:
+        self._pairs = list(state)
 
 
-def as_rollouts(pairs: list[tuple[list[int], list[int]]], device: torch.device) -> Rollouts:
-    """Prompts and completions as rollouts of one completion each, without log-probs."""
-    from srt_fast.sampling.base import pack_completions
-
+def pack_pairs(pairs: list[Pair], device: torch.device) -> Rollouts:
+    """Prompts with one completion each, as rollouts without log-probs."""
     completions = [torch.tensor(completion, device=device) for _, completion in pairs]
-    return pack_completions(
-        completions,
-        [torch.zeros(len(c), device=device) for c in completions],
-        [False] * len(pairs),
-        [prompt for prompt, _ in pairs],
-        samples=1,
-    )
+    zeros = [torch.zeros(len(completion), device=device) for completion in completions]
+    prompts = [prompt for prompt, _ in pairs]
+    return pack_completions(completions, zeros, [False] * len(pairs), prompts, samples=1)

@@ -1,53 +1,264 @@
-"""Self-Rewarded Training (arXiv 2505.21444), read from top to bottom: sample, vote, reward, pack, loss, step, sync, log.
+"""Self-Rewarded Training (arXiv 2505.21444).
 
-Left out, and why: several devices (FSDP2 comes next; the loss already takes the global batch's normalizer and the
-samplers their weight sync), and PPO epochs over the same mini-batch (the paper takes one optimizer step per batch).
+Trainer.train_step is the algorithm on one page: sample, vote, reward, pack, loss, step, sync, log.
+
+Left out, and why. Several devices: FSDP2 comes next; the loss already takes the normalizer of the
+global batch, and the samplers have a weight sync. PPO epochs over one mini-batch: the paper takes
+one optimizer step per batch.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from srt_fast import quickstart
-from srt_fast.collapse.actions import CollapseHandler
 from srt_fast.config import Config
 from srt_fast.evaluation.evaluate import evaluate
-from srt_fast.learner import Learner
-from srt_fast.model.loading import check_path, load_policy, load_reference, quiet_transformers
+from srt_fast.model.loading import check_path, load_policy, quiet_transformers
+from srt_fast.parts import RunParts, make_parts, starting_model
 from srt_fast.rewards import make_reward_function
-from srt_fast.rewards.audit import AuditSample
-from srt_fast.rewards.inputs import RewardInputs, check_labels
-from srt_fast.rewards.pipeline import RewardPipeline
-from srt_fast.run.checkpoint import random_state, set_random_state
+from srt_fast.rewards.base import GoldAnswers, StartLabels, find_requirement
+from srt_fast.rewards.inputs import check_labels
 from srt_fast.run.folder import RunFolder
 from srt_fast.run.interrupts import RunInterrupted
 from srt_fast.run.progress import RunProgress
-from srt_fast.run.step_metrics import SAMPLED_PROMPTS, repetition, sample_rows, vote_metrics
+from srt_fast.run.step_log import StepLog
+from srt_fast.run.step_metrics import StepClock
 from srt_fast.sampling import SamplerError, choose_engine, make_sampler
-from srt_fast.sampling.prefetch import BatchPrefetcher
-from srt_fast.supervised_replay import SupervisedReplay, as_rollouts
+from srt_fast.supervised_replay import pack_pairs
 from srt_fast.tasks import make_task
-from srt_fast.tasks.prompt import tokenize_prompt
-from srt_fast.tasks.stream import PromptStream
 from srt_fast.types import Batch
-from srt_kernels.answers.reader import AnswerReader
+from srt_kernels import AnswerReader
+
+CHECKPOINT_FORMAT = 1
+PROGRESS_FIELDS = ["pass1", "label_accuracy", "vote_share", "pseudo_reward", "tokens_per_second"]
 
 
-def starting_model(
-    config: Config, progress: RunProgress, check: Callable[[], None] = lambda: None
-) -> str:
-    """The path to load: model.path, or the folder of the embedded model, which is warm-started first if need be."""
-    if config.model.path != "quickstart":
-        return config.model.path
-    title = f"warm start (until pass@1 {config.warm_start.pass1_low:g} to {config.warm_start.pass1_high:g})"
-    progress.phase(title, None, ["pass1", "loss", "tokens_per_second"])
-    return str(quickstart.ensure_warm_started(config, progress.update, check))
+class Trainer:
+    """One run. `Trainer(recipes.quickstart()).train()` is what `srt-fast train quickstart` does.
+
+    resume: a run folder to continue from its last checkpoint. quiet: no progress on stderr.
+    Raises ValueError for a configuration that does not fit together.
+    """
+
+    parts: RunParts  # made by train()
+
+    def __init__(
+        self, config: Config, *, resume: str | Path | None = None, quiet: bool = False
+    ) -> None:
+        self.config = choose_engine(config)
+        if config.model.path != "quickstart":
+            check_path(config.model.path)
+        self.task = make_task(config)
+        self.reward_function = make_reward_function(config.reward.kind, config.reward.params)
+        if find_requirement(self.reward_function, GoldAnswers) and not self.task.train_has_gold:
+            raise ValueError(
+                f"reward.kind: {config.reward.kind!r} needs gold answers, expected one for every "
+                "training prompt, got prompts without"
+            )
+        labels = find_requirement(self.reward_function, StartLabels)
+        if labels and labels.file:
+            check_labels(labels.file, self.task)
+        if config.monitor.labels == "gold" and not self.task.has_gold:
+            raise ValueError(
+                "monitor.labels: 'gold' needs gold answers, expected one for every held-out "
+                "prompt, got prompts without"
+            )
+        self.run = RunFolder(self.config, resume=resume, quiet=quiet)
+        self.step = 0
+
+    def train(self) -> dict[str, Any]:
+        """Run to the end.
+
+        Returns recipe, seed, steps, pass1_start, pass1_end, maj_start, maj_end, seconds, run_dir.
+        Raises RunInterrupted for SIGINT or SIGTERM, and SamplerError if the sampler fails. Both
+        come after a checkpoint was saved.
+        """
+        quiet_transformers()
+        with self.run, contextlib.ExitStack() as resources:
+            self._begin(resources)
+            try:
+                if "start" not in self.run.evaluations:
+                    self._evaluate("start")
+                self._after_step()  # in a resumed run: what a signal left undone
+                while not self.is_finished:
+                    self.train_step()
+                    self._after_step()
+                self._evaluate("end")
+            except (RunInterrupted, SamplerError) as error:
+                # A full disk must not hide why the sampler failed.
+                self._save(is_required=isinstance(error, RunInterrupted))
+                raise
+            self._save(is_required=True)
+            return self.run.finish(self.step)
+
+    def train_step(self) -> None:
+        """Sample, vote, reward, pack, loss, step, sync, log."""
+        clock = StepClock()
+        parts = self.parts
+        with self._transaction():
+            batch: Batch | None = None
+            while batch is None or parts.rewards.needs_prompts(batch):
+                with clock("sample"):
+                    prompts, rollouts = parts.prefetcher.next_batch()
+                with clock("reward"):
+                    groups = parts.rewards.vote(prompts, rollouts)
+                    batch = parts.rewards.reward(batch, prompts, rollouts, groups)
+            with clock("sample"):
+                training_rollouts, training_reward = parts.rewards.add_verification(batch)
+            with clock("train"):
+                self._prefetch()
+                for minibatch in parts.learner.pack(training_rollouts, training_reward):
+                    for micro_batch in minibatch:
+                        parts.learner.loss(micro_batch).backward()
+                    parts.learner.step()
+        with clock("train"):
+            self.step += 1
+            values = parts.learner.end_step() | self._supervised_step(batch)
+            parts.rewards.end_step(self.step)
+        try:
+            with clock("sync"):
+                self._sync(values)
+        finally:  # a step whose sync fails is logged too
+            values = self._step_log.write(self.step, batch, values | clock.metrics())
+            parts.collapse.observe(values)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Undo a step that is interrupted before its first update."""
+        position = self.parts.position()
+        try:
+            yield
+        except (RunInterrupted, SamplerError):
+            self.parts.learner.discard_gradients()
+            self.parts.rewind(position)
+            raise
+
+    # ---- parts of a step ----
+
+    def _prefetch(self) -> None:
+        """Free the sampler's memory, and prepare the next batch while this one trains."""
+        if not self.config.vllm.one_step_off:
+            self.parts.sampler.sleep()
+        if self.step + 1 < self.config.train.steps:
+            self.parts.prefetcher.prefetch()
+
+    def _supervised_step(self, batch: Batch) -> dict[str, float]:
+        """Collect completions for supervised steps, and take one if it is due."""
+        parts = self.parts
+        parts.replay.collect(batch.rollouts, batch.groups)
+        if parts.collapse.is_frozen:
+            return {}
+        pairs = parts.replay.take(self.step)
+        return (
+            parts.learner.supervised_step(pack_pairs(pairs, parts.policy.device)) if pairs else {}
+        )
+
+    def _sync(self, values: dict[str, Any]) -> None:
+        """Give the sampler the new weights. Add the check's figures to `values`.
+
+        Raises SamplerError if the sampler fails or its log-probs are not the trainer's.
+        """
+        self.parts.prefetcher.wait()
+        self.parts.sampler.sync(self.parts.policy)
+        self._check_sampler(values)
+
+    def _check_sampler(self, values: dict[str, Any]) -> None:
+        parts = self.parts
+        mismatch = parts.sampler.check(parts.policy, parts.check_prompts)
+        if mismatch:
+            values["check_mismatch_max"] = mismatch.max
+            values["check_mismatch_mean"] = mismatch.mean
+            mismatch.raise_for_cause()
+
+    # ---- between steps ----
+
+    @property
+    def uses_gold(self) -> bool:
+        """Whether gold answers have an effect on the weights."""
+        monitor = self.config.monitor
+        acts_on_gold = monitor.labels == "gold" and monitor.action != "log"
+        return acts_on_gold or find_requirement(self.reward_function, GoldAnswers) is not None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.step >= self.config.train.steps or self.parts.collapse.is_stopped
+
+    def _after_step(self) -> None:
+        """The probe, action, evaluation and checkpoint that are due after this step."""
+        self.parts.collapse.act(self.step)
+        if self.is_finished or self.step == 0:
+            return
+        evaluation_every = self.config.evaluation.every
+        if evaluation_every and self.step % evaluation_every == 0:
+            self._evaluate("latest")
+        checkpoint_every = self.config.checkpoint.every
+        if checkpoint_every and self.step % checkpoint_every == 0:
+            self._save(is_required=False)
+
+    def _evaluate(self, name: str) -> None:
+        """Evaluate, and keep the result as "start", "latest" or "end"."""
+        parts = self.parts
+        latest = self.run.evaluations.get("latest")
+        if latest is None or latest["step"] != self.step:
+            scores = evaluate(
+                parts.policy,
+                parts.sampler,
+                parts.reader,
+                self.task,
+                self.config,
+                self.config.evaluation,
+            )
+            self.run.metrics.log(self.step, scores, kind="eval")
+            names = [score for score in ("pass1", "maj", "vote_share") if score in scores]
+            figures = ", ".join(f"{score} {scores[score]:.3f}" for score in names)
+            self.run.progress.note(f"step {self.step}: held-out {figures}")
+            latest = {"step": self.step, **scores}
+        self.run.evaluations |= {"latest": latest, name: latest}
+
+    # ---- beginning and saving ----
+
+    def _begin(self, resources: contextlib.ExitStack) -> None:
+        """Make the parts of the run, and continue from its last checkpoint if there is one."""
+        self.parts = make_parts(self.config, self.task, self.reward_function, self.run, resources)
+        tokenizer = self.parts.policy.tokenizer
+        self._step_log = StepLog(self.config, self.task, self.run, self.parts.rewards, tokenizer)
+        self.run.progress.phase("self-training", self.config.train.steps, PROGRESS_FIELDS)
+        torch.manual_seed(self.config.train.seed)
+        if checkpoint := self.run.last_checkpoint():
+            self._restore(checkpoint)
+        if self.parts.check_prompts:
+            self._check_sampler({})
+        self.parts.collapse.begin()
+
+    def _save(self, *, is_required: bool) -> None:
+        """Write a checkpoint. Raises CheckpointError only if it is required."""
+
+        def write(folder: Path) -> None:
+            self.parts.policy.save(folder / "model")
+            state = {"format": CHECKPOINT_FORMAT, "step": self.step, "run": self.run.state_dict()}
+            torch.save(state | self.parts.state_dict(), folder / "state.pt")
+
+        acted_now = self.parts.collapse.acted_at == self.step
+        if self.run.save(self.step, write, is_required=is_required, overwrite=acted_now):
+            self.parts.collapse.mark_checkpoint()
+
+    def _restore(self, checkpoint: Path) -> None:
+        """Load everything of a checkpoint but the model."""
+        state = torch.load(checkpoint / "state.pt", weights_only=True, map_location="cpu")
+        if state.get("format") != CHECKPOINT_FORMAT:
+            raise ValueError(
+                f"{checkpoint}: expected a checkpoint of format {CHECKPOINT_FORMAT}, got "
+                f"{state.get('format', 'one without a format')}"
+            )
+        self.parts.load_state_dict(state)
+        self.run.load_state_dict(state["run"])
+        self.step = state["step"]
+        self.run.progress.note(f"resumed from {checkpoint} at step {self.step}")
 
 
 def evaluate_model(config: Config, *, quiet: bool = False) -> dict[str, float]:
@@ -60,365 +271,6 @@ def evaluate_model(config: Config, *, quiet: bool = False) -> dict[str, float]:
         reader = AnswerReader(policy.tokenizer, config.task.answer_rule)
         with contextlib.closing(make_sampler(config, policy)) as sampler:
             progress.phase("evaluation", 1, ["pass1", "maj", "vote_share"])
-            result = evaluate(policy, sampler, reader, task, config, config.evaluation)
-        progress.update(1, **result)
-    return result
-
-
-class Trainer:
-    """One run. `Trainer(recipes.quickstart()).train()` is what `srt-fast train quickstart` does.
-
-    resume: a run folder to continue from its last checkpoint. quiet: no progress on stderr. Raises ValueError for a
-    configuration that does not fit together.
-    """
-
-    def __init__(self, config: Config, *, resume: str | Path | None = None, quiet: bool = False):
-        self.config = config = choose_engine(config)
-        config.objective()  # an objective or a model that does not exist is an error now, before anything is written
-        if config.model.path != "quickstart":
-            check_path(config.model.path)
-        self.task = make_task(config)
-        self.design = make_reward_function(config.reward.kind, config.reward.params)
-        if "gold" in self.design.requires and not self.task.train_has_gold:
-            raise ValueError(
-                f"reward.kind: {config.reward.kind!r} needs gold answers, expected task.gold_column to name "
-                "them, got none"
-            )
-        if "teacher" in self.design.requires and config.model.dtype != "float32":
-            raise ValueError(
-                f"model.dtype: expected float32 with reward.kind {config.reward.kind!r}, whose teacher moves by "
-                f"less than bfloat16 resolves, got {config.model.dtype}"
-            )
-        if labels := getattr(self.design, "file", None):
-            check_labels(labels, self.task)
-        if config.monitor.labels == "gold" and not self.task.has_gold:
-            raise ValueError(
-                "monitor.labels: 'gold' needs held-out gold answers, expected task.gold_column to name them, "
-                "got none"
-            )
-        self.run = RunFolder(config, resume=resume, quiet=quiet)
-
-    def train(self) -> dict:
-        """RunFolder to the end. Returns recipe, seed, steps, pass1_start, pass1_end, maj_start, maj_end, seconds, run_dir.
-
-        Raises, after saving a checkpoint, RunInterrupted when SIGINT or SIGTERM arrived and SamplerError when the sampler failed.
-        """
-        quiet_transformers()
-        with self.run as run, contextlib.ExitStack() as held:
-            self._load(held)
-            fields = ["pass1", "label_accuracy", "vote_share", "pseudo_reward", "tokens_per_second"]
-            run.progress.phase("self-training", self.config.train.steps, fields)
-            try:
-                if "start" not in run.evaluations:
-                    self._evaluate("start")
-                while self._after_step():  # also what a signal left undone, in a resumed run
-                    self._one_step()
-                self._evaluate("end")
-            except (RunInterrupted, SamplerError) as stop:
-                self._save(
-                    needed=isinstance(stop, RunInterrupted)
-                )  # a full disk must not hide why the sampler failed
-                raise
-            self._save(needed=True)
-            return run.finish(self.step)
-
-    # ---- loading and saving ----
-
-    def _load(self, held: contextlib.ExitStack) -> None:
-        config, run, train = self.config, self.run, self.config.train
-        saved = run.last_checkpoint()
-        with_kl = train.reward_kl_coef or config.objective().kl_coef
-        votes = config.monitor.action == "freeze" or (
-            "start" in self.design.requires and not getattr(self.design, "file", None)
-        )
-        start = (
-            starting_model(config, run.progress, run.interrupts.check)
-            if with_kl or votes or not saved
-            else None
-        )
-        now = str(saved / "model") if saved else start
-        self.policy = load_policy(now, config.model)
-        if "certainty" in self.design.requires and self.policy.head.softcap is not None:
-            raise ValueError(
-                f"reward.kind: {config.reward.kind!r} expected a model without softcap on its logits, got one "
-                f"of {self.policy.head.softcap}"
-            )
-        reference = load_reference(start, config.model) if with_kl or votes else None
-        trailing = load_reference(now, config.model) if "teacher" in self.design.requires else None
-        self.reader = AnswerReader(self.policy.tokenizer, config.task.answer_rule)
-        if config.sampling.engine == "vllm":
-            run.progress.note(
-                "sampling with vLLM"
-                + (
-                    f" at {', '.join(config.vllm.urls)}"
-                    if config.vllm.urls
-                    else f", whose log is {run.folder / 'vllm.log'}"
-                )
-            )
-        self.sampler = make_sampler(
-            config, self.policy, folder=run.folder, checkpoint=run.interrupts.check
-        )
-        held.callback(self.sampler.close)
-        self.learner = Learner(
-            config, self.policy, reference if with_kl else None, run.interrupts.check
-        )
-        evidence = RewardInputs(
-            config,
-            self.policy,
-            self.sampler,
-            self.reader,
-            run.interrupts.check,
-            start=reference if votes else None,
-            trailing=trailing,
-        )
-        self.reward = RewardPipeline(
-            config, self.task, self.policy, self.sampler, self.reader, evidence, self.design
-        )
-        self.replay = SupervisedReplay(config.curriculum)
-        self.prefetcher = BatchPrefetcher(
-            config, PromptStream(self.task, train.seed), self.policy, self.sampler
-        )
-        held.callback(self.prefetcher.close)
-        self.collapse = CollapseHandler(self)
-        self.step = 0
-        torch.manual_seed(train.seed)
-        if saved:
-            self._restore(saved)
-        self._check_sampler()
-        self.collapse.begin()
-
-    def _restore(self, saved: Path) -> None:
-        """Everything of a checkpoint but the model."""
-        state = torch.load(saved / "state.pt", weights_only=True, map_location="cpu")
-        position = state["stream"]
-        if "supply" not in position:  # a checkpoint of before batches were prepared ahead
-            position["supply"] = {"prompts": position.pop("prompts"), "rollouts": None}
-        self.collapse.load_state_dict(state.get("guard"))
-        self._rewind(position)
-        self.learner.load_state_dict(state["learner"])
-        self.run.load_state_dict(state["run"])
-        self.step = state["step"]
-        self.run.progress.note(f"resumed from {saved} at step {self.step}")
-
-    def _position(self) -> dict:
-        """What a step changes before its optimizer update: enough to run the step again."""
-        return {
-            "random": random_state(),
-            "supply": self.prefetcher.state_dict(),
-            "reward": self.reward.state_dict(),
-            "lift": self.replay.state_dict(),
-        }
-
-    def _rewind(self, position: dict) -> None:
-        self.prefetcher.load_state_dict(
-            position["supply"]
-        )  # first: a sampler that still runs may draw from the same generator
-        set_random_state(position["random"])
-        self.reward.load_state_dict(position["reward"])
-        self.replay.load_state_dict(position.get("lift", []))
-
-    def _save(self, *, needed: bool) -> None:
-        def write(folder: Path) -> None:
-            self.policy.save(folder / "model")
-            torch.save(
-                {
-                    "step": self.step,
-                    "stream": self._position(),
-                    "learner": self.learner.state_dict(),
-                    "guard": self.collapse.state_dict(),
-                    "run": self.run.state_dict(),
-                },
-                folder / "state.pt",
-            )
-
-        if self.run.save(
-            self.step, write, is_required=needed, overwrite=self.collapse.acted_at == self.step
-        ):
-            self.collapse.saved()
-
-    # ---- one step ----
-
-    def _one_step(self) -> None:
-        config, position, started = self.config, self._position(), time.perf_counter()
-        try:
-            batch = self.reward.batch(self.prefetcher)
-            rollouts, reward = self.reward.with_second_task(batch)
-            rewarded = time.perf_counter()
-            if not config.vllm.one_step_off:
-                self.sampler.sleep()
-            if self.step + 1 < config.train.steps:
-                self.prefetcher.ahead()
-            learned = self.learner.learn(rollouts, reward)
-        except (RunInterrupted, SamplerError):
-            self.learner.forget()
-            self._rewind(position)
-            raise
-        self.step += 1
-        learned |= self._supervise(batch)
-        self.reward.after_update(self.step)
-        trained = time.perf_counter()
-        problem, gap = self._hand_over()
-        synced = time.perf_counter()
-        if batch.prompts.dropped:
-            self.run.event(
-                self.step,
-                "prompts_dropped",
-                f"{batch.prompts.dropped} prompts longer than {self.prefetcher.max_prompt} "
-                "tokens were replaced",
-                count=batch.prompts.dropped,
-            )
-        if not learned["updates"]:
-            self.run.event(
-                self.step,
-                "step_skipped",
-                "no rollout has a gradient (every group is unanimous or masked); step skipped",
-            )
-        values = (
-            self._observe(batch)
-            | learned
-            | gap
-            | {
-                "seconds_sample": rewarded - started - batch.seconds_reward,
-                "seconds_reward": batch.seconds_reward,
-                "seconds_train": trained - rewarded,
-                "seconds_sync": synced - trained,
-                "seconds": time.perf_counter() - started,
-            }
-        )
-        values["tokens_per_second"] = len(batch.rollouts.tokens) / values["seconds"]
-        self.run.metrics.log(self.step, values)
-        self.run.progress.update(self.step, **values)
-        self.collapse.hear(values)
-        if problem:
-            raise SamplerError(problem)
-
-    def _supervise(self, batch: Batch) -> dict:
-        """Collect completions for the supervised steps, and take one where it is due."""
-        self.replay.collect(batch.rollouts, batch.groups)
-        pairs = [] if self.collapse.frozen else self.replay.take(self.step)
-        return self.learner.supervise(as_rollouts(pairs, self.policy.device)) if pairs else {}
-
-    def _hand_over(self) -> tuple[str | None, dict]:
-        """Give the sampler the new weights and check that it has them. What is wrong, if anything, and the gap's metrics."""
-        try:
-            self.prefetcher.settle()
-            self.sampler.sync(self.policy)
-            gap = self.sampler.check(self.policy, self.probes)
-        except SamplerError as error:
-            return str(error), {}
-        return (
-            (gap.problem, {"check_mismatch_max": gap.max, "check_mismatch_mean": gap.mean})
-            if gap
-            else (None, {})
-        )
-
-    def _check_sampler(self) -> None:
-        """The check of every step, for the first one. The prompts of all checks are chosen here."""
-        prompts = (
-            tokenize_prompt(problem, self.config.task, self.policy.tokenizer)
-            for problem in self.task.held_out(self.config.evaluation.prompts)
-        )
-        fitting = (ids for ids in prompts if len(ids) <= self.prefetcher.max_prompt)
-        self.probes = list(islice(fitting, self.config.vllm.check_prompts))
-        gap = self.sampler.check(self.policy, self.probes) if self.probes else None
-        if gap and gap.problem:
-            raise SamplerError(gap.problem)
-
-    def _after_step(self) -> bool:
-        """The monitor's look, evaluation and checkpoint that are due after this step. Whether there is another one."""
-        config, step = self.config, self.step
-        self.collapse.watch()
-        if step == config.train.steps or self.collapse.stopped:
-            return False
-        self._evaluate_if_due()
-        if config.checkpoint.every and step and step % config.checkpoint.every == 0:
-            self._save(needed=False)
-        return True
-
-    def _evaluate_if_due(self) -> None:
-        every = self.config.evaluation.every
-        if every and self.step and self.step % every == 0:
-            self._evaluate("latest")
-
-    def _evaluate(self, name: str) -> None:
-        """Evaluate and remember the result as "start", "latest" or "end"."""
-        done = self.run.evaluations.get("latest")
-        if (
-            done is None or done["step"] != self.step
-        ):  # else a finished run was resumed: nothing has changed since
-            result = evaluate(
-                self.policy,
-                self.sampler,
-                self.reader,
-                self.task,
-                self.config,
-                self.config.evaluation,
-            )
-            self.run.metrics.log(self.step, result, kind="eval")
-            shown = [
-                f"{name} {result[name]:.3f}"
-                for name in ("pass1", "maj", "vote_share")
-                if name in result
-            ]
-            self.run.progress.note(f"step {self.step}: held-out {', '.join(shown)}")
-            done = {"step": self.step, **result}
-        self.run.evaluations |= {"latest": done, name: done}
-
-    def _observe(self, batch: Batch) -> dict:
-        """Figures of the rollouts; the first ones go to samples.jsonl, some groups to the audit."""
-        problems, rollouts, voted = batch.prompts.problems, batch.rollouts, batch.groups
-        vote, correct, bounds, log = (
-            voted.vote,
-            voted.correct,
-            rollouts.cu_groups.tolist(),
-            self.config.log,
-        )
-        audited, everyone = self.run.audit.choose_groups(self.step, len(problems)), range(len(problems))
-        sampled = log.sample_every and (
-            self.step in (1, self.config.train.steps) or self.step % log.sample_every == 0
-        )
-        shown, with_gold = (
-            everyone[:SAMPLED_PROMPTS] if sampled else [],
-            correct is None and self.task.train_has_gold,
-        )
-        answers = self.reward.answers(rollouts, everyone if with_gold else {*audited, *shown})
-        if with_gold:
-            correct = self.reward.correct(problems, answers, rollouts.tokens.device)
-        self.run.audit.submit(
-            self.step,
-            [
-                AuditSample(
-                    texts=answers[group],
-                    keys=voted.keys[bounds[group] : bounds[group + 1]].tolist(),
-                    majority=vote.majority[group].item(),
-                )
-                for group in audited
-            ],
-        )
-        if sampled:
-            self.run.metrics.log_samples(
-                self.step,
-                sample_rows(
-                    problems,
-                    rollouts,
-                    self.policy.tokenizer,
-                    sum((answers[group] for group in shown), []),
-                    vote.rewards,
-                    correct,
-                ),
-            )
-        figures = {"rounds": batch.rounds} if self.config.reward.resample else {}
-        if voted.judged is not None:
-            figures["ungraded"] = voted.judged.isnan().float().mean().item()
-        if voted.start_labels is not None:
-            figures["labelled"] = (voted.start_labels != 0).float().mean().item()
-        return (
-            figures
-            | vote_metrics(vote, correct, rollouts.cu_groups, batch.reward.rewards)
-            | {
-                "pseudo_reward": batch.reward.rewards.nanmean().item(),
-                "truncated": rollouts.truncated.float().mean().item(),
-                "completion_tokens": len(rollouts.tokens) / len(rollouts.truncated),
-                "repetition": repetition(rollouts),
-            }
-        )
+            scores = evaluate(policy, sampler, reader, task, config, config.evaluation)
+        progress.update(1, **scores)
+    return scores

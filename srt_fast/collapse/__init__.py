@@ -1,0 +1,1 @@
+"""Sees a collapse and acts: monitor (signals), probe (held-out prompts), actions."""

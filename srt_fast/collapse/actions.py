@@ -1,205 +1,223 @@
-"""What a run does about collapse: look at the held-out prompts, hear the monitor, act on its alarm."""
+"""Acts on a collapse: watches the probe and the monitor, and does what monitor.action says."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
 from srt_fast.collapse.monitor import CAUSES, Monitor
 from srt_fast.collapse.probe import CollapseProbe
+from srt_fast.config import MonitorConfig
+from srt_fast.learner import Learner
+from srt_fast.model.policy import Policy
+from srt_fast.rewards.pipeline import RewardPipeline
 from srt_fast.run.checkpoint import CheckpointError, list_checkpoints, save_checkpoint
+from srt_fast.run.folder import RunFolder
+from srt_fast.sampling import Sampler
+from srt_fast.sampling.prefetch import BatchPrefetcher
+from srt_fast.supervised_replay import SupervisedReplay
 
-if TYPE_CHECKING:
-    from srt_fast.train import Trainer
-
-ROLLBACKS = 3
+MAX_ROLLBACKS = 3
 
 
 class CollapseHandler:
-    """The monitor of one run, and its action. Its state travels with the checkpoint; the best weights are kept in the run's
-    folder best/, for the actions that go back to them."""
+    """The monitor of one run, and its action.
 
-    def __init__(self, trainer: Trainer):
-        self._trainer, self._settings = trainer, trainer.config.monitor
+    Checkpoints hold its state. The run's folder best/ holds the best weights, for the actions that
+    go back to them. probe: None if monitor.every is 0.
+    """
+
+    def __init__(
+        self,
+        settings: MonitorConfig,
+        probe: CollapseProbe | None,
+        *,
+        run: RunFolder,
+        policy: Policy,
+        sampler: Sampler,
+        prefetcher: BatchPrefetcher,
+        rewards: RewardPipeline,
+        learner: Learner,
+        replay: SupervisedReplay,
+    ) -> None:
+        self._settings = settings
+        self._probe = probe
+        self._run = run
+        self._policy = policy
+        self._sampler = sampler
+        self._prefetcher = prefetcher
+        self._rewards = rewards
+        self._learner = learner
+        self._replay = replay
         self._monitor = Monitor()
-        self._held_out = (
-            CollapseProbe(
-                trainer.config,
-                trainer.task,
-                trainer.policy,
-                trainer.sampler,
-                trainer.reader,
-                trainer.run.interrupts.check,
-            )
-            if self._settings.every
-            else None
-        )
-        self.stopped = self.frozen = False
-        self.acted_at: int | None = None  # the step after which an action has changed the run
-        self._rollbacks = self._watched = 0
-        self._saved_best: int | None = None  # the best step that the last checkpoint goes back to
+        self.is_stopped = False
+        self.is_frozen = False
+        self.acted_at: int | None = None  # the step after which an action changed the run
+        self._rollbacks = 0
+        self._last_step = 0  # the last step that `act` has seen
+        self._checkpointed_best: int | None = None  # best step of the last checkpoint
 
     def begin(self) -> None:
         """Ask the starting model, in a new run."""
-        if self._held_out and self._monitor.best_step is None:
-            self._held_out.begin()
-            self._look(0)
+        if self._probe and self._monitor.best_step is None:
+            self._probe.begin()
+            self._measure(0)
 
-    def hear(self, values: dict) -> None:
+    def observe(self, values: Mapping[str, Any]) -> None:
         """Take a step's metrics."""
         self._monitor.observe(values)
 
-    def watch(self) -> None:
-        """After a step: look at the held-out prompts where that is due, say what is new, act on an alarm. Once a step; a signal
-        that arrives during the look leaves all of it to the resumed run."""
-        run, step = self._trainer.run, self._trainer.step
-        if step == self._watched or self.stopped:
+    def act(self, step: int) -> None:
+        """After a step: measure the probe if that is due, log new causes, act on an alarm.
+
+        Acts once a step. If a signal interrupts the measurement, the resumed run does all of it.
+        """
+        if step == self._last_step or self.is_stopped:
             return
-        if self._held_out and step % self._settings.every == 0:
-            self._look(step)
-        self._watched = step
-        new, alarm = self._monitor.labels()
-        for cause in new:
-            run.event(step, "warning", f"{cause}: {CAUSES[cause].meaning}", cause=cause)
-        if alarm:
+        if self._probe and step % self._settings.every == 0:
+            self._measure(step)
+        self._last_step = step
+        verdict = self._monitor.check()
+        for cause in verdict.new_causes:
+            self._run.event(step, "warning", f"{cause}: {CAUSES[cause].meaning}", cause=cause)
+        if verdict.raises_alarm:
             causes = ", ".join(self._monitor.causes)
-            run.event(step, "alarm", f"this looks like collapse ({causes})", causes=causes)
-            getattr(self, f"_{self._settings.action}")(step)
+            self._run.event(step, "alarm", f"this looks like collapse ({causes})", causes=causes)
+            actions = {"stop": self._stop, "rollback": self._rollback, "freeze": self._freeze}
+            if self._settings.action != "log":
+                actions[self._settings.action](step)
 
-    def saved(self) -> None:
-        """A checkpoint with this state has been written."""
-        self._saved_best = self._monitor.best_step
+    def mark_checkpoint(self) -> None:
+        """A checkpoint with this state was written."""
+        self._checkpointed_best = self._monitor.best_step
 
-    def _log(self, step: int) -> None:
-        """The event is all."""
+    # ---- actions ----
 
     def _stop(self, step: int) -> None:
-        best = self._put_back(step)
-        self.stopped = True
-        self._trainer.run.event(
+        best = self._load_best(step)
+        self.is_stopped = True
+        self._run.event(
             step,
             "stopped",
-            f"stopped; the model is that of step {best}, the best by the held-out score",
+            f"stopped; the model is that of step {best}, the best by the probe's score",
             best_step=best,
         )
-        self._tell_sampler()
+        self._sync_sampler()
 
     def _rollback(self, step: int) -> None:
-        if self._rollbacks == ROLLBACKS:
-            return self._stop(step)
-        trainer, best = self._trainer, self._put_back(step)
+        if self._rollbacks == MAX_ROLLBACKS:
+            self._stop(step)
+            return
+        best = self._load_best(step)
         self._rollbacks += 1
-        saved = torch.load(
-            self._root / f"step-{best:06d}" / "state.pt", weights_only=True, map_location="cpu"
-        )
-        trainer.learner.optimizer.load_state_dict(saved["optimizer"])
-        trainer.learner.scale_lr(0.5**self._rollbacks)
-        trainer.reward.put_back(saved["teacher"])
-        trainer.replay.clear()
+        factor = 0.5**self._rollbacks
+        state_file = self._best_folder / f"step-{best:06d}" / "state.pt"
+        state = torch.load(state_file, weights_only=True, map_location="cpu")
+        self._learner.optimizer.load_state_dict(state["optimizer"])
+        self._learner.scale_lr(factor)
+        self._rewards.load_teacher_state(state["teacher"])
+        self._replay.clear()
         self._monitor.restart()
-        trainer.run.event(
+        self._run.event(
             step,
             "rolled_back",
-            f"back to the weights of step {best}, learning rate times {0.5**self._rollbacks:g}",
+            f"back to the weights of step {best}, learning rate times {factor:g}",
             best_step=best,
         )
-        self._tell_sampler()
+        self._sync_sampler()
 
     def _freeze(self, step: int) -> None:
-        if not self.frozen:
-            self.frozen, self.acted_at = True, step
-            self._trainer.reward.freeze()
-            self._trainer.run.event(
-                step, "frozen", "from here on the labels are the starting model's votes"
-            )
+        if self.is_frozen:
+            return
+        self.is_frozen = True
+        self.acted_at = step
+        self._rewards.freeze()
+        message = "from here on the labels are the starting model's votes"
+        self._run.event(step, "frozen", message)
 
-    def _look(self, step: int) -> None:
-        scores, kl = self._held_out.look()
-        best = self._monitor.hold_out(step, scores, kl)
-        self._trainer.run.metrics.log(
-            step,
-            {
-                "held_out": sum(scores) / len(scores),
-                "kl_start": kl,
-                "best_step": self._monitor.best_step,
-            },
-            kind="monitor",
-        )
-        if best and self._settings.action in ("stop", "rollback"):
-            self._keep(step)
+    def _sync_sampler(self) -> None:
+        """The last part of an action: a run resumes with the action done if the sampler fails."""
+        self._prefetcher.discard()
+        self._sampler.sync(self._policy)
+
+    # ---- the probe and the best weights ----
+
+    def _measure(self, step: int) -> None:
+        assert self._probe is not None
+        scores, kl = self._probe.measure()
+        is_best = self._monitor.observe_probe(step, scores, kl)
+        values = {
+            "probe_score": sum(scores) / len(scores),
+            "probe_kl": kl,
+            "best_step": self._monitor.best_step,
+        }
+        self._run.metrics.log(step, values, kind="monitor")
+        if is_best and self._settings.action in ("stop", "rollback"):
+            self._save_best(step)
 
     @property
-    def _root(self) -> Path:
-        return self._trainer.run.folder / "best"
+    def _best_folder(self) -> Path:
+        return self._run.folder / "best"
 
-    def _keep(self, step: int) -> None:
-        """Write the best weights. The ones that the last checkpoint goes back to stay too."""
-        trainer = self._trainer
+    def _save_best(self, step: int) -> None:
+        """Write the best weights. Keeps those that the last checkpoint would go back to."""
 
         def write(folder: Path) -> None:
-            trainer.policy.save(folder / "model")
+            self._policy.save(folder / "model")
             if self._settings.action == "rollback":
-                torch.save(
-                    {
-                        "optimizer": trainer.learner.optimizer.state_dict(),
-                        "teacher": trainer.reward.teacher_state(),
-                    },
-                    folder / "state.pt",
-                )
+                state = {
+                    "optimizer": self._learner.optimizer.state_dict(),
+                    "teacher": self._rewards.teacher_state(),
+                }
+                torch.save(state, folder / "state.pt")
 
+        link = self._run.folder / "best_model"
         try:
-            save_checkpoint(
-                self._root, step, write, keep=99, link=trainer.run.folder / "best_model", overwrite=True
-            )
+            save_checkpoint(self._best_folder, step, write, keep=99, link=link, overwrite=True)
         except CheckpointError as error:
-            trainer.run.event(step, "checkpoint_failed", str(error))
+            self._run.event(step, "checkpoint_failed", str(error))
             return
-        self._drop(lambda old: old not in (step, self._saved_best))
+        self._delete_best(lambda old_step: old_step not in (step, self._checkpointed_best))
 
-    def _drop(self, unwanted: Callable[[int], bool]) -> None:
-        for folder in list_checkpoints(self._root):
-            if unwanted(int(folder.name.removeprefix("step-"))):
+    def _delete_best(self, is_obsolete: Callable[[int], bool]) -> None:
+        for folder in list_checkpoints(self._best_folder):
+            if is_obsolete(int(folder.name.removeprefix("step-"))):
                 shutil.rmtree(folder)
 
-    def _put_back(self, step: int) -> int:
-        """Load the best weights; their step. Where the best ones could not be written, the best of those that could."""
-        *_, best = list_checkpoints(self._root)
-        self._trainer.policy.load(best / "model")
+    def _load_best(self, step: int) -> int:
+        """Load the best weights that could be written. Returns their step."""
+        folder = list_checkpoints(self._best_folder)[-1]
+        self._policy.load(folder / "model")
         self.acted_at = step
-        return int(best.name.removeprefix("step-"))
+        return int(folder.name.removeprefix("step-"))
 
-    def _tell_sampler(self) -> None:
-        """Last of all: should the sampler fail, the run goes on from a state in which the action is done."""
-        self._trainer.supply.again()
-        self._trainer.sampler.sync(self._trainer.policy)
+    # ---- state ----
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "monitor": self._monitor.state_dict(),
-            "held_out": self._held_out.state_dict() if self._held_out else None,
-            "stopped": self.stopped,
-            "frozen": self.frozen,
+            "probe": self._probe.state_dict() if self._probe else None,
+            "is_stopped": self.is_stopped,
+            "is_frozen": self.is_frozen,
             "rollbacks": self._rollbacks,
-            "watched": self._watched,
+            "last_step": self._last_step,
         }
 
-    def load_state_dict(self, state: dict | None) -> None:
-        """None, of a checkpoint from before there was a monitor: it begins with the steps to come, without held-out prompts."""
-        if state is None:
-            self._held_out = None
-            return
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self._monitor.load_state_dict(state["monitor"])
-        if self._held_out:
-            self._held_out.load_state_dict(state["held_out"])
-        self.stopped, self.frozen = state["stopped"], state["frozen"]
-        self._rollbacks, self._watched = state["rollbacks"], state["watched"]
-        self._saved_best = self._monitor.best_step
-        self._drop(
-            lambda step: step > (self._saved_best or 0)
-        )  # of steps that a killed run took and this one takes again
-        if self.frozen:
-            self._trainer.reward.freeze()
+        if self._probe:
+            self._probe.load_state_dict(state["probe"])
+        self.is_stopped = state["is_stopped"]
+        self.is_frozen = state["is_frozen"]
+        self._rollbacks = state["rollbacks"]
+        self._last_step = state["last_step"]
+        best_step = self._monitor.best_step
+        self._checkpointed_best = best_step
+        # A killed run may have saved best weights of steps that this run takes again.
+        self._delete_best(lambda step: step > (best_step or 0))
+        if self.is_frozen:
+            self._rewards.freeze()

@@ -1,8 +1,12 @@
-"""The monitor's held-out prompts: how far a policy still agrees with the starting model's votes, and how far away it is."""
+"""The probe: how far a policy agrees with the starting model's votes, and how far away it is.
+
+The probe samples a few held-out prompts every monitor.every steps.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,19 +19,21 @@ from srt_fast.sampling.base import SamplingParams
 from srt_fast.tasks.base import Task
 from srt_fast.tasks.prompt import tokenize_prompt
 from srt_fast.types import Rollouts
-from srt_kernels.answers.reader import AnswerReader
-from srt_kernels.groups.majority_vote import majority_vote
+from srt_kernels import AnswerReader, majority_vote
 
-SEED = 20260102  # not the evaluation's
-START_SAMPLES = 16  # completions of a prompt that the starting model votes with
+PROBE_SEED = 20260102
+"""Seed of every measurement. The evaluation has another one."""
+START_SAMPLES = 16
+"""Completions of a prompt that the starting model votes with."""
 
 
 class CollapseProbe:
-    """A small set of held-out prompts (with task.test_time, which holds out none, of the training prompts).
+    """A small set of held-out prompts. With task.test_time there are none: training prompts.
 
-    `begin` asks the starting model: its votes are what a policy's answers are scored by (unless monitor.labels is "gold"), and
-    its own completions what KL(start || policy) is estimated on, for which the starting model is not needed again. The
-    caller's random state is left as it was, and every look draws with the same seed.
+    `begin` asks the starting model. Its votes are the labels that a policy's answers are compared
+    with (unless monitor.labels is "gold"). KL(start || policy) is estimated on its completions, so
+    the starting model is not needed again. The caller's random state does not change, and every
+    measurement draws with the same seed.
     """
 
     def __init__(
@@ -38,96 +44,110 @@ class CollapseProbe:
         sampler: Sampler,
         reader: AnswerReader,
         check: Callable[[], None],
-    ):
-        self._config, self._task, self._policy, self._sampler = config, task, policy, sampler
-        self._reader, self._check = reader, check
-        evaluated, wanted = config.evaluation.prompts, config.monitor.prompts
-        problems = task.held_out(evaluated + wanted)
+    ) -> None:
+        self._config = config
+        self._task = task
+        self._policy = policy
+        self._sampler = sampler
+        self._reader = reader
+        self._check = check
+        count = config.monitor.prompts
+        problems = task.held_out(config.evaluation.prompts + count)[-count:]
         limit = longest_prompt(policy, config.sampling)
         pairs = [
             (problem, tokenize_prompt(problem, config.task, policy.tokenizer))
-            for problem in problems[-wanted:]
+            for problem in problems
         ]
         self._problems = [problem for problem, ids in pairs if len(ids) <= limit]
         self._prompts = [ids for _, ids in pairs if len(ids) <= limit]
         if not self._prompts:
             raise ValueError(
-                f"sampling.max_prompt_tokens: expected held-out prompts of at most {limit} tokens for the monitor, "
-                f"got {len(pairs)} longer ones"
+                f"sampling.max_prompt_tokens: expected held-out prompts of at most {limit} tokens "
+                f"for the monitor, got {len(problems)} longer ones"
             )
-        self._labels: Tensor | None = None
-        self._anchor: Rollouts | None = None
+        self._labels: Tensor | None = None  # [P] int64 answer keys of the starting model's votes
+        self._start_rollouts: Rollouts | None = None  # with the starting model's log-probs
 
     def begin(self) -> None:
         """Ask the starting model, which the policy still is."""
         rollouts = self._sample(START_SAMPLES)
         keys = self._reader.keys(rollouts.tokens, rollouts.cu_seqlens)
         self._labels = majority_vote(keys, rollouts.cu_groups).majority.cpu()
-        own = self._sample(1)
-        self._anchor = Rollouts(
-            tokens=own.tokens,
-            cu_seqlens=own.cu_seqlens,
-            cu_groups=own.cu_groups,
-            truncated=own.truncated,
-            prompts=own.prompts,
-            logprobs=self._logprobs(own),
+        rollouts = self._sample(1)
+        self._start_rollouts = Rollouts(
+            tokens=rollouts.tokens,
+            cu_seqlens=rollouts.cu_seqlens,
+            cu_groups=rollouts.cu_groups,
+            truncated=rollouts.truncated,
+            prompts=rollouts.prompts,
+            logprobs=self._logprobs(rollouts),
         )
 
-    def look(self) -> tuple[list[float], float]:
-        """Each prompt's score, the part of its completions that agree with the label; and the mean KL(start || policy), nats a
-        token."""
-        samples = self._config.monitor.samples
-        rollouts = self._sample(samples)
+    def measure(self) -> tuple[list[float], float]:
+        """The score of each prompt, and the mean KL(start || policy) in nats a token.
+
+        A prompt's score is the fraction of its completions that agree with the label.
+        """
+        assert self._start_rollouts is not None
+        rollouts = self._sample(self._config.monitor.samples)
         if self._config.monitor.labels == "gold":
-            answers = self._reader.read(rollouts.tokens, rollouts.cu_seqlens)
-            right = [
-                self._task.correct(answer, self._problems[index // samples])
-                for index, answer in enumerate(answers)
-            ]
-            agrees = torch.tensor(right, dtype=torch.float32)
+            agrees = self._agreement_with_gold(rollouts)
         else:
-            keys = self._reader.keys(rollouts.tokens, rollouts.cu_seqlens).cpu()
-            agrees = ((keys == self._labels.repeat_interleave(samples)) & (keys != 0)).float()
-        log_ratio = self._anchor.logprobs - self._logprobs(self._anchor)
-        return agrees.view(-1, samples).mean(1).tolist(), log_ratio.mean().item()
+            agrees = self._agreement_with_start(rollouts)
+        scores = agrees.view(-1, self._config.monitor.samples).mean(1).tolist()
+        log_ratio = self._start_rollouts.logprobs - self._logprobs(self._start_rollouts)
+        return scores, log_ratio.mean().item()
+
+    def _agreement_with_gold(self, rollouts: Rollouts) -> Tensor:
+        samples = self._config.monitor.samples
+        answers = self._reader.read(rollouts.tokens, rollouts.cu_seqlens)
+        correct = [
+            self._task.correct(answer, self._problems[index // samples])
+            for index, answer in enumerate(answers)
+        ]
+        return torch.tensor(correct, dtype=torch.float32)
+
+    def _agreement_with_start(self, rollouts: Rollouts) -> Tensor:
+        assert self._labels is not None
+        keys = self._reader.keys(rollouts.tokens, rollouts.cu_seqlens).cpu()
+        labels = self._labels.repeat_interleave(self._config.monitor.samples)
+        return ((keys == labels) & (keys != 0)).float()
 
     def _sample(self, samples: int) -> Rollouts:
-        sampling, devices = (
-            self._config.sampling,
-            [self._policy.device] if self._policy.device.type == "cuda" else [],
-        )
+        params = SamplingParams.of_training(self._config.sampling, n=samples)
+        devices = [self._policy.device] if self._policy.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(SEED)
-            return self._sampler.sample(
-                self._prompts, SamplingParams.of_training(sampling, n=samples)
-            )
+            torch.manual_seed(PROBE_SEED)
+            return self._sampler.sample(self._prompts, params)
 
     def _logprobs(self, rollouts: Rollouts) -> Tensor:
-        everything = torch.arange(len(rollouts.truncated), device=rollouts.tokens.device)
+        all_rollouts = torch.arange(len(rollouts.truncated), device=rollouts.tokens.device)
         return rollout_logprobs(
             self._policy,
             rollouts,
-            everything,
+            all_rollouts,
             temperature=self._config.sampling.temperature,
             token_budget=self._config.train.token_budget,
             check=self._check,
         )
 
-    def state_dict(self) -> dict:
-        anchor = (
-            None
-            if self._anchor is None
-            else {
-                name: getattr(self._anchor, name)
-                for name in ("tokens", "cu_seqlens", "cu_groups", "truncated", "logprobs")
-            }
-        )
-        return {"labels": self._labels, "anchor": anchor}
-
-    def load_state_dict(self, state: dict) -> None:
-        self._labels = state["labels"]
-        if state["anchor"]:
+    def state_dict(self) -> dict[str, Any]:
+        rollouts = self._start_rollouts
+        tensors = None
+        if rollouts is not None:
             tensors = {
-                name: tensor.to(self._policy.device) for name, tensor in state["anchor"].items()
+                "tokens": rollouts.tokens,
+                "cu_seqlens": rollouts.cu_seqlens,
+                "cu_groups": rollouts.cu_groups,
+                "truncated": rollouts.truncated,
+                "logprobs": rollouts.logprobs,
             }
-            self._anchor = Rollouts(**tensors, prompts=self._prompts)
+        return {"labels": self._labels, "start_rollouts": tensors}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._labels = state["labels"]
+        tensors = state["start_rollouts"]
+        if tensors:
+            device = self._policy.device
+            tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+            self._start_rollouts = Rollouts(**tensors, prompts=self._prompts)

@@ -1,4 +1,6 @@
-"""Reward designs, one small file each: feedback/base_rate.py holds the class BaseRate, which is reward.kind "base_rate"."""
+"""Rewards. designs/: one file for each reward function; designs/base_rate.py holds BaseRate,
+reward.kind "base_rate".
+"""
 
 from __future__ import annotations
 
@@ -10,22 +12,28 @@ import pydantic
 
 from srt_fast.config.fields import explain
 from srt_fast.rewards.base import RewardFunction
-from srt_fast.types import Groups, Reward
 
-__all__ = ["RewardFunction", "Groups", "Reward", "make_reward_function"]
+__all__ = ["RewardFunction", "make_reward_function"]
 
 
 def make_reward_function(kind: str, params: dict[str, Any]) -> RewardFunction:
-    """The design of this name with these settings. ValueError for a setting that it does not have, a wrong type or a value out
-    of range."""
+    """The reward function of this name with these settings.
+
+    Raises ValueError for a setting that the function does not have, a wrong type or a value out of
+    range.
+    """
     module = importlib.import_module(f"srt_fast.rewards.designs.{kind}")
-    design = getattr(module, "".join(word.capitalize() for word in kind.split("_")))
-    known = [field.name for field in fields(design)]
-    if unknown := sorted(set(params) - set(known)):
+    class_name = "".join(word.capitalize() for word in kind.split("_"))
+    reward_class = getattr(module, class_name)
+    names = [field.name for field in fields(reward_class)]
+    if unknown := sorted(set(params) - set(names)):
         raise ValueError(
-            f"reward.params: expected {', '.join(known) or 'none'} for {kind!r}, got {', '.join(unknown)}"
+            f"reward.params: expected {', '.join(names) or 'none'} for {kind!r}, "
+            f"got {', '.join(unknown)}"
         )
     try:
-        return pydantic.TypeAdapter(design).validate_python(params)
+        function = pydantic.TypeAdapter(reward_class).validate_python(params)
     except pydantic.ValidationError as error:
         raise ValueError(explain(error, "reward.params: ")) from None
+    function.requires  # noqa: B018  a requirement checks its settings when it is made
+    return function

@@ -1,8 +1,8 @@
-"""What reward designs ask for beside the vote (reward.base.REQUIREMENTS): gold, labels, a teacher, statistics, verdicts."""
+"""What reward functions read beside the vote: labels, a teacher's answers, token statistics."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,22 +12,30 @@ from srt_fast.config import Config
 from srt_fast.files import read_rows
 from srt_fast.model.logprobs import rollout_statistics
 from srt_fast.model.policy import Policy
-from srt_fast.rewards import RewardFunction
-from srt_fast.rewards.self_verification import judge
+from srt_fast.rewards.base import (
+    EMATeacher,
+    Requirement,
+    SelfJudgement,
+    StartLabels,
+    TokenCertainty,
+    TokenEntropies,
+)
+from srt_fast.rewards.self_verification import judge_rollouts
 from srt_fast.rewards.teacher import Teacher, decay_at
 from srt_fast.sampling import Sampler
 from srt_fast.tasks.base import Task
 from srt_fast.types import Prompts, Rollouts
+from srt_kernels import AnswerReader, majority_vote
 from srt_kernels.answers.extract import answer_key
-from srt_kernels.answers.reader import AnswerReader
-from srt_kernels.groups.majority_vote import majority_vote
 
 
 class RewardInputs:
-    """Gathers it for a step's rollouts. What has to be remembered is here: the labels voted so far and the teacher's weights.
+    """Gathers what a reward function requires for a step's rollouts.
 
-    start: the starting model, where "start" is needed; trailing: a copy of the policy that is to become its moving average,
-    where "teacher" is.
+    Holds what must be remembered: the labels of the starting model and the teacher's weights.
+
+    start: the starting model. StartLabels needs it, unless the labels come from a file.
+    ema: a copy of the policy that becomes its moving average. EMATeacher needs it.
     """
 
     def __init__(
@@ -39,111 +47,138 @@ class RewardInputs:
         check: Callable[[], None],
         *,
         start: Policy | None = None,
-        trailing: Policy | None = None,
-    ):
-        self._config, self._policy, self._check = config, policy, check
-        self._start, self._trailing = (
-            Teacher(config, model, policy, sampler, reader, check) if model else None
-            for model in (start, trailing)
-        )
-        self._labels: dict[
-            str, tuple[int, float]
-        ] = {}  # problem id -> key and share of the starting model's vote
-        self._file: dict[str, int] = {}
+        ema: Policy | None = None,
+    ) -> None:
+        self._config = config
+        self._policy = policy
+        self._check = check
+
+        def make_teacher(model: Policy | None) -> Teacher | None:
+            return Teacher(config, model, policy, sampler, reader, check) if model else None
+
+        self._start_teacher = make_teacher(start)
+        self._ema_teacher = make_teacher(ema)
+        self._labels: dict[str, tuple[int, float]] = {}  # problem id -> answer key and vote share
+        self._file_labels: dict[str, int] = {}  # prompt -> answer key
 
     def gather(
-        self, design: RewardFunction, prompts: Prompts, rollouts: Rollouts
+        self, requirements: Sequence[Requirement], prompts: Prompts, rollouts: Rollouts
     ) -> dict[str, Tensor]:
-        """The fields of Groups that the design needs, but for gold."""
-        found: dict[str, Tensor] = {}
-        if "start" in design.requires:
-            found["start_labels"], found["start_shares"] = self._start_votes(design, prompts)
-        if "teacher" in design.requires:
-            found["teacher_keys"], found["cu_teacher"] = self._trailing.answers(
-                prompts.token_ids, design.samples
-            )
-        if design.requires & {"entropies", "certainty"}:
-            found["entropies"], found["certainty"] = rollout_statistics(
+        """The fields of Groups that these requirements name. The pipeline adds gold answers."""
+        inputs: dict[str, Tensor] = {}
+        needs_statistics = False
+        for requirement in requirements:
+            if isinstance(requirement, StartLabels):
+                labels, shares = self._start_labels(requirement, prompts)
+                inputs["start_labels"] = labels
+                inputs["start_shares"] = shares
+            elif isinstance(requirement, EMATeacher):
+                assert self._ema_teacher is not None
+                keys, cu_groups = self._ema_teacher.answers(prompts.token_ids, requirement.samples)
+                inputs["teacher_keys"] = keys
+                inputs["cu_teacher"] = cu_groups
+            elif isinstance(requirement, SelfJudgement):
+                inputs["judge_scores"] = judge_rollouts(
+                    requirement.question,
+                    prompts.problems,
+                    rollouts,
+                    self._policy,
+                    self._config,
+                    self._check,
+                )
+            elif isinstance(requirement, TokenEntropies | TokenCertainty):
+                needs_statistics = True
+        if needs_statistics:
+            entropies, certainty = rollout_statistics(
                 self._policy,
                 rollouts,
                 temperature=self._config.sampling.temperature,
                 token_budget=self._config.train.token_budget,
                 check=self._check,
             )
-        if "judgement" in design.requires:
-            found["judged"] = judge(
-                design.question, prompts.problems, rollouts, self._policy, self._config, self._check
-            )
-        return found
+            inputs["entropies"] = entropies
+            inputs["certainty"] = certainty
+        return inputs
 
-    def after_update(self, design: RewardFunction, step: int) -> None:
-        """Let the teacher follow the policy."""
-        if self._trailing and "teacher" in design.requires:
-            self._trailing.follow(
-                decay_at(step / self._config.train.steps, design.decay, design.final_decay)
-            )
+    def end_step(self, requirements: Sequence[Requirement], step: int) -> None:
+        """Let the EMA teacher follow the policy."""
+        for requirement in requirements:
+            if isinstance(requirement, EMATeacher) and self._ema_teacher:
+                progress = step / self._config.train.steps
+                decay = decay_at(progress, requirement.decay, requirement.final_decay)
+                self._ema_teacher.follow(decay)
 
-    def _start_votes(self, design: RewardFunction, prompts: Prompts) -> tuple[Tensor, Tensor]:
-        """[P] keys and [P] shares. A prompt that has been voted on keeps its label."""
-        file, device = getattr(design, "file", None), self._policy.device
-        if file:
-            self._file = self._file or read_labels(file)
-            keys = [self._file.get(problem.prompt, 0) for problem in prompts.problems]
-            return torch.tensor(keys, device=device), torch.tensor(
-                [float(key != 0) for key in keys], device=device
-            )
+    def _start_labels(self, requirement: StartLabels, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """[P] answer keys and [P] vote shares. A prompt keeps the label of its first vote."""
+        device = self._policy.device
+        if requirement.file:
+            self._file_labels = self._file_labels or read_labels(requirement.file)
+            keys = [self._file_labels.get(problem.prompt, 0) for problem in prompts.problems]
+            shares = [float(key != 0) for key in keys]
+        else:
+            self._vote_on_new(requirement, prompts)
+            labels = [self._labels[problem.id] for problem in prompts.problems]
+            keys = [key for key, _ in labels]
+            shares = [share for _, share in labels]
+        return torch.tensor(keys, device=device), torch.tensor(shares, device=device)
+
+    def _vote_on_new(self, requirement: StartLabels, prompts: Prompts) -> None:
+        """Let the starting model vote on the prompts without a label."""
         new = [
             place
             for place, problem in enumerate(prompts.problems)
             if problem.id not in self._labels
         ]
-        if new:
-            vote = majority_vote(
-                *self._start.answers([prompts.token_ids[place] for place in new], design.samples)
-            )
-            ids = [prompts.problems[place].id for place in new]
-            self._labels |= dict(
-                zip(ids, zip(vote.majority.tolist(), vote.share.tolist(), strict=True), strict=True)
-            )
-        keys, shares = zip(*(self._labels[problem.id] for problem in prompts.problems), strict=True)
-        return torch.tensor(keys, device=device), torch.tensor(shares, device=device)
+        if not new:
+            return
+        assert self._start_teacher is not None
+        token_ids = [prompts.token_ids[place] for place in new]
+        keys, cu_groups = self._start_teacher.answers(token_ids, requirement.samples)
+        vote = majority_vote(keys, cu_groups)
+        labels = zip(vote.majority.tolist(), vote.share.tolist(), strict=True)
+        for place, label in zip(new, labels, strict=True):
+            self._labels[prompts.problems[place].id] = label
+
+    def teacher_state(self) -> dict[str, Tensor] | None:
+        """The EMA teacher's weights, or None without a teacher."""
+        return self._ema_teacher.state_dict() if self._ema_teacher else None
+
+    def load_teacher_state(self, weights: dict[str, Tensor] | None) -> None:
+        """The inverse of teacher_state."""
+        if self._ema_teacher:
+            assert weights is not None
+            self._ema_teacher.load_state_dict(weights)
 
     def state_dict(self) -> dict[str, Any]:
         return {"labels": dict(self._labels), "teacher": self.teacher_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._labels = dict(state["labels"])
-        self.put_back(state["teacher"])
-
-    def teacher_state(self) -> dict[str, Tensor] | None:
-        """The moving average's weights, where there is one."""
-        return self._trailing.state_dict() if self._trailing else None
-
-    def put_back(self, teacher: dict[str, Tensor] | None) -> None:
-        """The inverse of teacher_state."""
-        if self._trailing:
-            self._trailing.load_state_dict(teacher)
+        self.load_teacher_state(state["teacher"])
 
 
 def read_labels(file: str) -> dict[str, int]:
-    """Keys of a file's labels, by prompt. ValueError where there is no file, or a row without prompt or label."""
+    """Answer keys of a file's labels, by prompt.
+
+    Raises ValueError for a missing file, or a row without prompt or label.
+    """
     rows = read_rows(file)
-    if wrong := [
-        number for number, row in enumerate(rows, 1) if not {"prompt", "label"} <= set(row)
-    ]:
-        raise ValueError(
-            f"reward.params: file: expected prompt and label in every row of {file}, got a row without "
-            f"(line {wrong[0]})"
-        )
+    for number, row in enumerate(rows, 1):
+        if not {"prompt", "label"} <= set(row):
+            raise ValueError(
+                f"reward.params: file: expected prompt and label in every row of {file}, "
+                f"got a row without (line {number})"
+            )
     return {str(row["prompt"]): answer_key(str(row["label"])) for row in rows}
 
 
 def check_labels(file: str, task: Task) -> None:
-    """ValueError where a file labels none of a finite task's prompts."""
-    labels, size = read_labels(file), task.train_size
+    """Raise ValueError if a file labels none of a finite task's prompts."""
+    labels = read_labels(file)
+    size = task.train_size
     if size and not any(task.train(index).prompt in labels for index in range(size)):
         raise ValueError(
-            f"reward.params: file: expected labels of the task's prompts, got none of its {size} among the "
-            f"{len(labels)} of {file} (first prompt there: {next(iter(labels), None)!r}, in the task: "
-            f"{task.train(0).prompt!r})"
+            f"reward.params: file: expected labels of the task's prompts, got none of its {size} "
+            f"among the {len(labels)} of {file} (first prompt there: {next(iter(labels), None)!r}, "
+            f"in the task: {task.train(0).prompt!r})"
         )

@@ -1,10 +1,10 @@
-"""From a step's rollouts to what they are trained on: answers, vote, the design's rewards, resampling, the second task."""
+"""From a step's rollouts to their rewards: answers, vote, the reward function, resampling."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,20 +12,22 @@ from torch import Tensor
 from srt_fast.config import Config
 from srt_fast.model.policy import Policy
 from srt_fast.rewards import RewardFunction, make_reward_function
+from srt_fast.rewards.base import GoldAnswers, VerificationTask, find_requirement, group_index
 from srt_fast.rewards.inputs import RewardInputs
-from srt_fast.rewards.self_verification import verification
+from srt_fast.rewards.self_verification import sample_verification
 from srt_fast.rewards.weighting import head_tail
 from srt_fast.sampling import Sampler
-from srt_fast.sampling.prefetch import BatchPrefetcher
 from srt_fast.tasks.base import Task
-from srt_fast.types import Batch, Groups, Problem, Prompts, Reward, Rollouts, join
-from srt_kernels.answers.reader import AnswerReader
+from srt_fast.types import Batch, Groups, Problem, Prompts, Reward, Rollouts
+from srt_kernels import AnswerReader, majority_vote
 from srt_kernels.core.segments import segment_reduce
-from srt_kernels.groups.majority_vote import majority_vote
 
 
 class RewardPipeline:
-    """The reward room of a run. `design` may be changed between steps (the monitor's action "freeze")."""
+    """Makes the rewards of a run.
+
+    `function` is the reward function. It may change between steps (monitor.action "freeze").
+    """
 
     def __init__(
         self,
@@ -34,136 +36,195 @@ class RewardPipeline:
         policy: Policy,
         sampler: Sampler,
         reader: AnswerReader,
-        evidence: RewardInputs,
-        design: RewardFunction,
-    ):
-        self._config, self._task, self._policy, self._sampler = config, task, policy, sampler
-        self._reader, self._evidence, self.design = reader, evidence, design
+        inputs: RewardInputs,
+        function: RewardFunction,
+    ) -> None:
+        self._config = config
+        self._task = task
+        self._policy = policy
+        self._sampler = sampler
+        self._reader = reader
+        self._inputs = inputs
+        self.function = function
 
-    def batch(self, supply: BatchPrefetcher) -> Batch:
-        """The next prompts, sampled and rewarded. With reward.resample, more of them until the design keeps enough; what it
-        does not keep, and keeps beyond that, is masked. All on the device of the tokens; with a design that asks for nothing
-        (`needs`) and without resampling nothing here waits for it."""
-        wanted = self._config.train.prompts_per_step
-        batch = self._one(supply)
-        for _ in range(self._config.reward.resample):
-            if self._kept(batch).sum() >= wanted:
-                break
-            batch = batch.joined(self._one(supply))
-        if batch.rounds == 1:
-            return batch
-        kept = self._kept(batch)
-        keep = batch.reward.keep & (kept & (kept.cumsum(0) <= wanted))[batch.groups.group_of()]
-        return replace(batch, reward=replace(batch.reward, keep=keep))
+    # ---- the stations of a step ----
 
-    def _one(self, supply: BatchPrefetcher) -> Batch:
-        prompts, rollouts = supply.next()
-        started = time.perf_counter()
-        reward, groups = self._reward(prompts, rollouts)
-        return Batch(
-            prompts=prompts,
-            rollouts=rollouts,
-            reward=reward,
-            groups=groups,
-            rounds=1,
-            seconds_reward=time.perf_counter() - started,
-        )
+    def needs_prompts(self, batch: Batch | None) -> bool:
+        """Whether the step samples prompts: at first, and again while reward.resample allows it.
 
-    def _kept(self, batch: Batch) -> Tensor:
-        """[P] bool: prompts of which something trains."""
-        return segment_reduce(batch.reward.keep, "max", batch.groups.cu_groups) > 0
+        Synchronises with the device only if `reward.resample > 0`.
+        """
+        if batch is None:
+            return True
+        if batch.rounds > self._config.reward.resample:
+            return False
+        return bool(_prompts_kept(batch).sum() < self._config.train.prompts_per_step)
 
-    def _reward(self, prompts: Prompts, rollouts: Rollouts) -> tuple[Reward, Groups]:
-        config, cu_groups = self._config.reward, rollouts.cu_groups
+    def vote(self, prompts: Prompts, rollouts: Rollouts) -> Groups:
+        """The majority vote of each group, and what the reward function requires beside it.
+
+        Without requirements there is no device sync.
+        """
+        settings = self._config.reward
         keys = self._reader.keys(rollouts.tokens, rollouts.cu_seqlens)
-        if config.truncated != "vote":
+        if settings.truncated != "vote":
             keys = keys.masked_fill(rollouts.truncated, 0)
-        vote = majority_vote(keys, cu_groups, share_over=config.share_over)
-        found = self._evidence.gather(self.design, prompts, rollouts)
-        if "gold" in self.design.requires:
-            found["correct"] = self.correct(
-                prompts.problems, self.answers(rollouts, range(len(prompts.problems))), keys.device
-            )
-        groups = Groups(
+        vote = majority_vote(keys, rollouts.cu_groups, share_over=settings.share_over)
+        inputs = self._inputs.gather(self.function.requires, prompts, rollouts)
+        if find_requirement(self.function, GoldAnswers):
+            answers = self.answers(rollouts, range(len(prompts.problems)))
+            inputs["correct"] = self.compare_with_gold(prompts.problems, answers, keys.device)
+        return Groups(
             keys=keys,
-            cu_groups=cu_groups,
+            cu_groups=rollouts.cu_groups,
             cu_seqlens=rollouts.cu_seqlens,
             logprobs=rollouts.logprobs,
             vote=vote,
-            **found,
+            **inputs,
         )
-        reward = self.design(groups)
-        if config.truncated == "mask":
+
+    def reward(
+        self, batch: Batch | None, prompts: Prompts, rollouts: Rollouts, groups: Groups
+    ) -> Batch:
+        """The rewards of these rollouts, joined to the step's earlier ones (`batch`)."""
+        reward = self.function(groups)
+        if self._config.reward.truncated == "mask":
             reward = replace(reward, keep=reward.keep & ~rollouts.truncated)
-        return head_tail(reward, groups, self._config.curriculum.head_tail), groups
+        reward = head_tail(reward, groups, self._config.curriculum.head_tail)
+        new = Batch(prompts=prompts, rollouts=rollouts, groups=groups, reward=reward, rounds=1)
+        return new if batch is None else self._join(batch, new)
 
-    def with_second_task(self, batch: Batch) -> tuple[Rollouts, Reward]:
-        """What trains: the batch's rollouts, and those of the design's second task."""
-        if "verification" in self.design.requires:
-            extra = verification(
-                self.design,
-                batch.prompts.problems,
-                batch.rollouts,
-                batch.reward.rewards > 0,
-                self._policy,
-                self._sampler,
-                self._reader,
-                self._config,
-            )
-            if extra:
-                reward = batch.reward
-                if reward.weights is not None:
-                    extra = extra[0], replace(extra[1], weights=torch.ones_like(extra[1].rewards))
-                return join([batch.rollouts, extra[0]]), join([reward, extra[1]])
-        return batch.rollouts, batch.reward
+    def add_verification(self, batch: Batch) -> tuple[Rollouts, Reward]:
+        """What trains: the batch's rollouts, and those of the verification task if there is one."""
+        task = find_requirement(self.function, VerificationTask)
+        if task is None:
+            return batch.rollouts, batch.reward
+        verification = sample_verification(
+            task,
+            problems=batch.prompts.problems,
+            rollouts=batch.rollouts,
+            agrees=batch.reward.rewards > 0,
+            policy=self._policy,
+            sampler=self._sampler,
+            reader=self._reader,
+            config=self._config,
+        )
+        if verification is None:
+            return batch.rollouts, batch.reward
+        rollouts, reward = verification
+        if batch.reward.weights is not None:
+            reward = replace(reward, weights=torch.ones_like(reward.rewards))
+        return concatenate([batch.rollouts, rollouts]), concatenate([batch.reward, reward])
 
-    def after_update(self, step: int) -> None:
-        """Let teachers follow."""
-        self._evidence.after_update(self.design, step)
+    def end_step(self, step: int) -> None:
+        """Let the EMA teacher follow the policy after the step's update."""
+        self._inputs.end_step(self.function.requires, step)
 
-    def teacher_state(self) -> dict | None:
-        """The moving-average teacher's weights, where there is one."""
-        return self._evidence.teacher_state()
+    def _join(self, batch: Batch, new: Batch) -> Batch:
+        """Both batches. Masks what the reward function keeps beyond train.prompts_per_step."""
+        prompts = Prompts(
+            problems=batch.prompts.problems + new.prompts.problems,
+            token_ids=batch.prompts.token_ids + new.prompts.token_ids,
+            dropped=batch.prompts.dropped + new.prompts.dropped,
+            position=batch.prompts.position,
+        )
+        joined = Batch(
+            prompts=prompts,
+            rollouts=concatenate([batch.rollouts, new.rollouts]),
+            groups=concatenate([batch.groups, new.groups]),
+            reward=concatenate([batch.reward, new.reward]),
+            rounds=batch.rounds + new.rounds,
+        )
+        is_kept = _prompts_kept(joined)
+        is_within = is_kept & (is_kept.cumsum(0) <= self._config.train.prompts_per_step)
+        keep = joined.reward.keep & is_within[group_index(joined.groups)]
+        return replace(joined, reward=replace(joined.reward, keep=keep))
 
-    def put_back(self, teacher: dict | None) -> None:
-        """The inverse of teacher_state."""
-        self._evidence.put_back(teacher)
-
-    def freeze(self) -> None:
-        """From now on the starting model's votes are the labels."""
-        self.design = make_reward_function("frozen", {})
+    # ---- answers as texts, on the host ----
 
     def answers(self, rollouts: Rollouts, groups: Iterable[int]) -> dict[int, list[str | None]]:
-        """What the rollouts of these groups answered, as text, on the host; None where a cut one has no vote."""
-        bounds, offsets, truncated = (
-            rollouts.cu_groups.tolist(),
-            rollouts.cu_seqlens,
-            rollouts.truncated.tolist(),
-        )
-        votes, found = self._config.reward.truncated == "vote", {}
-        for group in groups:
-            first, last = bounds[group], bounds[group + 1]
-            some = offsets[first : last + 1]
-            texts = self._reader.read(rollouts.tokens[some[0] : some[-1]], some - some[0])
-            found[group] = [
-                text if votes or not truncated[first + i] else None for i, text in enumerate(texts)
-            ]
-        return found
+        """The answers of these groups' rollouts. None without an answer.
 
-    def correct(
-        self, problems: list[Problem], answers: dict[int, list[str | None]], device: torch.device
+        With reward.truncated "no_answer" or "mask" a truncated rollout has none.
+        """
+        group_bounds = rollouts.cu_groups.tolist()
+        is_truncated = rollouts.truncated.tolist()
+        truncated_vote = self._config.reward.truncated == "vote"
+        answers: dict[int, list[str | None]] = {}
+        for group in groups:
+            first = group_bounds[group]
+            last = group_bounds[group + 1]
+            offsets = rollouts.cu_seqlens[first : last + 1]
+            tokens = rollouts.tokens[offsets[0] : offsets[-1]]
+            texts = self._reader.read(tokens, offsets - offsets[0])
+            answers[group] = [
+                text if truncated_vote or not is_truncated[first + index] else None
+                for index, text in enumerate(texts)
+            ]
+        return answers
+
+    def compare_with_gold(
+        self,
+        problems: list[Problem],
+        answers: dict[int, list[str | None]],
+        device: torch.device,
     ) -> Tensor:
         """[R] bool: which answers of all groups agree with gold."""
-        found = [
+        correct = [
             self._task.correct(answer, problem)
             for group, problem in enumerate(problems)
             for answer in answers[group]
         ]
-        return torch.tensor(found, device=device)
+        return torch.tensor(correct, device=device)
 
-    def state_dict(self) -> dict:
-        return {"evidence": self._evidence.state_dict()}
+    # ---- state ----
 
-    def load_state_dict(self, state: dict) -> None:
-        if state:  # a checkpoint of before there was evidence has none
-            self._evidence.load_state_dict(state["evidence"])
+    def freeze(self) -> None:
+        """From now on the starting model's votes are the labels."""
+        self.function = make_reward_function("frozen", {})
+
+    def teacher_state(self) -> dict[str, Tensor] | None:
+        """The EMA teacher's weights, or None without a teacher."""
+        return self._inputs.teacher_state()
+
+    def load_teacher_state(self, weights: dict[str, Tensor] | None) -> None:
+        """The inverse of teacher_state."""
+        self._inputs.load_teacher_state(weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._inputs.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._inputs.load_state_dict(state)
+
+
+def _prompts_kept(batch: Batch) -> Tensor:
+    """[P] bool: prompts with at least one rollout that trains."""
+    return segment_reduce(batch.reward.keep, "max", batch.groups.cu_groups) > 0
+
+
+def concatenate(parts: list[Any]) -> Any:
+    """One object from dataclasses of one type, tensors or lists. None if the first part is None.
+
+    Offsets (fields named cu_...) of a part begin where those of the part before end.
+    """
+    first = parts[0]
+    if len(parts) == 1 or first is None:
+        return first
+    if isinstance(first, Tensor):
+        return torch.cat(parts)
+    if not is_dataclass(first) or isinstance(first, type):
+        return sum(parts, [])
+    values = {}
+    for field in fields(first):
+        members = [getattr(part, field.name) for part in parts]
+        are_offsets = field.name.startswith("cu_") and members[0] is not None
+        values[field.name] = _concatenate_offsets(members) if are_offsets else concatenate(members)
+    return type(first)(**values)
+
+
+def _concatenate_offsets(parts: list[Tensor]) -> Tensor:
+    offsets = parts[0]
+    for part in parts[1:]:
+        offsets = torch.cat([offsets, offsets[-1] + part[1:]])
+    return offsets

@@ -1,4 +1,4 @@
-"""A policy's verdict on its own rollouts: read off as a probability, or trained as a second task."""
+"""A policy's verdicts on its own rollouts: scored as probabilities, or trained as a second task."""
 
 from __future__ import annotations
 
@@ -11,45 +11,41 @@ from torch import Tensor
 from srt_fast.config import Config
 from srt_fast.model.logprobs import rollout_logprobs
 from srt_fast.model.policy import Policy, longest_prompt
-from srt_fast.rewards.designs.verify import Verify
+from srt_fast.rewards.base import VerificationTask
 from srt_fast.sampling.base import Sampler, SamplingParams, pack_completions
 from srt_fast.tasks.prompt import tokenize_prompt
 from srt_fast.types import Problem, Reward, Rollouts
+from srt_kernels import AnswerReader
 from srt_kernels.answers.extract import answer_key
-from srt_kernels.answers.reader import AnswerReader
 from srt_kernels.core.segments import segment_ids, segment_reduce
 
-_WORDED = {"boxed": "\\boxed{%s}", "tag": "<answer>%s</answer>"}
-"""A verdict where task.answer_rule looks for an answer; bare for the other rules."""
+VERDICT_FORMATS = {"boxed": "\\boxed{%s}", "tag": "<answer>%s</answer>"}
+"""How a verdict is written for each task.answer_rule. Other rules: the bare verdict."""
 
 
-def ask(
+def question_prompts(
     question: str,
     problems: list[Problem],
     rollouts: Rollouts,
-    chosen: Iterable[int],
+    indices: Iterable[int],
     policy: Policy,
     config: Config,
 ) -> list[list[int]]:
-    """Token ids of the question about each chosen rollout. Special tokens of the completion are left out."""
-    group, offsets = (
-        segment_ids(rollouts.cu_groups, len(rollouts.truncated)).tolist(),
-        rollouts.cu_seqlens.tolist(),
-    )
-    asked = []
-    for index in chosen:
-        text = policy.tokenizer.decode(
-            rollouts.tokens[offsets[index] : offsets[index + 1]], skip_special_tokens=True
-        )
+    """Token ids of the question about each of these rollouts, without special tokens of it."""
+    group = segment_ids(rollouts.cu_groups, len(rollouts.truncated)).tolist()
+    offsets = rollouts.cu_seqlens.tolist()
+    prompts = []
+    for index in indices:
+        tokens = rollouts.tokens[offsets[index] : offsets[index + 1]]
+        text = policy.tokenizer.decode(tokens, skip_special_tokens=True)
         problem = problems[group[index]]
         wording = question.replace("{prompt}", problem.prompt, 1).replace("{completion}", text, 1)
-        asked.append(
-            tokenize_prompt(Problem(id=problem.id, prompt=wording), config.task, policy.tokenizer)
-        )
-    return asked
+        wording_problem = Problem(id=problem.id, prompt=wording)
+        prompts.append(tokenize_prompt(wording_problem, config.task, policy.tokenizer))
+    return prompts
 
 
-def judge(
+def judge_rollouts(
     question: str,
     problems: list[Problem],
     rollouts: Rollouts,
@@ -57,47 +53,48 @@ def judge(
     config: Config,
     check: Callable[[], None],
 ) -> Tensor:
-    """[R] fp32: P(yes) / (P(yes) + P(no)) of each rollout; NaN where the question does not fit into the context."""
-    worded = _WORDED.get(config.task.answer_rule, "%s")
-    verdicts = [
-        torch.tensor(
-            policy.tokenizer(worded % verdict, add_special_tokens=False)["input_ids"],
-            device=policy.device,
-        )
-        for verdict in "10"
-    ]
-    asked = ask(question, problems, rollouts, range(len(rollouts.truncated)), policy, config)
-    limit = longest_prompt(
-        policy,
-        replace(config.sampling, max_prompt_tokens=2**31, max_new_tokens=max(map(len, verdicts))),
-    )
-    fits = [index for index, ids in enumerate(asked) if len(ids) <= limit]
-    judged = torch.full((len(asked),), float("nan"), device=policy.device)
-    if not fits:
-        return judged
-    nothing = [torch.zeros(len(verdict), device=policy.device) for verdict in verdicts]
-    both = pack_completions(
-        verdicts * len(fits),
-        nothing * len(fits),
-        [False] * 2 * len(fits),
-        [asked[index] for index in fits],
+    """[R] fp32: P(yes) / (P(yes) + P(no)) of each rollout, according to the policy.
+
+    NaN for a rollout whose question does not fit into the context.
+    """
+    count = len(rollouts.truncated)
+    verdict_format = VERDICT_FORMATS.get(config.task.answer_rule, "%s")
+    verdicts = []
+    for verdict in "10":
+        encoding = policy.tokenizer(verdict_format % verdict, add_special_tokens=False)
+        verdicts.append(torch.tensor(encoding["input_ids"], device=policy.device))
+    prompts = question_prompts(question, problems, rollouts, range(count), policy, config)
+    longest_verdict = max(len(verdict) for verdict in verdicts)
+    limits = replace(config.sampling, max_prompt_tokens=2**31, max_new_tokens=longest_verdict)
+    limit = longest_prompt(policy, limits)
+    fitting = [index for index, ids in enumerate(prompts) if len(ids) <= limit]
+    scores = torch.full((count,), float("nan"), device=policy.device)
+    if not fitting:
+        return scores
+    zeros = [torch.zeros(len(verdict), device=policy.device) for verdict in verdicts]
+    verdict_rollouts = pack_completions(
+        verdicts * len(fitting),
+        zeros * len(fitting),
+        [False] * 2 * len(fitting),
+        [prompts[index] for index in fitting],
         samples=2,
     )
     logprobs = rollout_logprobs(
         policy,
-        both,
-        torch.arange(len(both.truncated), device=policy.device),
+        verdict_rollouts,
+        torch.arange(2 * len(fitting), device=policy.device),
         temperature=1.0,
         token_budget=config.train.token_budget,
         check=check,
     )
-    yes, no = segment_reduce(logprobs, "sum", both.cu_seqlens).view(-1, 2).unbind(1)
-    judged[fits] = torch.sigmoid(yes - no).float()
-    return judged
+    sums = segment_reduce(logprobs, "sum", verdict_rollouts.cu_seqlens).view(-1, 2)
+    scores[fitting] = torch.sigmoid(sums[:, 0] - sums[:, 1]).float()
+    return scores
 
 
-def verification(
-    design: Verify,
+def sample_verification(
+    task: VerificationTask,
+    *,
     problems: list[Problem],
     rollouts: Rollouts,
     agrees: Tensor,
@@ -106,23 +103,31 @@ def verification(
     reader: AnswerReader,
     config: Config,
 ) -> tuple[Rollouts, Reward] | None:
-    """The second task's rollouts and rewards: verdicts on up to `solutions` of these rollouts, `samples` sampled for each.
+    """Rollouts and rewards of the verification task. None if no question fits into a prompt.
 
-    agrees [R] bool: the pseudo-label, which a verdict has to give. Half of the solutions agree where there are enough of either.
-    A question that is longer than a prompt may be is not asked; None where none is left.
+    agrees [R] bool: the pseudo-label of each rollout. A verdict that equals it has reward 1.
+    Half of the `task.solutions` rollouts agree, if there are enough of both kinds.
     """
-    solutions, order = design.solutions, torch.randperm(len(agrees))
-    right, wrong = (order[(agrees.cpu() == label)[order]].tolist() for label in (True, False))
-    some = max(solutions // 2, solutions - len(wrong))
-    chosen = right[:some] + wrong[: solutions - min(some, len(right))]
-    asked = ask(design.question, problems, rollouts, chosen, policy, config)
+    indices = _choose_solutions(agrees, task.solutions)
+    prompts = question_prompts(task.question, problems, rollouts, indices, policy, config)
     limit = longest_prompt(policy, config.sampling)
-    fits = [place for place, ids in enumerate(asked) if len(ids) <= limit]
-    if not fits:
+    fitting = [place for place, ids in enumerate(prompts) if len(ids) <= limit]
+    if not fitting:
         return None
-    params = SamplingParams.of_training(config.sampling, n=design.samples)
-    verdicts = sampler.sample([asked[place] for place in fits], params)
-    label = torch.where(agrees[[chosen[place] for place in fits]], answer_key("1"), answer_key("0"))
+    params = SamplingParams.of_training(config.sampling, n=task.samples)
+    verdicts = sampler.sample([prompts[place] for place in fitting], params)
+    fitting_agrees = agrees[[indices[place] for place in fitting]]
+    labels = torch.where(fitting_agrees, answer_key("1"), answer_key("0"))
     keys = reader.keys(verdicts.tokens, verdicts.cu_seqlens)
-    rewards = (keys == label[segment_ids(verdicts.cu_groups, len(keys))]).float()
+    rewards = (keys == labels[segment_ids(verdicts.cu_groups, len(keys))]).float()
     return verdicts, Reward(rewards=rewards, keep=torch.ones_like(rewards, dtype=torch.bool))
+
+
+def _choose_solutions(agrees: Tensor, solutions: int) -> list[int]:
+    """Random rollouts, at most `solutions` of them: half agree, or fewer where one kind is rare."""
+    order = torch.randperm(len(agrees))
+    agrees_in_order = agrees.cpu()[order]
+    agreeing = order[agrees_in_order].tolist()
+    disagreeing = order[~agrees_in_order].tolist()
+    quota = max(solutions // 2, solutions - len(disagreeing))
+    return agreeing[:quota] + disagreeing[: solutions - min(quota, len(agreeing))]

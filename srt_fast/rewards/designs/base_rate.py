@@ -1,10 +1,13 @@
-"""The majority vote less what it has everywhere: weight w = max(0, f_m - b_m) / f_m on the advantages of a group.
+"""The majority vote, weighted by how much the answer belongs to the prompt.
 
-f_m is the share of the group's majority m in the group, b_m its share in the rollouts of all other groups of the batch.
-An answer that is as frequent elsewhere as here says nothing about the prompt: the constant answer of a collapse (f = b =
-1) weighs 0, an answer that no other prompt gets weighs 1. The weight comes after the advantage's normalisation, which would
-divide a smaller reward away. Ours (srt-fast); untested by others. Tasks with few possible answers (yes or no) have large base
-rates by themselves, and train less for it.
+The weight is w = max(0, f_m - b_m) / f_m.
+
+f_m is the share of the majority m in its group. b_m is the share of m in the rollouts of all other
+groups of the batch. An answer that is as frequent elsewhere says nothing about the prompt. The
+constant answer of a collapse (f = b = 1) has weight 0. An answer that no other prompt gets has
+weight 1. The weight multiplies the advantages after their normalisation, because the normalisation
+would divide a smaller reward away. This function is ours (srt-fast) and untested by others. In
+tasks with few possible answers (yes or no) all base rates are large, so the weights are small.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import ClassVar
 
 import torch
 
+from srt_fast.rewards.base import Requirement, answer_votes, group_index, keep_all
 from srt_fast.types import Groups, Reward
 from srt_kernels.core.segments import segment_reduce
 from srt_kernels.groups.majority_vote import votes_per_key
@@ -21,21 +25,26 @@ from srt_kernels.groups.majority_vote import votes_per_key
 
 @dataclass(frozen=True, kw_only=True)
 class BaseRate:
-    """Reward 1 for the majority's answer, weighed by how far it is this prompt's own."""
+    """Reward 1 for the majority's answer, with a weight for each group."""
 
-    requires: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[tuple[Requirement, ...]] = ()
 
     def __call__(self, groups: Groups) -> Reward:
-        keys, group, sizes = groups.keys, groups.group_of(), groups.cu_groups.diff().double()
-        ones = torch.ones(len(keys), dtype=torch.float64, device=keys.device)
+        keys = groups.keys
+        group = group_index(groups)
+        sizes = groups.cu_groups.diff().double()
         agrees = groups.vote.rewards.bool()
-        here, everywhere = (
-            segment_reduce(votes.where(agrees, 0.0), "max", groups.cu_groups)
-            for votes in (groups.votes_of_own(), votes_per_key(keys, torch.zeros_like(group), ones))
-        )
-        elsewhere = (everywhere - here) / (len(keys) - sizes).clamp_min(1)
-        share = here / sizes.clamp_min(1)
-        weights = ((share - elsewhere) / share.clamp_min(1e-9)).clamp_min(0.0)
+
+        def majority_votes(votes: torch.Tensor) -> torch.Tensor:
+            return segment_reduce(votes.where(agrees, 0.0), "max", groups.cu_groups)
+
+        ones = torch.ones(len(keys), dtype=torch.float64, device=keys.device)
+        votes_in_batch = votes_per_key(keys, torch.zeros_like(group), ones)
+        group_votes = majority_votes(answer_votes(groups))
+        batch_votes = majority_votes(votes_in_batch)
+        base_rate = (batch_votes - group_votes) / (len(keys) - sizes).clamp_min(1)
+        share = group_votes / sizes.clamp_min(1)
+        weights = ((share - base_rate) / share.clamp_min(1e-9)).clamp_min(0.0)
         return Reward(
-            rewards=groups.vote.rewards, keep=groups.everyone(), weights=weights.float()[group]
+            rewards=groups.vote.rewards, keep=keep_all(groups), weights=weights.float()[group]
         )

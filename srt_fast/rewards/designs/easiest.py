@@ -1,9 +1,11 @@
-"""The majority vote on the batch's easiest prompts: the ceil(fraction * P) groups with the largest majority share train.
+"""The majority vote on the easiest prompts of a batch.
 
-`oversampling_keep_fraction` in SRT's code (arXiv 2505.21444). In the paper's figure the easiest third, chosen once before
-training, peaks at 0.345 and stands at 0.297 after 1000 steps, where the plain vote is at 0; its text says that reward
-saturates near 0.9. Here the choice is made anew in every batch, from the rollouts that train. A tie in share goes to
-the earlier prompt.
+The easiest prompts are the ceil(fraction * P) groups with the largest majority share.
+
+`oversampling_keep_fraction` in SRT's code (arXiv 2505.21444). The paper chooses the easiest third
+once, before training. In its figure that run peaks at 0.345 and stands at 0.297 after 1000 steps,
+where the plain vote is at 0. Its text says that reward saturates near 0.9. Here the choice is made
+anew in every batch, from the rollouts that train. Among equal shares the earlier prompt is chosen.
 """
 
 from __future__ import annotations
@@ -14,18 +16,21 @@ from typing import ClassVar
 
 import torch
 
+from srt_fast.rewards.base import Requirement, group_index
 from srt_fast.types import Groups, Reward
 
 
 @dataclass(frozen=True, kw_only=True)
 class Easiest:
-    """Reward 1 for the majority's answer. `fraction`: part of the batch's prompts that trains."""
+    """Reward 1 for the majority's answer. `fraction`: the fraction of the batch's prompts that
+    trains.
+    """
 
-    requires: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[tuple[Requirement, ...]] = ()
 
     fraction: float = 1 / 3
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
             raise ValueError(
                 f"reward.params: fraction: expected more than 0, at most 1, got {self.fraction}"
@@ -33,9 +38,8 @@ class Easiest:
 
     def __call__(self, groups: Groups) -> Reward:
         share = groups.vote.share
-        easiest = torch.argsort(share, descending=True, stable=True)[
-            : math.ceil(self.fraction * len(share))
-        ]
-        chosen = torch.zeros_like(share, dtype=torch.bool)
-        chosen[easiest] = True
-        return Reward(rewards=groups.vote.rewards, keep=chosen[groups.group_of()])
+        count = math.ceil(self.fraction * len(share))
+        easiest = torch.argsort(share, descending=True, stable=True)[:count]
+        is_easy = torch.zeros_like(share, dtype=torch.bool)
+        is_easy[easiest] = True
+        return Reward(rewards=groups.vote.rewards, keep=is_easy[group_index(groups)])

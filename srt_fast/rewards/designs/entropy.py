@@ -1,7 +1,7 @@
-"""Low entropy as the reward: r_i = -mean_t H_t, and `no_answer` where no answer is found.
+"""Low entropy as the reward: r_i = -mean_t H_t, and `no_answer` for a rollout without an answer.
 
-RENT (arXiv 2505.22660), which gives -7 to what cannot be parsed. Minimising entropy rises like the vote and then collapses,
-into repetition (arXiv 2603.08660).
+RENT (arXiv 2505.22660). It gives -7 to a completion that cannot be parsed. A run that minimises
+entropy rises like the vote, and then collapses into repetition (arXiv 2603.08660).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from srt_fast.rewards.base import Requirement, TokenEntropies, keep_all, mean_over_tokens
 from srt_fast.types import Groups, Reward
 
 
@@ -16,11 +17,13 @@ from srt_fast.types import Groups, Reward
 class Entropy:
     """Reward in nats, at most 0."""
 
-    requires: ClassVar[frozenset[str]] = frozenset({"entropies"})
+    requires: ClassVar[tuple[Requirement, ...]] = (TokenEntropies(),)
+
     no_answer: float = -7.0
 
     def __call__(self, groups: Groups) -> Reward:
-        certainty = -groups.mean_over_tokens(groups.entropies)
+        assert groups.entropies is not None
+        rewards = -mean_over_tokens(groups, groups.entropies)
         return Reward(
-            rewards=certainty.where(groups.keys != 0, self.no_answer), keep=groups.everyone()
+            rewards=rewards.where(groups.keys != 0, self.no_answer), keep=keep_all(groups)
         )
