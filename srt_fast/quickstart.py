@@ -31,7 +31,7 @@ from srt_fast.model.policy import Policy
 from srt_fast.sampling.base import pack_completions
 from srt_fast.sampling.hf import HFSampler
 from srt_fast.tasks.arithmetic import ArithmeticTask, worked_solution
-from srt_fast.tasks.prompt import prompt_ids
+from srt_fast.tasks.prompt import tokenize_prompt
 from srt_fast.types import PackedSequences, Problem
 from srt_kernels.answers.reader import AnswerReader
 from srt_kernels.lm_head.linear_logprob import linear_logprob
@@ -246,7 +246,7 @@ class WarmStart:
             completions,
             [torch.zeros_like(completion) for completion in completions],
             [False] * len(completions),
-            [prompt_ids(problem, self._config.task, tokenizer) for problem in problems],
+            [tokenize_prompt(problem, self._config.task, tokenizer) for problem in problems],
             samples=1,
         )
         indices = torch.arange(len(completions), device=device)

@@ -244,7 +244,7 @@ class Trainer:
             torch.save(state | self.parts.state_dict(), folder / "state.pt")
 
         acted_now = self.parts.collapse.acted_at == self.step
-        if self.run.save(self.step, write, needed=is_required, again=acted_now):
+        if self.run.save(self.step, write, is_required=is_required, overwrite=acted_now):
             self.parts.collapse.mark_checkpoint()
 
     def _restore(self, checkpoint: Path) -> None:

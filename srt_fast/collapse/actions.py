@@ -177,7 +177,7 @@ class CollapseHandler:
 
         link = self._run.folder / "best_model"
         try:
-            save_checkpoint(self._best_folder, step, write, keep=99, link=link, again=True)
+            save_checkpoint(self._best_folder, step, write, keep=99, link=link, overwrite=True)
         except CheckpointError as error:
             self._run.event(step, "checkpoint_failed", str(error))
             return

@@ -17,7 +17,7 @@ from srt_fast.model.policy import Policy, longest_prompt
 from srt_fast.sampling import Sampler
 from srt_fast.sampling.base import SamplingParams
 from srt_fast.tasks.base import Task
-from srt_fast.tasks.prompt import prompt_ids
+from srt_fast.tasks.prompt import tokenize_prompt
 from srt_fast.types import Rollouts
 from srt_kernels import AnswerReader, majority_vote
 
@@ -55,7 +55,8 @@ class CollapseProbe:
         problems = task.held_out(config.evaluation.prompts + count)[-count:]
         limit = longest_prompt(policy, config.sampling)
         pairs = [
-            (problem, prompt_ids(problem, config.task, policy.tokenizer)) for problem in problems
+            (problem, tokenize_prompt(problem, config.task, policy.tokenizer))
+            for problem in problems
         ]
         self._problems = [problem for problem, ids in pairs if len(ids) <= limit]
         self._prompts = [ids for _, ids in pairs if len(ids) <= limit]

@@ -9,7 +9,7 @@ from srt_fast.evaluation.scores import summarize
 from srt_fast.model.policy import Policy, longest_prompt
 from srt_fast.sampling.base import Sampler, SamplingParams
 from srt_fast.tasks.base import Task
-from srt_fast.tasks.prompt import prompt_ids
+from srt_fast.tasks.prompt import tokenize_prompt
 from srt_kernels.answers.reader import AnswerReader
 from srt_kernels.groups.majority_vote import majority_vote
 
@@ -31,7 +31,7 @@ def evaluate(
     """
     samples = settings.samples if settings.temperature > 0 else 1
     limit, asked = longest_prompt(policy, config.sampling), task.held_out(settings.prompts)
-    pairs = [(problem, prompt_ids(problem, config.task, policy.tokenizer)) for problem in asked]
+    pairs = [(problem, tokenize_prompt(problem, config.task, policy.tokenizer)) for problem in asked]
     problems = [problem for problem, ids in pairs if len(ids) <= limit]
     prompts = [ids for _, ids in pairs if len(ids) <= limit]
     if not prompts:

@@ -13,7 +13,7 @@ from srt_fast.model.logprobs import rollout_logprobs
 from srt_fast.model.policy import Policy, longest_prompt
 from srt_fast.rewards.base import VerificationTask
 from srt_fast.sampling.base import Sampler, SamplingParams, pack_completions
-from srt_fast.tasks.prompt import prompt_ids
+from srt_fast.tasks.prompt import tokenize_prompt
 from srt_fast.types import Problem, Reward, Rollouts
 from srt_kernels import AnswerReader
 from srt_kernels.answers.extract import answer_key
@@ -41,7 +41,7 @@ def question_prompts(
         problem = problems[group[index]]
         wording = question.replace("{prompt}", problem.prompt, 1).replace("{completion}", text, 1)
         wording_problem = Problem(id=problem.id, prompt=wording)
-        prompts.append(prompt_ids(wording_problem, config.task, policy.tokenizer))
+        prompts.append(tokenize_prompt(wording_problem, config.task, policy.tokenizer))
     return prompts
 
 

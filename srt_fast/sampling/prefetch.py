@@ -8,7 +8,7 @@ from dataclasses import fields
 from srt_fast.config import Config
 from srt_fast.model.policy import Policy, longest_prompt
 from srt_fast.sampling.base import PendingRollouts, Sampler, SamplerError, SamplingParams
-from srt_fast.tasks.prompt import prompt_ids
+from srt_fast.tasks.prompt import tokenize_prompt
 from srt_fast.tasks.stream import PromptStream
 from srt_fast.types import Prompts, Rollouts
 
@@ -112,7 +112,7 @@ class BatchPrefetcher:
         )
         while len(kept) < wanted:
             for problem in self._stream.next(wanted - len(kept)):
-                ids = prompt_ids(problem, self._config.task, self._policy.tokenizer)
+                ids = tokenize_prompt(problem, self._config.task, self._policy.tokenizer)
                 if len(ids) <= self.max_prompt:
                     kept.append((problem, ids))
                 else:
