@@ -31,7 +31,9 @@ def evaluate(
     """
     samples = settings.samples if settings.temperature > 0 else 1
     limit, asked = longest_prompt(policy, config.sampling), task.held_out(settings.prompts)
-    pairs = [(problem, tokenize_prompt(problem, config.task, policy.tokenizer)) for problem in asked]
+    pairs = [
+        (problem, tokenize_prompt(problem, config.task, policy.tokenizer)) for problem in asked
+    ]
     problems = [problem for problem, ids in pairs if len(ids) <= limit]
     prompts = [ids for _, ids in pairs if len(ids) <= limit]
     if not prompts:
