@@ -28,7 +28,7 @@ from srt_fast.evaluation.evaluate import evaluate
 from srt_fast.model.loading import load_policy
 from srt_fast.model.packing import pack
 from srt_fast.model.policy import Policy
-from srt_fast.sampling.base import pack_completions
+from srt_fast.sampling.base import Completion, pack_completions
 from srt_fast.sampling.hf import HFSampler
 from srt_fast.tasks import make_task
 from srt_fast.tasks.arithmetic import ArithmeticTask, worked_solution
@@ -194,9 +194,7 @@ def _supervised_step(
         torch.tensor([*ids, tokenizer.eos_token_id], device=policy.device) for ids in solutions
     ]
     rollouts = pack_completions(
-        completions,
-        [torch.zeros_like(c) for c in completions],
-        [False] * len(completions),
+        [Completion(c, torch.zeros_like(c), truncated=False) for c in completions],
         [prompt_ids(p, config.task, tokenizer) for p in problems],
         samples=1,
     )

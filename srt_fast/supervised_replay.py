@@ -67,13 +67,11 @@ class SupervisedReplay:
 
 def as_rollouts(pairs: list[tuple[list[int], list[int]]], device: torch.device) -> Rollouts:
     """Prompts and completions as rollouts of one completion each, without log-probs."""
-    from srt_fast.sampling.base import pack_completions
+    from srt_fast.sampling.base import Completion, pack_completions
 
     completions = [torch.tensor(completion, device=device) for _, completion in pairs]
     return pack_completions(
-        completions,
-        [torch.zeros(len(c), device=device) for c in completions],
-        [False] * len(pairs),
+        [Completion(c, torch.zeros(len(c), device=device), truncated=False) for c in completions],
         [prompt for prompt, _ in pairs],
         samples=1,
     )

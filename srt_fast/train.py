@@ -247,7 +247,7 @@ class Trainer:
             if not config.vllm.one_step_off:
                 self.sampler.sleep()
             if self.step + 1 < config.train.steps:
-                self.prefetcher.ahead()
+                self.prefetcher.prefetch()
             learned = self.learner.learn(rollouts, reward)
         except (RunInterrupted, SamplerError):
             self.learner.forget()
@@ -263,7 +263,7 @@ class Trainer:
             self.run.event(
                 self.step,
                 "prompts_dropped",
-                f"{batch.prompts.dropped} prompts longer than {self.prefetcher.max_prompt} "
+                f"{batch.prompts.dropped} prompts longer than {self.prefetcher.max_prompt_tokens} "
                 "tokens were replaced",
                 count=batch.prompts.dropped,
             )
@@ -301,16 +301,19 @@ class Trainer:
     def _hand_over(self) -> tuple[str | None, dict]:
         """Give the sampler the new weights and check that it has them. What is wrong, if anything, and the gap's metrics."""
         try:
-            self.prefetcher.settle()
+            self.prefetcher.wait()
             self.sampler.sync(self.policy)
             gap = self.sampler.check(self.policy, self.probes)
         except SamplerError as error:
             return str(error), {}
-        return (
-            (gap.problem, {"check_mismatch_max": gap.max, "check_mismatch_mean": gap.mean})
-            if gap
-            else (None, {})
-        )
+        if gap is None:
+            return None, {}
+        mismatch = {"check_mismatch_max": gap.max, "check_mismatch_mean": gap.mean}
+        try:
+            gap.raise_for_cause()
+        except SamplerError as error:
+            return str(error), mismatch
+        return None, mismatch
 
     def _check_sampler(self) -> None:
         """The check of every step, for the first one. The prompts of all checks are chosen here."""
@@ -318,11 +321,11 @@ class Trainer:
             prompt_ids(problem, self.config.task, self.policy.tokenizer)
             for problem in self.task.held_out(self.config.evaluation.prompts)
         )
-        fitting = (ids for ids in prompts if len(ids) <= self.prefetcher.max_prompt)
+        fitting = (ids for ids in prompts if len(ids) <= self.prefetcher.max_prompt_tokens)
         self.probes = list(islice(fitting, self.config.vllm.check_prompts))
         gap = self.sampler.check(self.policy, self.probes) if self.probes else None
-        if gap and gap.problem:
-            raise SamplerError(gap.problem)
+        if gap:
+            gap.raise_for_cause()
 
     def _after_step(self) -> bool:
         """The monitor's look, evaluation and checkpoint that are due after this step. Whether there is another one."""

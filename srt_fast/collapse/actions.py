@@ -174,7 +174,7 @@ class CollapseHandler:
 
     def _tell_sampler(self) -> None:
         """Last of all: should the sampler fail, the run goes on from a state in which the action is done."""
-        self._trainer.supply.again()
+        self._trainer.prefetcher.discard()
         self._trainer.sampler.sync(self._trainer.policy)
 
     def state_dict(self) -> dict:

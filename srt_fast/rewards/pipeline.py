@@ -57,7 +57,7 @@ class RewardPipeline:
         return replace(batch, reward=replace(batch.reward, keep=keep))
 
     def _one(self, supply: BatchPrefetcher) -> Batch:
-        prompts, rollouts = supply.next()
+        prompts, rollouts = supply.next_batch()
         started = time.perf_counter()
         reward, groups = self._reward(prompts, rollouts)
         return Batch(

@@ -12,7 +12,7 @@ from srt_fast.config import Config
 from srt_fast.model.logprobs import rollout_logprobs
 from srt_fast.model.policy import Policy, longest_prompt
 from srt_fast.rewards.designs.verify import Verify
-from srt_fast.sampling.base import Sampler, SamplingParams, pack_completions
+from srt_fast.sampling.base import Completion, Sampler, SamplingParams, pack_completions
 from srt_fast.tasks.prompt import prompt_ids
 from srt_fast.types import Problem, Reward, Rollouts
 from srt_kernels.answers.extract import answer_key
@@ -75,11 +75,12 @@ def judge(
     judged = torch.full((len(asked),), float("nan"), device=policy.device)
     if not fits:
         return judged
-    nothing = [torch.zeros(len(verdict), device=policy.device) for verdict in verdicts]
+    completions = [
+        Completion(verdict, torch.zeros(len(verdict), device=policy.device), truncated=False)
+        for verdict in verdicts
+    ]
     both = pack_completions(
-        verdicts * len(fits),
-        nothing * len(fits),
-        [False] * 2 * len(fits),
+        completions * len(fits),
         [asked[index] for index in fits],
         samples=2,
     )

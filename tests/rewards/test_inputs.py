@@ -16,7 +16,7 @@ from srt_fast.rewards.inputs import RewardInputs
 from srt_fast.rewards.self_verification import judge, verification
 from srt_fast.rewards.teacher import Teacher, decay_at
 from srt_fast.rewards.weighting import head_tail
-from srt_fast.sampling.base import pack_completions
+from srt_fast.sampling.base import Completion, pack_completions
 from srt_fast.sampling.hf import HFSampler
 from srt_fast.supervised_replay import SupervisedReplay, as_rollouts
 from srt_fast.train import Trainer
@@ -31,11 +31,9 @@ def rollouts(policy, samples: int = 3, prompts=("1+2=", "30+4=")):
     torch.manual_seed(1)
     completions = [torch.randint(10, 200, (1 + n,)) for n in range(samples * len(prompts))]
     return pack_completions(
-        completions,
-        [torch.zeros(len(c)) for c in completions],
-        [False] * len(completions),
+        [Completion(c, torch.zeros(len(c)), truncated=False) for c in completions],
         [policy.tokenizer(prompt)["input_ids"] for prompt in prompts],
-        samples,
+        samples=samples,
     )
 
 
@@ -105,12 +103,12 @@ def test_the_second_task_asks_about_both_kinds_and_pays_for_the_pseudo_label(
     config = override(tiny_config, {"task.answer_rule": "last_number"})
     one = tiny_policy.tokenizer("1", add_special_tokens=False)["input_ids"]
     sampler = SimpleNamespace(
-        sample=lambda prompts, samples, **_: pack_completions(
-            [torch.tensor(one)] * len(prompts) * samples,
-            [torch.zeros(1)] * len(prompts) * samples,
-            [False] * len(prompts) * samples,
+        sample=lambda prompts, params: pack_completions(
+            [Completion(torch.tensor(one), torch.zeros(1), truncated=False)]
+            * len(prompts)
+            * params.n,
             prompts,
-            samples,
+            samples=params.n,
         )
     )
     design = make_reward_function(
