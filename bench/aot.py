@@ -25,11 +25,11 @@ from typing import Any
 import torch
 import triton
 import triton.knobs
+
 from aot_compile import CHIPS, Chip, Compiled, compile_variant
 from aot_variants import HIDDEN_SIZE, VARIANTS, VOCAB_SIZE, Variant
 from measure import environment
 from report import markdown
-
 from srt_kernels.lm_head import logits_kernel
 
 HEADER = f"""# Kernels compiled ahead of time

@@ -15,10 +15,11 @@ from unittest.mock import patch
 
 import triton
 import triton.backends.nvidia
-from aot_variants import Variant
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
+
+from aot_variants import Variant
 
 TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
 

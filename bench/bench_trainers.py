@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from larger_model import larger
 from measure import environment, measure
 from report import save, show
-
 from srt_fast.config import Config, override
 from srt_fast.config.recipes import quickstart
 from srt_fast.files import read_rows

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 import torch._dynamo
+
 from batch import Batch, Case, make_batch
 from loss_options import make_cases, parse, providers_of
 from measure import environment, measure

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from batch import Batch, Tokens
-from measure import free_bytes
 from torch import Tensor
 
+from batch import Batch, Tokens
+from measure import free_bytes
 from srt_kernels import Objective, linear_policy_loss
 
 CLIP = 0.2

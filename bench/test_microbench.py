@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from batch import Batch, Case, make_batch
 from measure import measure
 from providers import gemms
-from torch import Tensor
-
 from srt_kernels import (
     AnswerReader,
     Objective,

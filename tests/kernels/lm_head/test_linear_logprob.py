@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from support.ops import LENGTHS, NATS, RELATIVE, Counter, cpu_path, head_leaves
 
 from srt_kernels import linear_logprob, reference
 from srt_kernels.lm_head import logits_torch as torch_rows
 from srt_kernels.lm_head.lm_head import CPU_CHUNK_BYTES, GPU_CHUNK_BYTES, make_head
 from srt_kernels.testing import assert_close, packed_rollouts, relative_error
+from support.ops import LENGTHS, NATS, RELATIVE, Counter, cpu_path, head_leaves
 
 
 def run(op, batch, dtype, case, **options):
@@ -153,7 +153,9 @@ def test_four_gemms_and_no_logits_tensor():
 def test_default_chunk_is_what_it_says():
     batch = packed_rollouts([4], vocab_size=8192)
     head = make_head(batch.hidden, batch.weight, batch.targets)
-    assert head.chunk_rows == (CPU_CHUNK_BYTES if not batch.hidden.is_cuda else GPU_CHUNK_BYTES) // (8192 * 4)
+    assert head.chunk_rows == (
+        CPU_CHUNK_BYTES if not batch.hidden.is_cuda else GPU_CHUNK_BYTES
+    ) // (8192 * 4)
 
 
 def test_gradcheck_of_the_reference():

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from support.ops import LENGTHS, NATS, RELATIVE, Counter, cpu_path, head_leaves
 
 from srt_kernels import Objective, linear_policy_loss, policy_loss, reference
 from srt_kernels.lm_head import gemm
 from srt_kernels.testing import assert_close, packed_rollouts, relative_error
+from support.ops import LENGTHS, NATS, RELATIVE, Counter, cpu_path, head_leaves
 
 MEANS = ("ratio", "clip_fraction", "kl", "correction")
 preset = Objective.preset
