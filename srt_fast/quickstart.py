@@ -201,7 +201,7 @@ class WarmStart:
         scores = evaluate(
             self._policy, self._sampler, self._reader, self._task, self._config, settings
         )
-        return scores["pass1"]
+        return float(scores["pass1"] or 0.0)
 
     def _snapshot(self, pass1: float) -> tuple[dict, dict, float]:
         state = (self._policy.model.state_dict(), self._optimizer.state_dict(), pass1)

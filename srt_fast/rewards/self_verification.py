@@ -37,7 +37,7 @@ def question_prompts(
     prompts = []
     for index in indices:
         tokens = rollouts.tokens[offsets[index] : offsets[index + 1]]
-        text = policy.tokenizer.decode(tokens, skip_special_tokens=True)
+        text = str(policy.tokenizer.decode(tokens, skip_special_tokens=True))
         problem = problems[group[index]]
         wording = question.replace("{prompt}", problem.prompt, 1).replace("{completion}", text, 1)
         wording_problem = Problem(id=problem.id, prompt=wording)
