@@ -172,7 +172,7 @@ def test_the_constant_answer_has_weight_zero_in_base_rate():
         (
             "frozen",
             {"samples": 2, "file": "labels.jsonl"},
-            "expected at least 0, and 0 with a file",
+            "samples: expected at least 0, and 0 with",
         ),
         ("ema", {"decay": 2.0}, "expected decay and final_decay from 0 to 1"),
         ("verify", {"question": "{prompt}"}, "question: expected {completion} exactly once"),
