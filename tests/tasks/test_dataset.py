@@ -3,9 +3,9 @@
 import logging
 
 import pytest
-from support.tasks import task_of, write_jsonl, write_problems
 
 from srt_fast.tasks.base import Task
+from support.tasks import task_of, write_jsonl, write_problems
 
 
 def training_pairs(task: Task, count: int) -> list[tuple[str, str | None]]:

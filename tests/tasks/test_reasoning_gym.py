@@ -3,10 +3,10 @@
 import re
 
 import pytest
-from support.tasks import ONE_DIGIT_CHAIN_SUM, task_of
 
 from srt_fast.config import TaskConfig
 from srt_fast.tasks.reasoning_gym import GymTask
+from support.tasks import ONE_DIGIT_CHAIN_SUM, task_of
 
 
 def task_with_own_scorer(name: str) -> GymTask:

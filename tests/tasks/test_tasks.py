@@ -6,11 +6,11 @@ import re
 import sys
 
 import pytest
-from support.tasks import ONE_DIGIT_CHAIN_SUM, task_of, write_problems
 
 from srt_fast.config import TaskConfig
 from srt_fast.tasks.arithmetic import ArithmeticTask, worked_solution
 from srt_fast.types import Problem
+from support.tasks import ONE_DIGIT_CHAIN_SUM, task_of, write_problems
 
 # {file} stands for a file of 50 sums.
 TASKS = {
