@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from measure import environment
 from report import save, show
-
 from srt_fast.config import Config, override
 from srt_fast.config.recipes import RECIPES
 from srt_fast.files import read_rows

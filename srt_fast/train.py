@@ -261,7 +261,7 @@ class Trainer:
         self.run.progress.note(f"resumed from {checkpoint} at step {self.step}")
 
 
-def evaluate_model(config: Config, *, quiet: bool = False) -> dict[str, float]:
+def evaluate_model(config: Config, *, quiet: bool = False) -> dict[str, float | int | None]:
     """Evaluate config.model on the held-out prompts of config.task: pass@1, pass@k, maj@k."""
     config = choose_engine(config)
     quiet_transformers()

@@ -16,6 +16,7 @@ import numpy
 import torch
 from safetensors import SafetensorError
 
+from srt_fast.errors import first_line
 from srt_fast.files import WRITING_PREFIX, sync_to_disk
 
 
@@ -60,8 +61,7 @@ def save_checkpoint(
     except (OSError, SafetensorError, RuntimeError) as error:
         # safetensors and torch.save wrap the disk's own error in the last two.
         shutil.rmtree(unfinished, ignore_errors=True)
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise CheckpointError(f"could not write {checkpoint}: {reason}") from error
+        raise CheckpointError(f"could not write {checkpoint}: {first_line(error)}") from error
     return checkpoint
 
 

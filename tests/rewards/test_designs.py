@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from support.paths import ROOT
-from support.rollouts import make_groups
 
 from srt_fast.config import REWARD_KINDS, override
 from srt_fast.files import read_rows
 from srt_fast.rewards import make_reward_function
 from srt_fast.train import Trainer
+from support.paths import ROOT
+from support.rollouts import make_groups
 
 A, B, C, D = 11, 22, 33, 44
 # Three prompts of 4, 4 and 2 rollouts. Majority shares are 3/4, 2/4 (a tie: the earlier answer

@@ -5,22 +5,28 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.rollouts import random_rollouts
 
-from srt_fast.config import override
+from srt_fast.config import REWARD_KINDS, REWARDS_WITH_GOLD, REWARDS_WITH_TEACHER, override
 from srt_fast.model.loading import load_policy
 from srt_fast.model.logprobs import rollout_statistics
 from srt_fast.rewards import make_reward_function
-from srt_fast.rewards.base import StartLabels, VerificationTask
+from srt_fast.rewards.base import (
+    EMATeacher,
+    GoldAnswers,
+    StartLabels,
+    VerificationTask,
+    find_requirement,
+)
 from srt_fast.rewards.inputs import RewardInputs
 from srt_fast.rewards.self_verification import judge_rollouts, sample_verification
 from srt_fast.rewards.teacher import Teacher, decay_at
-from srt_fast.sampling.base import pack_completions
+from srt_fast.sampling.base import Completion, pack_completions
 from srt_fast.sampling.hf import HFSampler
 from srt_fast.train import Trainer
 from srt_fast.types import Problem
 from srt_kernels import AnswerReader
 from srt_kernels.answers.extract import answer_key
+from support.rollouts import random_rollouts
 
 PROMPTS = ("1+2=", "30+4=")
 PROBLEMS = [Problem(id=prompt, prompt=prompt) for prompt in PROMPTS]
@@ -86,10 +92,9 @@ def test_verification_asks_about_both_kinds(tiny_policy, tiny_config, agreeing, 
     one = tiny_policy.tokenizer("1", add_special_tokens=False)["input_ids"]
 
     def answer_one(prompts, params):
-        count = len(prompts) * params.n
-        completions = [torch.tensor(one)] * count
-        zeros = [torch.zeros(1)] * count
-        return pack_completions(completions, zeros, [False] * count, prompts, params.n)
+        completion = Completion(torch.tensor(one), logprobs=torch.zeros(1), truncated=False)
+        completions = [completion] * len(prompts) * params.n
+        return pack_completions(completions, prompts, samples=params.n)
 
     rollouts, reward = sample_verification(
         VerificationTask(question="{prompt}{completion}?", solutions=4, samples=2),
@@ -225,12 +230,9 @@ def test_a_file_that_labels_other_prompts_is_an_error(tiny_config, tmp_path):
 
 
 def test_kinds_of_the_configuration_agree_with_the_reward_functions():
-    """config.schema names the kinds that need gold answers or an EMA teacher."""
-    from srt_fast.config import REWARD_KINDS, schema
-    from srt_fast.rewards.base import EMATeacher, GoldAnswers, find_requirement
-
+    """srt_fast.config names the kinds that need gold answers or an EMA teacher."""
     functions = {kind: make_reward_function(kind, {}) for kind in REWARD_KINDS}
     needs_gold = {kind for kind in functions if find_requirement(functions[kind], GoldAnswers)}
     needs_ema = {kind for kind in functions if find_requirement(functions[kind], EMATeacher)}
-    assert set(schema.GOLD_REWARD_KINDS) == needs_gold
-    assert set(schema.EMA_REWARD_KINDS) == needs_ema
+    assert set(REWARDS_WITH_GOLD) == needs_gold
+    assert set(REWARDS_WITH_TEACHER) == needs_ema
