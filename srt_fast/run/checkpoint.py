@@ -16,6 +16,7 @@ import numpy
 import torch
 from safetensors import SafetensorError
 
+from srt_fast.errors import first_line
 from srt_fast.files import WRITING_PREFIX, sync_to_disk
 
 
@@ -53,19 +54,14 @@ def save_checkpoint(
         write(unfinished)
         for path in [*unfinished.rglob("*"), unfinished]:
             sync_to_disk(path)
-        if checkpoint.exists():
-            # A crash after this line leaves the checkpoint before this one as the last.
-            checkpoint.rename(root / f"{WRITING_PREFIX}replaced-{step:06d}")
-        unfinished.rename(checkpoint)
-        sync_to_disk(root)
+        _replace(checkpoint, unfinished)
         _point_link(link, checkpoint / "model")
         _delete(list_checkpoints(root)[:-keep])
         _delete(root.glob(f"{WRITING_PREFIX}replaced-*"))
     except (OSError, SafetensorError, RuntimeError) as error:
         # safetensors and torch.save wrap the disk's own error in the last two.
         shutil.rmtree(unfinished, ignore_errors=True)
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise CheckpointError(f"could not write {checkpoint}: {reason}") from error
+        raise CheckpointError(f"could not write {checkpoint}: {first_line(error)}") from error
     return checkpoint
 
 
@@ -100,6 +96,15 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _replace(checkpoint: Path, unfinished: Path) -> None:
+    """Give the unfinished folder the checkpoint's name."""
+    if checkpoint.exists():
+        # A crash after this line leaves the checkpoint before this one as the last.
+        checkpoint.rename(checkpoint.with_name(f"{WRITING_PREFIX}replaced-{checkpoint.name}"))
+    unfinished.rename(checkpoint)
+    sync_to_disk(checkpoint.parent)
 
 
 def _point_link(link: Path, target: Path) -> None:

@@ -5,7 +5,8 @@ import pytest
 from srt_fast.config import override
 
 pytest.importorskip("trl")
-from bench_trainers import run, summarise, table
+from bench_trainers import summarise, table
+from trainer_runs import run
 
 
 @pytest.mark.filterwarnings("ignore")  # of transformers and TRL about themselves

@@ -17,7 +17,9 @@ from srt_fast.train import Trainer
 
 HANGING = r"9^{9^{9^{9}}}"
 NOT_PARSED = "\\"  # math-verify raises
-A, B, C = 11, 22, 33  # keys
+A = 11  # keys
+B = 22
+C = 33
 # By hand: the majority is 1/2, and 0.5 is its most common spelling. 1/2 agrees. x was merged
 # falsely, 50/100 was split off falsely, 3 differs.
 SAMPLE = AuditSample(
