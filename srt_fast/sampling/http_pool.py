@@ -83,8 +83,8 @@ class RequestPool:
 
         Raises RequestError as soon as one has failed.
         """
-        done, pending = concurrent.futures.wait(self._futures, seconds, FIRST_EXCEPTION)
-        for future in done:
+        ended, pending = concurrent.futures.wait(self._futures, seconds, FIRST_EXCEPTION)
+        for future in ended:
             future.result()
         return not pending
 

@@ -78,9 +78,11 @@ class NCCLTransfer:
         # In a thread of its own: a broadcast to a server that died does not return.
         future = _run_in_thread(lambda: self._send(policy))
         failure = self._client.failure
-        done, _ = concurrent.futures.wait([future, failure], self._timeout_seconds, FIRST_COMPLETED)
-        errors = [error for ended in done if (error := ended.exception())]
-        if done and not errors:
+        ended, _ = concurrent.futures.wait(
+            [future, failure], self._timeout_seconds, FIRST_COMPLETED
+        )
+        errors = [error for future in ended if (error := future.exception())]
+        if ended and not errors:
             return
         if errors:
             message = first_line(errors[0])

@@ -323,8 +323,10 @@ def test_one_step_off_corrects_and_resumes_bit_for_bit(config, tmp_path):
     rows = train_rows(whole)
     assert all(row["check_mismatch_max"] < MAX_MISMATCH_NATS for row in rows)
     # The weights that the first update trains have sampled its batch.
-    first, *others = [row["train_mismatch_max"] for row in rows if row["updates"]]
-    assert first < MAX_MISMATCH_NATS < max(others)
+    first_mismatch, *later_mismatches = [
+        row["train_mismatch_max"] for row in rows if row["updates"]
+    ]
+    assert first_mismatch < MAX_MISMATCH_NATS < max(later_mismatches)
 
 
 def raise_error():
@@ -352,7 +354,7 @@ def test_a_dead_or_stuck_engine_ends_the_run_and_loses_nothing(
     def fail_in_the_third_step(engine):
         steps = len(train_rows(folder)) if (folder / "metrics.jsonl").is_file() else 0
         if steps == 1:  # the engine is warm: from the next wait on a short limit is enough
-            trainer.sampler._config = override(config, {"vllm.timeout": 5.0}).vllm
+            trainer.parts.sampler._config = override(config, {"vllm.timeout": 5.0}).vllm
         if steps < 2:
             return step_engine(engine)
         failed_at.append(time.monotonic())
