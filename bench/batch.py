@@ -103,10 +103,8 @@ class Batch:
     @property
     def chunk_bytes(self) -> int:
         """Of the fp32 logits that ours has at a time."""
-        head = make_head(
-            self.packed.hidden, self.weight, self.packed.targets, 1.0, None, None, None, None
-        )
-        return 4 * len(self.weight) * min(head.chunk, self.active)
+        head = make_head(self.packed.hidden, self.weight, self.packed.targets)
+        return 4 * len(self.weight) * min(head.chunk_rows, self.active)
 
     @cached_property
     def padded(self) -> Tokens:

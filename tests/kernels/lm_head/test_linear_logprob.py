@@ -14,8 +14,8 @@ from support.ops import LENGTHS, Counter, cpu_path, head_leaves, rounds_to_bf16
 
 from srt_kernels import linear_logprob, reference
 from srt_kernels.lm_head import logits_torch
-from srt_kernels.lm_head.lm_head import CPU_CHUNK, GPU_CHUNK, make_head
-from srt_kernels.testing import packed_rollouts, relative_error
+from srt_kernels.lm_head.lm_head import CPU_CHUNK_BYTES, GPU_CHUNK_BYTES, make_head
+from srt_kernels.testing import packed_rollouts
 
 U = UNIT_ROUNDOFF[torch.float32]
 
@@ -60,7 +60,7 @@ CASES = [
     ids=["exact products", "rounded products"],
 )
 def test_equals_the_reference(case, make, chunk_rows, monkeypatch):
-    monkeypatch.setattr(logits_torch, "SLAB", 3 * 331 * 8)  # ragged slabs in a chunk
+    monkeypatch.setattr(logits_torch, "SLAB_BYTES", 3 * 331 * 8)  # ragged slabs in a chunk
     batch = make(LENGTHS, **case)
     settings = head_settings(batch, case)
     logprobs, entropies, gradients = run(reference.linear_logprob, batch, torch.float64, settings)
@@ -186,9 +186,9 @@ def test_four_gemms_and_no_logits_tensor():
 
 def test_default_chunk_is_what_it_says():
     batch = packed_rollouts([4], vocab_size=8192)
-    head = make_head(batch.hidden, batch.weight, batch.targets, 1.0, None, None, None, None)
-    chunk_bytes = GPU_CHUNK if batch.hidden.is_cuda else CPU_CHUNK
-    assert head.chunk == chunk_bytes // (8192 * 4)
+    head = make_head(batch.hidden, batch.weight, batch.targets)
+    chunk_bytes = GPU_CHUNK_BYTES if batch.hidden.is_cuda else CPU_CHUNK_BYTES
+    assert head.chunk_rows == chunk_bytes // (8192 * 4)
 
 
 def test_gradcheck_of_the_reference():

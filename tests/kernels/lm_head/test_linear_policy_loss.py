@@ -17,7 +17,7 @@ from support.ops import LENGTHS, Counter, cpu_path, head_leaves, rounds_to_bf16
 
 from srt_kernels import Objective, linear_policy_loss, policy_loss, reference
 from srt_kernels.lm_head import gemm
-from srt_kernels.testing import assert_close, packed_rollouts, relative_error
+from srt_kernels.testing import assert_close, packed_rollouts
 
 U = UNIT_ROUNDOFF[torch.float32]
 preset = Objective.preset
@@ -330,14 +330,14 @@ def test_dw_of_a_bf16_weight_by_parts_is_the_same(monkeypatch):
     advantages = batch.advantages + 1
     objective = preset("grpo")
     gradients = []
-    for slice_bytes in (gemm.SLICE, 2 * 4 * weight.shape[1]):
-        monkeypatch.setattr(gemm, "SLICE", slice_bytes)
+    for slice_bytes in (gemm.SLICE_BYTES, 2 * 4 * weight.shape[1]):
+        monkeypatch.setattr(gemm, "SLICE_BYTES", slice_bytes)
         leaf = weight.clone().requires_grad_()
         linear_policy_loss(
             hidden, leaf, batch.targets, advantages, batch.cu_seqlens, objective, chunk_rows=32
         ).loss.backward()
         gradients.append(leaf.grad)
-    assert len(gemm.parts(weight)) == 21
+    assert len(gemm.weight_parts(weight)) == 21
     assert gradients[0].dtype == torch.bfloat16
     assert gradients[0].abs().max() > 0
     # fp32 sums that differ in their last bits may be rounded to neighbours, which are 2 u apart.
