@@ -1,24 +1,27 @@
-"""What tests of the ops share: batches, error budgets, a counter of GEMMs."""
+"""What tests of the ops share: a batch's lengths, leaves, and a counter of GEMMs. Error bounds are in bounds.py."""
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
+from torch import Tensor
 from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from srt_kernels.core.backend import use_triton
+from srt_kernels.testing import PackedRollouts
 
-# What is of the PyTorch path, or of bf16, which Triton's interpreter gets wrong (it takes the bits for an integer).
+# For the PyTorch path only, or bf16: Triton's interpreter takes the bits of bf16 for an integer.
 cpu_path = pytest.mark.skipif(
     use_triton(torch.zeros(1)), reason="this run is of the Triton kernels"
 )
 
+# Of a batch's rollouts, 27 tokens in all. Two are empty, two have one token.
+LENGTHS = [3, 0, 1, 7, 9, 1, 0, 6]
 
-LENGTHS = [3, 0, 1, 7, 9, 1, 0, 6]  # an empty one first to last but one, ones of one token; N = 27
-
-
-NATS, RELATIVE = 5e-6, 5e-6  # fp32 budgets: log-probs and entropies in nats, gradients in norm
+GEMMS = ("mm", "addmm", "addmm_", "bmm", "_linear_pointwise")
 
 
 class Counter(TorchDispatchMode):
@@ -26,29 +29,33 @@ class Counter(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.gemms, self.largest = 0, 0
+        self.gemms = 0
+        self.largest = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "srt_kernels":  # look into it
+        if func.namespace == "srt_kernels":  # count inside of it
             with self:
                 return OPDEFS[f"srt_kernels::{func.overloadpacket.__name__}"]._init_fn(*args)
         out = func(*args, **(kwargs or {}))
-        self.gemms += func.overloadpacket.__name__ in (
-            "mm",
-            "addmm",
-            "addmm_",
-            "bmm",
-            "_linear_pointwise",
-        )
-        self.largest = max(
-            [self.largest] + [t.numel() for t in (out,) if isinstance(t, torch.Tensor)]
-        )
+        self.gemms += func.overloadpacket.__name__ in GEMMS
+        if isinstance(out, Tensor):
+            self.largest = max(self.largest, out.numel())
         return out
 
 
-def head_leaves(batch, dtype=None):
+def head_leaves(batch: PackedRollouts, dtype: torch.dtype | None = None) -> list[Tensor]:
     """hidden, weight and bias of a batch as leaves."""
-    return [
-        t.to(dtype or t.dtype).clone().requires_grad_()
-        for t in (batch.hidden, batch.weight, batch.bias)
-    ]
+    tensors = (batch.hidden, batch.weight, batch.bias)
+    return [tensor.to(dtype or tensor.dtype).clone().requires_grad_() for tensor in tensors]
+
+
+@functools.cache
+def rounds_to_bf16() -> bool:
+    """Whether this CPU's GEMMs round fp32 operands to bf16 where the ops allow it. Those with AMX do."""
+    matrix = torch.full((64, 64), 1 + 2.0**-12)
+    setting = torch.backends.mkldnn.matmul
+    previous = setting.fp32_precision
+    setting.fp32_precision = "bf16"
+    product = matrix @ torch.eye(64)
+    setting.fp32_precision = previous
+    return not torch.equal(product, matrix)
