@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from srt_kernels import Objective
-from srt_kernels.answers import kernel as answer_kernel
+from srt_kernels.answers.kernel import keys as answer_kernel
 from srt_kernels.groups import group_advantage_kernel, majority_vote_kernel
 from srt_kernels.lm_head import logits_kernel as row_kernel
 from srt_kernels.lm_head import logprob_kernel

@@ -30,7 +30,8 @@ from report import markdown, show
 from strip_string import load_strip_string
 from vote_pairs import ACCEPTED, MERGED, NEAR, ORIGINS, Verdicts, all_pairs, make_corpus, read_rows
 
-from srt_kernels.answers.extract import answer_key, read_answer
+from srt_kernels.answers.canonical import answer_key
+from srt_kernels.answers.extract import read_answer
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 FILES = ("math500.jsonl", "amc.jsonl", "aime24.jsonl")

@@ -21,7 +21,8 @@ import torch
 from srt_fast.files import write_atomically
 from srt_fast.tasks.files import final_answer
 from srt_fast.vote.completions import SavedGroup
-from srt_kernels.answers.extract import answer_key, canonical_answer, read_answer
+from srt_kernels.answers.canonical import answer_key, canonical_answer
+from srt_kernels.answers.extract import read_answer
 from srt_kernels.groups.majority_vote import majority_vote
 
 

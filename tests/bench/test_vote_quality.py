@@ -9,7 +9,7 @@ pytest.importorskip(
 )
 import vote_quality  # noqa: E402
 
-from srt_kernels.answers.extract import answer_key  # noqa: E402
+from srt_kernels.answers.canonical import answer_key  # noqa: E402
 
 GOLDS = 32
 

@@ -23,7 +23,7 @@ from srt_fast.sampling.hf import HFSampler
 from srt_fast.supervised_replay import SupervisedReplay, pack_pairs
 from srt_fast.train import Trainer
 from srt_fast.types import Groups, Problem, Reward
-from srt_kernels.answers.extract import answer_key
+from srt_kernels.answers.canonical import answer_key
 from srt_kernels.answers.reader import AnswerReader
 from srt_kernels.groups.majority_vote import majority_vote
 
