@@ -8,15 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import cache
-from typing import Literal, get_args, overload
+from typing import overload
 
 from srt_kernels.answers.stage import DROP, MAX_BYTES, NUMBER, Action, Stage
 from srt_kernels.answers.utf8 import SPACES, to_bytes, to_text
-
-AnswerRule = Literal["boxed", "tag", "last_number", "whole"]
-"""Says where the final answer of a completion is; see read_answer."""
-
-ANSWER_RULES: tuple[AnswerRule, ...] = get_args(AnswerRule)
 
 Finder = Callable[[bytes, bool], bytes | None]
 """finder(data, is_complete) -> the answer, or None.
@@ -174,3 +169,6 @@ _FINDERS: dict[str, Finder] = {
     "last_number": _find_last_number,
     "whole": _take_whole,
 }
+
+ANSWER_RULES = tuple(_FINDERS)
+"""The names of the rules. A rule says where the final answer of a completion is; see read_answer."""

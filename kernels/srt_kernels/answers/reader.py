@@ -20,9 +20,9 @@ from srt_kernels.answers.extract import finder_of
 from srt_kernels.answers.hints import HAS_MARK, MAY_HAVE_MARK, MAY_PRECEDE_MARK, token_hint
 from srt_kernels.answers.token_bytes import token_bytes
 from srt_kernels.answers.utf8 import SPACES, to_text
-from srt_kernels.core.backend import on_its_device, use_triton
+from srt_kernels.core.backend import on_device_of_tensors, use_triton
 from srt_kernels.core.checks import check_offsets, check_range, check_tensor, check_tensors, expect
-from srt_kernels.core.segments import ranges
+from srt_kernels.core.segments import chunk_slices
 
 SLICE = 1 << 20
 """Tokens that are looked at together.
@@ -31,11 +31,7 @@ Their buffers are used again; those of a whole batch would be new pages each tim
 """
 
 NEARBY = 16
-"""
-
-okens before the last mark that are read first, and tokens after it that the last number can reach
-into.
-"""
+"""Tokens before the last mark that are read first, and tokens after it that a number may reach."""
 
 WIDENING = 16
 """How much farther each next reading goes."""
@@ -138,7 +134,7 @@ def _last_marks(tokens: Tensor, cu_seqlens: Tensor, hints: Tensor) -> Tensor:
     R] position of the last mark before the end of a rollout, perhaps before its start; -1: none.
     """
     parts = [tokens.new_full((1,), -1)]
-    for part in ranges(len(tokens), SLICE):
+    for part in chunk_slices(len(tokens), SLICE):
         first = max(part.start - 1, 0)  # with the token before the part
         part_hints = hints.index_select(0, tokens[first : part.stop].clamp(max=len(hints) - 1))
         marks = (part_hints & (HAS_MARK | MAY_HAVE_MARK)).nonzero().squeeze(1)
@@ -181,7 +177,7 @@ def _check(tokens: Tensor, cu_seqlens: Tensor) -> None:
     schema="(Tensor tokens, Tensor cu_seqlens, Tensor blob, Tensor offsets, Tensor hints, str rule)"
     " -> Tensor",
 )
-@on_its_device
+@on_device_of_tensors
 def _answer_keys(
     tokens: Tensor, cu_seqlens: Tensor, blob: Tensor, offsets: Tensor, hints: Tensor, rule: str
 ) -> Tensor:

@@ -18,7 +18,7 @@ from srt_kernels.answers.kernel.find import find_kernel, marks_kernel
 from srt_kernels.answers.kernel.lanes import any_lane
 from srt_kernels.answers.kernel.tables import stage_tables
 from srt_kernels.answers.kernel.walk import Tables, walk
-from srt_kernels.core.backend import OPTIONS
+from srt_kernels.core.backend import LAUNCH_OPTIONS
 
 LANES = 32
 MARK_BLOCK = 1024
@@ -117,7 +117,7 @@ def answer_keys(
         vocab=len(hints),
         BLOCK=MARK_BLOCK,
         num_warps=MARK_WARPS,
-        **OPTIONS,
+        **LAUNCH_OPTIONS,
     )
     find_kernel[programs](
         token_ptr=tokens,
@@ -137,7 +137,7 @@ def answer_keys(
         RULE=rule,
         LANES=LANES,
         num_warps=1,
-        **OPTIONS,
+        **LAUNCH_OPTIONS,
     )
     form_kernel[programs](
         raw_ptr=raw,
@@ -151,6 +151,6 @@ def answer_keys(
         rollouts=rollouts,
         LANES=LANES,
         num_warps=1,
-        **OPTIONS,
+        **LAUNCH_OPTIONS,
     )
     return keys
