@@ -171,4 +171,4 @@ _FINDERS: dict[str, Finder] = {
 }
 
 ANSWER_RULES = tuple(_FINDERS)
-"""The names of the rules. A rule says where the final answer of a completion is; see read_answer."""
+"""The rules. A rule says where the final answer of a completion is; see read_answer."""
