@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from srt_kernels import Objective
-from srt_kernels.answers import kernel as answer_kernel
-from srt_kernels.answers.extract import RULES
+from srt_kernels.answers.extract import ANSWER_RULES
+from srt_kernels.answers.kernel import keys as answer_kernel
 from srt_kernels.groups import group_advantage_kernel, majority_vote_kernel
 from srt_kernels.groups.group_advantage import KINDS
 from srt_kernels.lm_head import logits_fused_kernel, logits_kernel, logprob_kernel
@@ -285,7 +285,7 @@ def _group_variants() -> Iterator[Variant]:
 def _answer_variants() -> Iterator[Variant]:
     boxed = partial(_answers, "boxed")
     one_rollout = partial(_answers, "boxed", torch.int64, 1)
-    for rule in sorted(RULES):
+    for rule in sorted(ANSWER_RULES):
         yield Variant("find_kernel", rule, partial(_answers, rule))
     yield Variant("find_kernel", "one rollout", one_rollout)
     yield Variant("marks_kernel", "int32 offsets", boxed)

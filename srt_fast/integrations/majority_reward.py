@@ -12,7 +12,8 @@ from torch import Tensor
 
 from srt_fast.integrations.padded import offsets
 from srt_kernels import majority_vote
-from srt_kernels.answers.extract import answer_key, read_answer
+from srt_kernels.answers.canonical import answer_key
+from srt_kernels.answers.extract import read_answer
 from srt_kernels.core.checks import expect
 
 

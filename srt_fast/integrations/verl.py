@@ -31,7 +31,8 @@ from verl.trainer.ppo.core_algos import register_adv_est, register_policy_loss
 
 from srt_fast.integrations.padded import pack
 from srt_kernels import Objective, group_advantage, linear_logprob, majority_vote, policy_loss
-from srt_kernels.answers.extract import answer_key, canonical_answer, read_answer
+from srt_kernels.answers.canonical import answer_key, canonical_answer
+from srt_kernels.answers.extract import read_answer
 from srt_kernels.core.checks import expect
 from srt_kernels.core.segments import segment_ids, segment_reduce
 from srt_kernels.groups.group_advantage import KINDS

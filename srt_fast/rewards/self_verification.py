@@ -16,7 +16,7 @@ from srt_fast.sampling.base import Completion, Sampler, SamplingParams, pack_com
 from srt_fast.tasks.prompt import tokenize_prompt
 from srt_fast.types import Problem, Reward, Rollouts
 from srt_kernels import AnswerReader
-from srt_kernels.answers.extract import answer_key
+from srt_kernels.answers.canonical import answer_key
 from srt_kernels.core.segments import segment_ids, segment_reduce
 
 VERDICT_FORMATS = {"boxed": "\\boxed{%s}", "tag": "<answer>%s</answer>"}

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from srt_fast.tasks.scorer_process import ScorerProcess
 from srt_fast.types import Problem
-from srt_kernels.answers.extract import answer_key
+from srt_kernels.answers.canonical import answer_key
 
 MAX_SCORED_CHARS = 300
 """Longer answers are compared by their canonical forms only."""

@@ -25,7 +25,7 @@ from srt_fast.sampling.hf import HFSampler
 from srt_fast.train import Trainer
 from srt_fast.types import Problem
 from srt_kernels import AnswerReader
-from srt_kernels.answers.extract import answer_key
+from srt_kernels.answers.canonical import answer_key
 from support.rollouts import random_rollouts
 
 PROMPTS = ("1+2=", "30+4=")
