@@ -51,6 +51,10 @@ class ModelConfig:
     """Type of the forward pass over float32 weights. "auto": bfloat16 on CUDA, off on a CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """"auto": CUDA where torch sees a device, else the CPU."""
+    kernels: Literal["auto", "torch", "liger"] = "auto"
+    """Which kernels compute RMSNorm, RoPE and SwiGLU. "torch": PyTorch's. "liger": liger-kernel's,
+    or an error that says why they cannot be used. "auto": liger-kernel's on CUDA if it is installed
+    and supports the model, else PyTorch's."""
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third more time."""
     trust_remote_code: bool = False

@@ -101,7 +101,7 @@ class HFSampler:
                     input_ids=ids,
                     attention_mask=mask,
                     position_ids=positions,
-                    past_key_values=cache,
+                    **{policy.cache_argument: cache},
                     use_cache=True,
                     logits_to_keep=1,
                 ).logits[:, -1]
