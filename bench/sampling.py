@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from measure import environment
 from report import save, show
-
 from srt_fast.config import Config, override
 from srt_fast.config.recipes import RECIPES
 from srt_fast.files import read_rows
@@ -33,7 +33,7 @@ from srt_fast.run.progress import RunProgress
 from srt_fast.sampling import make_sampler
 from srt_fast.sampling.base import SamplingParams
 from srt_fast.tasks import make_task
-from srt_fast.tasks.prompt import prompt_ids
+from srt_fast.tasks.prompt import tokenize_prompt
 from srt_fast.train import Trainer, starting_model
 
 ENGINES = ("hf", "vllm")
@@ -53,7 +53,7 @@ def measure_sampling(name: str, counts: list[int], rounds: int) -> tuple[list[di
     config = override(config, {"sampling.max_sequences": max(counts)})
     sampling, task = config.sampling, make_task(config)
     prompts = [
-        prompt_ids(p, config.task, policy.tokenizer)
+        tokenize_prompt(p, config.task, policy.tokenizer)
         for p in task.held_out(max(counts) // sampling.group_size)
     ]
     samplers, rows = {}, []

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from srt_fast.files import write_atomically
-from srt_fast.tasks.files import final_answer
+from srt_fast.tasks.dataset import final_answer
 from srt_fast.vote.completions import SavedGroup
 from srt_kernels.answers.extract import answer_key, canonical_answer, read_answer
 from srt_kernels.groups.majority_vote import majority_vote

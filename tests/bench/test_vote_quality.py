@@ -7,9 +7,8 @@ import pytest
 pytest.importorskip(
     "math_verify", reason="math-verify, the judge, is not installed (pip install srt-fast[math])"
 )
-import vote_quality  # noqa: E402
-
-from srt_kernels.answers.extract import answer_key  # noqa: E402
+import vote_quality
+from srt_kernels.answers.extract import answer_key
 
 GOLDS = 32
 

@@ -27,7 +27,7 @@ from srt_kernels.answers.canonical import (
     signed,
     stages,
 )
-from srt_kernels.core.backend import OPTIONS
+from srt_kernels.core.backend import LAUNCH_OPTIONS
 
 LANES, MARK_BLOCK, MARK_WARPS = 32, 1024, 4
 ROW = tl.constexpr(MAX_BYTES + 8)  # bytes of a rollout in each buffer
@@ -823,7 +823,7 @@ def answer_keys(
         len(hints),
         BLOCK=MARK_BLOCK,
         num_warps=MARK_WARPS,
-        **OPTIONS,
+        **LAUNCH_OPTIONS,
     )
     find_kernel[programs](
         tokens,
@@ -843,7 +843,7 @@ def answer_keys(
         RULE=rule,
         LANES=LANES,
         num_warps=1,
-        **OPTIONS,
+        **LAUNCH_OPTIONS,
     )
     form_kernel[programs](
         raw,
@@ -857,6 +857,6 @@ def answer_keys(
         rollouts,
         LANES=LANES,
         num_warps=1,
-        **OPTIONS,
+        **LAUNCH_OPTIONS,
     )
     return keys

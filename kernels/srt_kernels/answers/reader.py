@@ -13,9 +13,9 @@ from torch import Tensor
 from srt_kernels.answers.canonical import SPACES
 from srt_kernels.answers.extract import _decoded, _finder, answer_key
 from srt_kernels.answers.token_bytes import token_bytes
-from srt_kernels.core.backend import on_its_device, use_triton
+from srt_kernels.core.backend import on_device_of_tensors, use_triton
 from srt_kernels.core.checks import check_offsets, check_range, check_tensor, check_tensors, expect
-from srt_kernels.core.segments import ranges
+from srt_kernels.core.segments import chunk_slices
 
 YES, MAYBE, BEFORE = 1, 2, 4  # bits of a hint; above them a number of bytes
 
@@ -61,7 +61,7 @@ SLICE = (
 def _marks(tokens: Tensor, hints: Tensor) -> Tensor:
     """Positions of the tokens whose hints say so, in order."""
     found_in = [tokens.new_empty(0)]
-    for part in ranges(len(tokens), SLICE):
+    for part in chunk_slices(len(tokens), SLICE):
         first = max(part.start - 1, 0)  # with the token before
         found = hints.index_select(0, tokens[first : part.stop].clamp(max=len(hints) - 1))
         marks = (found & (YES | MAYBE)).nonzero().squeeze(1)
@@ -110,7 +110,7 @@ def _answers(
     mutates_args=(),
     schema="(Tensor tokens, Tensor cu_seqlens, Tensor blob, Tensor offsets, Tensor hints, str rule) -> Tensor",
 )
-@on_its_device
+@on_device_of_tensors
 def _answer_keys(tokens, cu_seqlens, blob, offsets, hints, rule):
     _check(tokens, cu_seqlens)
     if use_triton(tokens):

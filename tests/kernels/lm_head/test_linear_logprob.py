@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from support.ops import LENGTHS, NATS, RELATIVE, Counter, cpu_path, head_leaves
 
 from srt_kernels import linear_logprob, reference
 from srt_kernels.lm_head import logits_torch as torch_rows
-from srt_kernels.lm_head.lm_head import CPU_CHUNK, GPU_CHUNK, make_head
+from srt_kernels.lm_head.lm_head import CPU_CHUNK_BYTES, GPU_CHUNK_BYTES, make_head
 from srt_kernels.testing import assert_close, packed_rollouts, relative_error
+from support.ops import LENGTHS, NATS, RELATIVE, Counter, cpu_path, head_leaves
 
 
 def run(op, batch, dtype, case, **options):
@@ -35,7 +35,7 @@ CASES = [
     "chunk_rows", [5, None]
 )  # crosses rollouts and leaves a ragged last chunk; all at once
 def test_equals_the_reference(case, chunk_rows, monkeypatch):
-    monkeypatch.setattr(torch_rows, "SLAB", 3 * 331 * 8)  # ragged slabs in a chunk
+    monkeypatch.setattr(torch_rows, "SLAB_BYTES", 3 * 331 * 8)  # ragged slabs in a chunk
     batch = packed_rollouts(LENGTHS, **case)
     truth = run(reference.linear_logprob, batch, torch.float64, case)
     for dtype, nats, relative in ((torch.float64, 1e-12, 1e-12), (torch.float32, NATS, RELATIVE)):
@@ -152,8 +152,10 @@ def test_four_gemms_and_no_logits_tensor():
 
 def test_default_chunk_is_what_it_says():
     batch = packed_rollouts([4], vocab_size=8192)
-    head = make_head(batch.hidden, batch.weight, batch.targets, 1.0, None, None, None, None)
-    assert head.chunk == (CPU_CHUNK if not batch.hidden.is_cuda else GPU_CHUNK) // (8192 * 4)
+    head = make_head(batch.hidden, batch.weight, batch.targets)
+    assert head.chunk_rows == (
+        CPU_CHUNK_BYTES if not batch.hidden.is_cuda else GPU_CHUNK_BYTES
+    ) // (8192 * 4)
 
 
 def test_gradcheck_of_the_reference():

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from support.ops import LENGTHS, NATS, RELATIVE, Counter, cpu_path, head_leaves
 
 from srt_kernels import Objective, linear_policy_loss, policy_loss, reference
 from srt_kernels.lm_head import gemm
 from srt_kernels.testing import assert_close, packed_rollouts, relative_error
+from support.ops import LENGTHS, NATS, RELATIVE, Counter, cpu_path, head_leaves
 
 MEANS = ("ratio", "clip_fraction", "kl", "correction")
 preset = Objective.preset
@@ -322,8 +322,8 @@ def test_dw_of_a_bf16_weight_by_parts_is_the_same(monkeypatch):
     batch = packed_rollouts([40, 30])
     hidden, weight = batch.hidden.bfloat16(), batch.weight.bfloat16()
     found = []
-    for slice_bytes in (gemm.SLICE, 2 * 4 * weight.shape[1]):
-        monkeypatch.setattr(gemm, "SLICE", slice_bytes)
+    for slice_bytes in (gemm.SLICE_BYTES, 2 * 4 * weight.shape[1]):
+        monkeypatch.setattr(gemm, "SLICE_BYTES", slice_bytes)
         leaf = weight.clone().requires_grad_()
         advantages, objective = batch.advantages + 1, Objective.preset("grpo")
         linear_policy_loss(
@@ -331,7 +331,7 @@ def test_dw_of_a_bf16_weight_by_parts_is_the_same(monkeypatch):
         ).loss.backward()
         found.append(leaf.grad)
     assert (
-        len(gemm.parts(weight)) == 21
+        len(gemm.weight_parts(weight)) == 21
         and found[0].dtype == torch.bfloat16
         and found[0].abs().max() > 0
     )

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from support.ops import LENGTHS, NATS, RELATIVE, cpu_path, head_leaves
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from srt_kernels import Objective, linear_logprob, linear_policy_loss, policy_loss, reference
 from srt_kernels.core.backend import use_triton
 from srt_kernels.testing import assert_close, packed_rollouts, relative_error
+from support.ops import LENGTHS, NATS, RELATIVE, cpu_path, head_leaves
 
 preset = Objective.preset
 ON_GPU = torch.get_default_device().type == "cuda"

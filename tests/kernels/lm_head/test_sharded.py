@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from support.ops import LENGTHS, NATS, RELATIVE
 
 from srt_kernels import Objective, linear_logprob, linear_policy_loss
 from srt_kernels.testing import assert_close, packed_rollouts
+from support.ops import LENGTHS, NATS, RELATIVE
 
 pytestmark = pytest.mark.skipif(torch.get_default_device().type != "cpu", reason="gloo, on CPUs")
 V = 332

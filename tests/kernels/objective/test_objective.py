@@ -7,7 +7,7 @@ import torch
 
 from srt_kernels import Objective, policy_loss
 from srt_kernels.objective.objective import PRESETS
-from srt_kernels.objective.policy_loss import SURROGATES
+from srt_kernels.objective.token_loss import SURROGATES
 
 
 def test_presets_are_what_their_sources_say():
