@@ -126,7 +126,7 @@ class HFSampler:
                 input_ids=input_ids,
                 attention_mask=mask,
                 position_ids=position_ids,
-                past_key_values=cache,
+                **{self._policy.cache_argument: cache},
                 use_cache=True,
                 logits_to_keep=1,
             )
