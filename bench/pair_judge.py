@@ -63,7 +63,8 @@ def judge_pairs(pairs: list[tuple[str, str]], judges: int) -> tuple[set[tuple[st
     size = -(-len(pairs) // judges)
     parts = [pairs[start : start + size] for start in range(0, len(pairs), max(size, 1))]
     pool = [
-        judge.ScorerProcess("either way", failure_note="no verdict", program=__file__) for _ in parts
+        judge.ScorerProcess("either way", failure_note="no verdict", program=__file__)
+        for _ in parts
     ]
     with ThreadPoolExecutor(max(len(pool), 1)) as threads:
         verdicts = list(

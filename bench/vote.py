@@ -42,8 +42,7 @@ from near_misses import near_misses
 from report import bar_table, save, show
 from spellings import spellings
 from srt_kernels import group_advantage, majority_vote
-from srt_kernels.answers.canonical import _form, canonical_bytes, hash_bytes
-from srt_kernels.answers.canonical import answer_key
+from srt_kernels.answers.canonical import _form, answer_key, canonical_bytes, hash_bytes
 from srt_kernels.answers.extract import _answers, read_answer
 from srt_kernels.answers.reader import AnswerReader
 from srt_kernels.groups.majority_vote import Vote

@@ -8,7 +8,6 @@ pytest.importorskip(
     "math_verify", reason="math-verify, the judge, is not installed (pip install srt-fast[math])"
 )
 import vote_quality  # noqa: E402
-
 from srt_kernels.answers.canonical import answer_key  # noqa: E402
 
 GOLDS = 32

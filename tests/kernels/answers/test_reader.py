@@ -11,8 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from conftest import DEVICE
 from srt_kernels import group_advantage, majority_vote
-from srt_kernels.answers.canonical import MAX_BYTES
-from srt_kernels.answers.canonical import answer_key
+from srt_kernels.answers.canonical import MAX_BYTES, answer_key
 from srt_kernels.answers.extract import RULES, read_answer
 from srt_kernels.answers.reader import AnswerReader
 from srt_kernels.core.backend import triton, use_triton

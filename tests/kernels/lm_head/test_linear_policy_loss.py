@@ -2,6 +2,10 @@
 
 import pytest
 import torch
+
+from srt_kernels import Objective, linear_policy_loss, policy_loss, reference
+from srt_kernels.lm_head import gemm
+from srt_kernels.testing import assert_close, packed_rollouts
 from support.bounds import (
     MEANS,
     NAMES,
@@ -14,10 +18,6 @@ from support.bounds import (
     gamma,
 )
 from support.ops import LENGTHS, Counter, cpu_path, head_leaves, rounds_to_bf16
-
-from srt_kernels import Objective, linear_policy_loss, policy_loss, reference
-from srt_kernels.lm_head import gemm
-from srt_kernels.testing import assert_close, packed_rollouts
 
 U = UNIT_ROUNDOFF[torch.float32]
 preset = Objective.preset

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from support.bounds import NAMES, HeadBounds, Sensitivity, assert_within, exact_rollouts
-from support.ops import LENGTHS
 
 from srt_kernels import Objective, linear_logprob, linear_policy_loss
+from support.bounds import NAMES, HeadBounds, Sensitivity, assert_within, exact_rollouts
+from support.ops import LENGTHS
 
 pytestmark = pytest.mark.skipif(torch.get_default_device().type != "cpu", reason="gloo, on CPUs")
 V = 332
