@@ -56,7 +56,7 @@ def answer_score(
 
 
 def majority_advantage(
-    kind: str,
+    kind: AdvantageKind,
     token_level_rewards: Tensor,
     response_mask: Tensor,
     index: Iterable[Hashable],
