@@ -1,11 +1,12 @@
-"""Vocab-sharded heads: two processes with half of the vocabulary each compute what one computes with the whole."""
+"""Vocab-sharded heads: two processes with half of the vocabulary each agree with one process."""
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from support.bounds import NAMES, HeadBounds, Sensitivity, assert_within, exact_rollouts
-from support.ops import LENGTHS
+from support.bounds import NAMES, HeadBounds, assert_within
+from support.loss_bounds import Sensitivity
+from support.ops import LENGTHS, exact_rollouts
 
 from srt_kernels import Objective, linear_logprob, linear_policy_loss
 
