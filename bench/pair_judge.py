@@ -63,11 +63,12 @@ def judge_pairs(pairs: list[tuple[str, str]], judges: int) -> tuple[set[tuple[st
     size = -(-len(pairs) // judges)
     parts = [pairs[start : start + size] for start in range(0, len(pairs), max(size, 1))]
     pool = [
-        judge.ScorerProcess("either way", unscored="no verdict", program=__file__) for _ in parts
+        judge.ScorerProcess("either way", failure_note="no verdict", program=__file__)
+        for _ in parts
     ]
     with ThreadPoolExecutor(max(len(pool), 1)) as threads:
         verdicts = list(
-            threads.map(lambda asked, part: [asked.ask(*pair) for pair in part], pool, parts)
+            threads.map(lambda asked, part: [asked.accepts(*pair) for pair in part], pool, parts)
         )
     told = [verdict for part in verdicts for verdict in part]
     return {pair for pair, verdict in zip(pairs, told, strict=True) if verdict}, sum(

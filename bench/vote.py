@@ -35,15 +35,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from measure import environment
 from near_misses import near_misses
 from report import bar_table, save, show
 from spellings import spellings
-from torch import Tensor
-
 from srt_kernels import group_advantage, majority_vote
-from srt_kernels.answers.canonical import _form, canonical_bytes, hash_bytes
-from srt_kernels.answers.extract import _answers, answer_key, read_answer
+from srt_kernels.answers.canonical import _form, answer_key, canonical_bytes, hash_bytes
+from srt_kernels.answers.extract import _answers, read_answer
 from srt_kernels.answers.reader import AnswerReader
 from srt_kernels.groups.majority_vote import Vote
 

@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from measure import environment
 from pair_judge import judge_pairs
 from report import markdown, show
+from srt_kernels.answers.canonical import answer_key
+from srt_kernels.answers.extract import read_answer
 from strip_string import load_strip_string
 from vote_pairs import ACCEPTED, MERGED, NEAR, ORIGINS, Verdicts, all_pairs, make_corpus, read_rows
-
-from srt_kernels.answers.extract import answer_key, read_answer
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 FILES = ("math500.jsonl", "amc.jsonl", "aime24.jsonl")

@@ -2,51 +2,63 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import json
 import os
 import sys
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import tyro
 import yaml
 
-from srt_fast.config import Config, override, to_dict
-from srt_fast.config.recipes import RECIPES, for_model
+from srt_fast.config import override, to_dict
+from srt_fast.config.arguments import configure, find_recipe, override_fields, split_arguments
+from srt_fast.config.recipes import RECIPES
+
+# Modules that import torch are imported in the commands that use them. They take seconds, and
+# `srt-fast --help` must not need them.
+if TYPE_CHECKING:
+    from srt_fast.train import Trainer
 
 USAGE = """\
 usage: srt-fast COMMAND [ARGUMENTS]
 
-  train [RECIPE] [--FIELD VALUE ...]   self-train a model; RECIPE is a recipe's name (default: quickstart), a YAML or
-                                       TOML file, or a model: a folder, a .gguf file or a hub id
-  train --resume RUN_DIR               go on with a run that was stopped
-  eval  RECIPE|MODEL|RUN_DIR           held-out pass@1, pass@k and maj@k, without training
-  report RUN_DIR                       write report.html and report.png of a run again
-  recipes [NAME]                       list the recipes, or print one as YAML to edit
-  vote FILE.jsonl                      majority, share and split of saved completions of any other system
-  experiment collapse                  rise and collapse of the vote, and what keeps it from collapsing (docs/reward.md)
+  train [RECIPE] [--FIELD VALUE ...]   Train a model on its own vote. RECIPE is the name of a recipe
+                                       (default: quickstart), a YAML or TOML file, or a model: a
+                                       folder, a .gguf file or a hub id.
+  train --resume RUN_DIR               Continue a run that was stopped.
+  eval RECIPE|MODEL|RUN_DIR            Evaluate on held-out prompts: pass@1, pass@k and maj@k.
+  report RUN_DIR                       Write report.html and report.png of a run again.
+  recipes [NAME]                       List the recipes, or print one as YAML.
+  vote FILE.jsonl                      Majority, share and split of another system's completions.
+  experiment collapse                  Measure how the vote rises and collapses, and what prevents
+                                       the collapse (docs/rewards.md).
 
-  srt-fast train quickstart --help     lists every field with its meaning and default
+  srt-fast train quickstart --help     List every field with its meaning and its default.
 """
 
-OPTIONS = """\
-Besides the fields below: --config FILE (YAML or TOML with the same fields; `recipe: NAME` in it names the one to start from),
---resume RUN_DIR (go on with a stopped run), --recipe NAME (same as the positional).
-Precedence: recipe < file < command line."""
+REPORT_USAGE = """\
+usage: srt-fast report RUN_DIR
 
-VOTE = """\
-The majority vote over saved completions of any system: no model, no tokenizer. Each line of the file is a JSON object:
-  {"prompt": "1/2+1/2=", "completions": ["\\\\boxed{1}", "\\\\boxed{2}"]}    a prompt with the list of its completions, or
-  {"prompt": "1/2+1/2=", "completion": "\\\\boxed{1}"}                     one completion, grouped by the prompt.
-A completion is a text, an object with text, content or message.content, or a list of chat messages."""
+Write report.html and report.png of a run from its metrics."""
+
+RECIPES_USAGE = """\
+usage: srt-fast recipes [NAME]
+
+List the recipes, or print one as YAML. The output is a file for srt-fast train."""
+
+WITHOUT_REWARD = {"reward.kind": "majority"}
+"""For `srt-fast eval`, which needs no reward: this kind fits every model and every task."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line. Returns the exit code: 0, 1 (failed), 2 (bad input), 128 + signal (interrupted, saved)."""
-    argv = sys.argv[1:] if argv is None else argv
+    """The command line.
+
+    Returns the exit code: 0, 1 (failed), 2 (bad input), or 128 + signal (interrupted and saved).
+    """
+    if argv is None:
+        argv = sys.argv[1:]
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "eval": _eval,
@@ -59,65 +71,80 @@ def main(argv: list[str] | None = None) -> int:
         print(USAGE, end="")
         return 0 if argv else 2
     if argv[0] not in commands:
-        return _fail(
-            f"expected one of the commands {', '.join(commands)}, got {argv[0]!r}; see srt-fast --help"
-        )
+        names = ", ".join(commands)
+        return _fail(f"expected one of the commands {names}, got {argv[0]!r}; see srt-fast --help")
     try:
         return commands[argv[0]](argv[1:])
     except ValueError as error:
         return _fail(str(error))
     except BrokenPipeError:  # srt-fast ... | head
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # or Python complains when it flushes
+        # Python would complain when it flushes standard output at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:  # a full disk or a folder that may not be written
+    except OSError as error:  # a full disk, or a folder that cannot be written
         return _fail(f"{error.strerror or error}: {error.filename or ''}", code=1)
 
 
 def _train(argv: list[str]) -> int:
-    config, resume = _configure(argv, "train")
+    arguments = split_arguments(argv)
+    if arguments.resume is None:
+        config = configure(arguments, "train")
+    else:
+        from srt_fast.run.folder import load_config
+
+        config = load_config(arguments.resume)
+        command = f"train --resume {arguments.resume}"
+        config = override_fields(config, arguments.overrides, command)
     from srt_fast.run.checkpoint import CheckpointError
     from srt_fast.run.interrupts import RunInterrupted
-    from srt_fast.run.progress import summary_table
     from srt_fast.sampling import SamplerError
     from srt_fast.train import Trainer
 
-    trainer = Trainer(config, resume=resume)
+    trainer = Trainer(config, resume=arguments.resume)
     try:
         summary = trainer.train()
-    except RunInterrupted as stop:
-        print(f"Stopped by {stop}. {trainer.run.where_saved()}")
-        return 128 + stop.signal
+    except RunInterrupted as interrupt:
+        print(f"Stopped by {interrupt}. {trainer.run.where_saved()}")
+        return 128 + interrupt.signal
     except (CheckpointError, SamplerError) as error:
         return _fail(f"{error}. {trainer.run.where_saved()}", code=1)
-    folder, evaluations = Path(summary["run_dir"]), trainer.run.evaluations
-    start, end = evaluations["start"], evaluations["end"]
-    summary_table(
-        f"{config.recipe}: {summary['steps']} steps, {summary['seconds']:.0f} s, "
-        f"{'gold answers used' if trainer.uses_gold else 'no label used'}",
-        [
-            (name, start[name], end[name])
-            for name in start
-            if name not in ("step", "prompts", "k", "pass1_se")
-            and not name.startswith(("coverage@", "maj@"))
-        ],
-    )
-    for name in ("model", "metrics.jsonl", "report.html", "report.png"):
-        print(f"{name:14} {folder / name}")
-    print(json.dumps(summary))
+    _print_results(trainer, summary)
     return 0
 
 
-def _eval(argv: list[str]) -> int:
-    from srt_fast.run.folder import load_config
+def _print_results(trainer: Trainer, summary: dict[str, Any]) -> None:
+    """A table of the evaluations, the paths of the results, and the summary as one JSON line."""
+    from srt_fast.run.progress import summary_table
 
-    target = Path(argv[0]) if argv and not argv[0].startswith("-") else None
-    if target and (target / "config.json").is_file() and (target / "metrics.jsonl").is_file():
-        config = override(load_config(target), {"model.path": str(target / "model")})
-        config = _parse(argv[1:], config, f"eval {target}")
+    labels = "gold answers used" if trainer.uses_gold else "no label used"
+    title = f"{summary['recipe']}: {summary['steps']} steps, {summary['seconds']:.0f} s, {labels}"
+    start = trainer.run.evaluations["start"]
+    end = trainer.run.evaluations["end"]
+    rows = [(name, start[name], end[name]) for name in start if _is_in_summary(name)]
+    summary_table(title, rows)
+    for name in ("model", "metrics.jsonl", "report.html", "report.png"):
+        print(f"{name:14} {Path(summary['run_dir']) / name}")
+    print(json.dumps(summary))
+
+
+def _is_in_summary(metric: str) -> bool:
+    is_setting = metric in ("step", "prompts", "k", "pass1_se")
+    return not is_setting and not metric.startswith(("coverage@", "maj@"))
+
+
+def _eval(argv: list[str]) -> int:
+    folder = Path(argv[0]) if argv and not argv[0].startswith("-") else None
+    if folder and (folder / "config.json").is_file() and (folder / "metrics.jsonl").is_file():
+        from srt_fast.run.folder import load_config
+
+        changes = {"model.path": str(folder / "model")} | WITHOUT_REWARD
+        config = override(load_config(folder), changes)
+        config = override_fields(config, argv[1:], f"eval {folder}")
     else:
-        config, _ = _configure(argv, "eval")
+        arguments = split_arguments(argv)
+        if arguments.resume is not None:
+            raise ValueError("--resume: expected with srt-fast train only, got it with eval")
+        config = configure(arguments, "eval", WITHOUT_REWARD)
     from srt_fast.train import evaluate_model
 
     print(json.dumps({"model": config.model.path, **evaluate_model(config)}))
@@ -126,9 +153,7 @@ def _eval(argv: list[str]) -> int:
 
 def _report(argv: list[str]) -> int:
     if len(argv) != 1 or argv[0].startswith("-"):
-        print(
-            "usage: srt-fast report RUN_DIR\n\nWrite report.html and report.png of a run from its metrics."
-        )
+        print(REPORT_USAGE)
         return 0 if argv in (["-h"], ["--help"]) else 2
     from srt_fast.run.report import write_report
 
@@ -139,179 +164,31 @@ def _report(argv: list[str]) -> int:
 
 def _recipes(argv: list[str]) -> int:
     if argv and argv[0] in ("-h", "--help"):
-        print(
-            "usage: srt-fast recipes [NAME]\n\nList the recipes, or print one as YAML, to edit and give to srt-fast train."
-        )
+        print(RECIPES_USAGE)
     elif argv:
-        print(yaml.safe_dump(to_dict(_recipe(argv[0])), sort_keys=False), end="")
+        config = find_recipe(argv[0])
+        if argv[0] not in RECIPES:
+            from srt_fast.model.loading import check_path
+
+            check_path(config.model.path)
+        print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
     else:
         for name, recipe in RECIPES.items():
-            print(f"{name:20} {inspect.getdoc(recipe).splitlines()[0]}")
+            description = inspect.getdoc(recipe) or ""
+            print(f"{name:20} {description.splitlines()[0]}")
     return 0
+
+
+def _vote(argv: list[str]) -> int:
+    from srt_fast.vote.command import main as run_vote
+
+    return run_vote(argv)
 
 
 def _experiment(argv: list[str]) -> int:
     from srt_fast.experiment.command import main as run_experiment
 
     return run_experiment(argv)
-
-
-def _vote(argv: list[str]) -> int:
-    options = _vote_options().parse_args(argv)
-    if options.limit < 0:
-        raise ValueError(f"--limit: expected at least 0, got {options.limit}")
-    from srt_fast.vote.completions import Fields, read_groups
-    from srt_fast.vote.table import vote_table
-    from srt_fast.vote.vote import summary, vote, write_rows
-
-    asked = Fields(completions=options.completions, group_by=options.group_by, gold=options.gold)
-    groups, used = read_groups(options.file, asked)
-    votes = vote(groups, options.rule, options.share_over)
-    if options.out:
-        write_rows(Path(options.out), votes)
-    vote_table(votes, options.limit, summary(votes, used.gold))
-    return 0
-
-
-def _vote_options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="srt-fast vote",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        description=VOTE,
-        epilog="srt-fast vote samples.jsonl --completions response --group-by prompt --gold answer --out votes.jsonl",
-    )
-    parser.add_argument("file", metavar="FILE.jsonl", help="- reads standard input")
-    parser.add_argument(
-        "--completions",
-        metavar="FIELD",
-        help="field with one row's completion, or with its list of them; a.b.c "
-        "goes into objects (default: completions, responses, outputs, samples, ... as the first row has it)",
-    )
-    parser.add_argument(
-        "--group-by",
-        metavar="FIELD",
-        help="rows with the same value here are one group (default: prompt, "
-        "problem, question, ..., id, ... as the first row has it; a row with a list is a group of its own)",
-    )
-    parser.add_argument(
-        "--gold",
-        metavar="FIELD",
-        help="gold answer or solution, to report accuracy (default: gold or answer, "
-        "where the first row has it and a group's rows agree on it)",
-    )
-    parser.add_argument(
-        "--rule",
-        choices=("boxed", "tag", "last_number", "whole"),
-        default="boxed",
-        help="where a completion's final answer is (default: boxed)",
-    )
-    parser.add_argument(
-        "--share-over",
-        choices=("all", "valid"),
-        default="all",
-        help="share counts over all completions, or those with an answer (default: all)",
-    )
-    parser.add_argument(
-        "--limit", type=int, default=20, metavar="N", help="groups to print (default: 20)"
-    )
-    parser.add_argument(
-        "--out",
-        metavar="FILE.jsonl",
-        help="write one JSON object per group: group, majority, share, "
-        "runner_up, n, valid, split, and with gold: gold, correct, accuracy",
-    )
-    return parser
-
-
-def _configure(argv: list[str], command: str) -> tuple[Config, str | None]:
-    """The configuration that these arguments ask for, and the run folder to resume."""
-    positional = argv.pop(0) if argv and not argv[0].startswith("-") else None
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--recipe", "--config", *(["--resume"] if command == "train" else [])):
-        parser.add_argument(option)
-    known, rest = parser.parse_known_args(argv)
-    resume = getattr(known, "resume", None)
-    if resume is not None:
-        if positional or known.recipe or known.config:
-            raise ValueError(
-                "--resume: expected a run folder alone (it holds its own configuration), got a recipe or file too"
-            )
-        from srt_fast.run.folder import load_config
-
-        return _parse(rest, load_config(resume), f"train --resume {resume}"), resume
-    named = [name for name in (positional, known.recipe) if name]
-    if len(named) > 1:
-        raise ValueError(f"expected one recipe, got {named[0]!r} and --recipe {named[1]!r}")
-    file = known.config or (
-        named[0] if named and Path(named[0]).suffix in (".yaml", ".yml", ".toml") else None
-    )
-    values = _read(file) if file else {}
-    base = named[0] if named and named[0] != file else str(values.get("recipe", "quickstart"))
-    try:
-        config = override(_base_config(base, values), values)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}" if file else str(error)) from None
-    return _parse(rest, config, f"{command} {base}"), None
-
-
-def _base_config(base: str, values: dict) -> Config:
-    """What a file's values are laid over. Takes `recipe` out of them, unless it is the name of a model's own run."""
-    model = values.get("model")
-    if (
-        base == str(values.get("recipe"))
-        and base not in RECIPES
-        and isinstance(model, dict)
-        and "path" in model
-    ):
-        return for_model(str(model["path"]))  # a printed configuration of a model of one's own
-    values.pop("recipe", None)
-    return _recipe(base)
-
-
-def _recipe(name: str) -> Config:
-    """A recipe by name, or the settings for a model that is not one."""
-    if name in RECIPES:
-        return RECIPES[name]()
-    if os.sep in name or name.endswith(".gguf") or Path(name).exists():
-        from srt_fast.model.loading import check_path
-
-        check_path(name)
-        return for_model(name)
-    raise ValueError(
-        f"expected a recipe ({', '.join(RECIPES)}), a YAML or TOML file, a model folder, a .gguf file or a hub id "
-        f"(owner/name), got {name!r}"
-    )
-
-
-def _read(file: str) -> dict:
-    path = Path(file)
-    if not path.is_file():
-        raise ValueError(f"expected a YAML or TOML file, got {file!r}, which does not exist")
-    try:
-        values = (
-            tomllib.loads(path.read_text())
-            if path.suffix == ".toml"
-            else yaml.safe_load(path.read_text())
-        )
-    except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{file}: expected valid {'TOML' if path.suffix == '.toml' else 'YAML'}, got: {error}"
-        ) from None
-    if values is not None and not isinstance(values, dict):
-        raise ValueError(f"{file}: expected a table of fields, got {type(values).__name__}")
-    return values or {}
-
-
-def _parse(argv: list[str], config: Config, prog: str) -> Config:
-    return tyro.cli(
-        Config,
-        default=config,
-        args=argv,
-        prog=f"srt-fast {prog}",
-        description=OPTIONS,
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-    )
 
 
 def _fail(message: str, code: int = 2) -> int:

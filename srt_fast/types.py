@@ -114,7 +114,8 @@ class Batch:
 class PackedSequences:
     """r sequences, each a prompt and its completion, packed into T tokens. n tokens are targets.
 
-    With prompts of 3 tokens and the first group above: T = 5 + 4 + 6 = 15, n = 6.
+    With prompts of 3 tokens and the first group above, packed in that order: T = 5 + 4 + 6 = 15,
+    n = 6. (`pack` of srt_fast/model/packing.py puts the longest first.)
     """
 
     input_ids: Tensor  # [T] int64

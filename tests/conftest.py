@@ -2,52 +2,54 @@
 
 import os
 
-os.environ["CUDA_VISIBLE_DEVICES"] = (
-    ""  # the tests' exact comparisons are of the CPU path, also on a machine with a GPU
-)
+# The tests compare exactly, on the CPU. This holds also on a machine with a GPU.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-import pytest  # noqa: E402
+from pathlib import Path
+
+import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from srt_fast.config import Config, override
 from srt_fast.config.recipes import quickstart
 from srt_fast.model.loading import load_policy, quiet_transformers
+from srt_fast.model.policy import Policy
 from srt_fast.quickstart import build_tokenizer
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory) -> str:
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a random 2-layer Llama with grouped-query attention and a byte-level tokenizer."""
     quiet_transformers()
     folder = tmp_path_factory.mktemp("tiny")
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-    ).save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
 
 @pytest.fixture
-def tiny_policy(tiny_model):
+def tiny_policy(tiny_model: str) -> Policy:
+    """The tiny model, loaded."""
     return load_policy(tiny_model, quickstart().model)
 
 
 @pytest.fixture
-def tiny_config(tiny_model, tmp_path) -> Config:
+def tiny_config(tiny_model: str, tmp_path: Path) -> Config:
     """A few fast steps of the tiny model on sums of one-digit numbers."""
     return override(
         quickstart(),
@@ -70,10 +72,15 @@ def tiny_config(tiny_model, tmp_path) -> Config:
 LONGEST = ("test_interpreter.py", "test_trl_quickstart.py")
 
 
-def pytest_collection_modifyitems(items):
-    """The longest files first: what is left then fills the other worker's time (make test gives whole files to workers)."""
-    items.sort(
-        key=lambda item: (
-            LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST)
-        )
-    )
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest files first.
+
+    `make test` gives whole files to its workers. The short files then fill the time of the other
+    worker.
+    """
+
+    def rank(item: pytest.Item) -> int:
+        name = item.path.name
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=rank)

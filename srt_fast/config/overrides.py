@@ -1,11 +1,13 @@
-"""TODO."""
+"""Changes to a configuration, as nested values, and the files that hold them."""
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pydantic
-import pydantic.dataclasses
+import yaml
 
 from srt_fast.config.fields import explain
 from srt_fast.config.schema import Config
@@ -19,7 +21,10 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """The inverse of to_dict. ValueError names each unknown field, wrong type and impossible value."""
+    """The inverse of to_dict.
+
+    Raises ValueError, which names each unknown field, wrong type and impossible value.
+    """
     try:
         return _adapter.validate_python(values)
     except pydantic.ValidationError as error:
@@ -27,9 +32,11 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 
 def override(config: Config, changes: dict[str, Any]) -> Config:
-    """A copy with some fields changed. Keys are nested ({"train": {"lr": 1e-4}}) or dotted ({"train.lr": 1e-4}).
+    """A copy of the configuration with some fields changed.
 
-    ValueError names each unknown field, wrong type and impossible value.
+    Keys of changes are nested ({"train": {"lr": 1e-4}}) or dotted ({"train.lr": 1e-4}). A table
+    such as task.params is replaced as a whole. Raises ValueError, which names each unknown field,
+    wrong type and impossible value.
     """
     values = to_dict(config)
     for key, value in changes.items():
@@ -38,16 +45,39 @@ def override(config: Config, changes: dict[str, Any]) -> Config:
     return from_dict(values)
 
 
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The values of a YAML or TOML file, for override. Raises ValueError, which names the file."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"expected a YAML or TOML file, got {str(path)!r}, which does not exist")
+    is_toml = path.suffix == ".toml"
+    try:
+        text = path.read_text()
+        values = tomllib.loads(text) if is_toml else yaml.safe_load(text)
+    except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+        kind = "TOML" if is_toml else "YAML"
+        raise ValueError(f"{path}: expected valid {kind}, got: {error}") from None
+    if values is None:  # an empty YAML file
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a table of fields, got {type(values).__name__}")
+    return values
+
+
 def _nest(path: list[str], value: Any) -> Any:
-    return {path[0]: _nest(path[1:], value)} if path else value
+    """{"a": {"b": value}} for the path ["a", "b"]."""
+    for name in reversed(path):
+        value = {name: value}
+    return value
 
 
-def _merge(values: dict, changes: dict, prefix: str) -> None:
+def _merge(values: dict[str, Any], changes: dict[str, Any], prefix: str) -> None:
+    """Write changes into values, section by section. Other tables are replaced as a whole."""
     for key, value in changes.items():
-        section = isinstance(values.get(key), dict) and key in Config.__dataclass_fields__
-        if section and not isinstance(value, dict):
+        is_section = isinstance(values.get(key), dict) and key in Config.__dataclass_fields__
+        if is_section and not isinstance(value, dict):
             raise ValueError(f"{prefix}{key}: expected a table of fields, got {value!r}")
-        if section:
+        if is_section:
             _merge(values[key], value, f"{prefix}{key}.")
         else:
             values[key] = value

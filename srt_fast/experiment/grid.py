@@ -1,6 +1,7 @@
-"""The runs of `srt-fast experiment collapse`: which arms there are, and the configuration of each.
+"""The runs of `srt-fast experiment collapse`: the arms, and the configuration of each.
 
-Every arm is the quickstart recipe with some fields changed, on the hf sampler and the CPU, so that every machine runs the same.
+Every arm is the quickstart recipe with some fields changed. All run on the hf sampler and the CPU,
+so that every machine runs the same.
 """
 
 from __future__ import annotations
@@ -25,159 +26,160 @@ BASE = {
     "curriculum.head_tail": 0.0,
     "curriculum.supervised_every": 0,
 }
-"""The second and third line: what an arm may change, as it is without, whatever the recipe's default comes to be."""
+"""What all arms have in common. An arm may change the settings from reward.params on. They are
+written out here so that a new default of the recipe does not change the experiment."""
 RISE = {
     "train": {"lr": 1e-4, "prompts_per_step": 64, "steps": 60},
     "evaluation": {"every": 10, "prompts": 256, "samples": 8},
 }
-"""The recipe's own settings, written out."""
+"""The recipe's own settings, written out for the same reason."""
 COLLAPSE = {
     "train": {"lr": 5e-4, "prompts_per_step": 24, "steps": 120},
     "evaluation": {"every": 10, "prompts": 128, "samples": 4},
 }
-"""What it takes for the plain vote to collapse: five times the rate, fewer prompts a step, more steps."""
+"""Settings in which the plain vote collapses: five times the learning rate, fewer prompts per step,
+more steps."""
 LONG = {"train.steps": 320}
-ASK = {"reward.params": {"question": "{prompt}{completion}?"}}
-"""The embedded model knows sums alone: a question in words would be as strange to it, and longer."""
+QUESTION = {"reward.params": {"question": "{prompt}{completion}?"}}
+"""A short question for self_judge and verify. The embedded model knows only sums, so a question in
+words would say no more to it and be longer."""
 
 GROUPS = {
-    "rise": "the recipe's own setting",
-    "collapse": "the plain vote and gold answers in the collapsing setting, and two longer runs; all below have the same budget",
-    "design": "other feedback",
-    "action": "the plain vote with the monitor's action",
+    "rise": "the recipe's own settings",
+    "collapse": "the plain vote and gold answers in the collapsing settings, and two longer runs",
+    "reward": "other reward functions in the collapsing settings",
+    "action": "the plain vote with an action of the monitor",
     "paper": "what the paper found not to help",
     "curriculum": "the plain vote with a curriculum",
 }
+"""The groups of arms. All groups from "reward" on have the budget of the plain vote in
+"collapse"."""
+
+RISE_ARMS = {
+    "majority": "the plain vote",
+    "oracle": "gold answers",
+    "ema": "labels of a moving-average teacher",
+}
+"""Reward kind and note of each arm in the recipe's settings."""
+COLLAPSE_ARMS: dict[str, list[tuple[str, str, str, dict[str, Any]]]] = {
+    "collapse": [
+        ("majority", "majority", "the plain vote", {}),
+        ("oracle", "oracle", "gold answers", {}),
+        ("majority_long", "majority", "the plain vote, to the end", LONG),
+        ("ema_long", "ema", "labels of a moving-average teacher, as long", LONG),
+    ],
+    "reward": [
+        ("soft", "soft", "reward: the share of the rollout's answer", {}),
+        ("threshold", "threshold", "only clear votes train", {}),
+        (
+            "threshold_resample",
+            "threshold",
+            "the same, with resampling until the batch is full",
+            {"reward.resample": 8},
+        ),
+        ("easiest", "easiest", "only the prompts with the clearest votes train", {}),
+        ("frozen", "frozen", "labels of the starting model", {}),
+        ("ema", "ema", "labels of a moving-average teacher", {}),
+        ("pool", "pool", "policy and moving-average teacher vote together", {}),
+        ("restrain", "restrain", "every answer is a label, weighted by its share", {}),
+        ("base_rate", "base_rate", "the vote, less what the answer gets on other prompts", {}),
+        (
+            "self_certainty",
+            "self_certainty",
+            "reward: distance of the token distributions from uniform",
+            {},
+        ),
+        ("entropy", "entropy", "reward: low token entropy", {}),
+        ("self_judge", "self_judge", "the model grades its own rollouts", QUESTION),
+        ("verify", "verify", "the vote, and its verification as a second task", QUESTION),
+    ],
+    "action": [
+        (
+            "majority_stop",
+            "majority",
+            "the alarm ends the run with the best weights",
+            {"monitor.action": "stop"},
+        ),
+        (
+            "majority_rollback",
+            "majority",
+            "the alarm restores the best weights",
+            {"monitor.action": "rollback"},
+        ),
+        (
+            "majority_freeze",
+            "majority",
+            "the alarm switches to the starting model's labels",
+            {"monitor.action": "freeze"},
+        ),
+    ],
+    "paper": [
+        (
+            "majority_kl",
+            "majority",
+            "KL penalty of 0.1 in the reward",
+            {"train.reward_kl_coef": 0.1},
+        ),
+        (
+            "majority_entropy",
+            "majority",
+            "entropy bonus of 0.01",
+            {"train.objective_overrides": {"entropy_coef": 0.01}},
+        ),
+        (
+            "majority_rloo",
+            "majority",
+            "RLOO advantages instead of GRPO's",
+            {"train.advantage": "rloo"},
+        ),
+    ],
+    "curriculum": [
+        (
+            "majority_head_tail",
+            "majority",
+            "prompts weighted by vote share",
+            {"curriculum.head_tail": 1.0},
+        ),
+        (
+            "majority_replay",
+            "majority",
+            "a supervised step on strong, rare votes every 5 steps",
+            {"curriculum.supervised_every": 5},
+        ),
+    ],
+}
+"""Name, reward kind, note and changes of each arm in the collapsing settings, by group."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A line of the grid, run once per seed."""
+    """A row of the grid. It is run once per seed."""
 
     name: str
     group: str
     changes: dict[str, Any]
-    """Fields over the quickstart recipe and BASE, as config.override takes them."""
+    """Changes of the quickstart recipe and BASE, as srt_fast.override takes them."""
     note: str
 
     def config(self, seed: int, folder: Path) -> Config:
-        """Its run's whole configuration. ValueError names the arm and the field that is wrong."""
+        """The whole configuration of the run with this seed, in this folder.
+
+        Raises ValueError, which names the arm and the bad field.
+        """
+        changes = BASE | self.changes | {"train.seed": seed, "run_dir": str(folder)}
         try:
-            return override(
-                quickstart(), BASE | self.changes | {"train.seed": seed, "run_dir": str(folder)}
-            )
+            return override(quickstart(), changes)
         except ValueError as error:
             raise ValueError(f"arm {self.name}: {error}") from None
 
 
 def collapse_grid() -> tuple[Arm, ...]:
     """Every arm, in the order of GROUPS."""
-    return (
-        Arm("rise_majority", "rise", RISE | {"reward.kind": "majority"}, "the plain vote"),
-        Arm("rise_oracle", "rise", RISE | {"reward.kind": "oracle"}, "gold answers"),
-        Arm(
-            "rise_ema",
-            "rise",
-            RISE | {"reward.kind": "ema"},
-            "labels voted by a moving average of the weights",
-        ),
-        _arm("majority", "collapse", "majority", "the plain vote"),
-        _arm("oracle", "collapse", "oracle", "gold answers"),
-        _arm("majority_long", "collapse", "majority", "the plain vote, to the end", LONG),
-        _arm(
-            "ema_long",
-            "collapse",
-            "ema",
-            "labels voted by a moving average of the weights, as long",
-            LONG,
-        ),
-        _arm("soft", "design", "soft", "reward: the own answer's share"),
-        _arm("threshold", "design", "threshold", "only clear votes train"),
-        _arm(
-            "threshold_resample",
-            "design",
-            "threshold",
-            "the same, resampled until the batch is full",
-            {"reward.resample": 8},
-        ),
-        _arm("easiest", "design", "easiest", "only the prompts with the clearest votes train"),
-        _arm("frozen", "design", "frozen", "labels voted once by the starting model"),
-        _arm("ema", "design", "ema", "labels voted by a moving average of the weights"),
-        _arm("pool", "design", "pool", "policy and moving average vote together"),
-        _arm(
-            "restrain",
-            "design",
-            "restrain",
-            "every answer is a pseudo-label, weighted by its share",
-        ),
-        _arm("base_rate", "design", "base_rate", "less what the answer gets on other prompts too"),
-        _arm(
-            "self_certainty",
-            "design",
-            "self_certainty",
-            "reward: distance of the token distributions from uniform",
-        ),
-        _arm("entropy", "design", "entropy", "reward: low token entropy"),
-        _arm("self_judge", "design", "self_judge", "the model grades its own answers", ASK),
-        _arm("verify", "design", "verify", "the vote, and judging it as a second task", ASK),
-        _arm(
-            "majority_stop",
-            "action",
-            "majority",
-            "the alarm ends the run, best weights restored",
-            {"monitor.action": "stop"},
-        ),
-        _arm(
-            "majority_rollback",
-            "action",
-            "majority",
-            "the alarm goes back to a checkpoint",
-            {"monitor.action": "rollback"},
-        ),
-        _arm(
-            "majority_freeze",
-            "action",
-            "majority",
-            "the alarm switches to frozen labels",
-            {"monitor.action": "freeze"},
-        ),
-        _arm(
-            "majority_kl",
-            "paper",
-            "majority",
-            "KL to the start off the reward, 0.1",
-            {"train.reward_kl_coef": 0.1},
-        ),
-        _arm(
-            "majority_entropy",
-            "paper",
-            "majority",
-            "entropy bonus, 0.01",
-            {"train.objective_overrides": {"entropy_coef": 0.01}},
-        ),
-        _arm(
-            "majority_rloo",
-            "paper",
-            "majority",
-            "RLOO advantages instead of GRPO's",
-            {"train.advantage": "rloo"},
-        ),
-        _arm(
-            "majority_head_tail",
-            "curriculum",
-            "majority",
-            "prompts rebalanced by vote share",
-            {"curriculum.head_tail": 1.0},
-        ),
-        _arm(
-            "majority_relift",
-            "curriculum",
-            "majority",
-            "a supervised step on strong, rare votes every 5 steps",
-            {"curriculum.supervised_every": 5},
-        ),
-    )
-
-
-def _arm(name: str, group: str, kind: str, note: str, more: dict[str, Any] | None = None) -> Arm:
-    return Arm(name, group, COLLAPSE | {"reward.kind": kind} | (more or {}), note)
+    arms = [
+        Arm(f"rise_{kind}", "rise", RISE | {"reward.kind": kind}, note)
+        for kind, note in RISE_ARMS.items()
+    ]
+    for group, rows in COLLAPSE_ARMS.items():
+        for name, kind, note, changes in rows:
+            arms.append(Arm(name, group, COLLAPSE | {"reward.kind": kind} | changes, note))
+    return tuple(arms)

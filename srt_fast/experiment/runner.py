@@ -1,8 +1,10 @@
-"""Runs a grid of arms and seeds, a few at a time, each as `srt-fast train` in a process of its own.
+"""Runs a grid of arms and seeds, a few at a time, each as `srt-fast train` in its own process.
 
-Started again it goes on: a finished run (summary.json is there) is left alone, any other continues from its last checkpoint,
-or from its beginning where there is none. The processes are in sessions of their own, so that a terminal's Ctrl-C reaches
-only this one, which passes it on once: a run that gets a second signal would leave without saving.
+Started again, it continues: a finished run (with summary.json) is left alone. Any other run
+continues from its last checkpoint, or from its beginning if there is none.
+
+Each process has its own session. A terminal's Ctrl-C so reaches only this process, which passes it
+on once. A run that gets a second signal would leave without saving.
 """
 
 from __future__ import annotations
@@ -21,18 +23,23 @@ from typing import Any
 import yaml
 
 from srt_fast.config import Config, override, to_dict
-from srt_fast.experiment.analysis import measure, read_run
 from srt_fast.experiment.grid import Arm
+from srt_fast.experiment.measure import measure, read_run
 from srt_fast.run.folder import load_config
 from srt_fast.run.interrupts import InterruptHandler, RunInterrupted
 from srt_fast.run.progress import RunProgress
 
-POLL = 0.2  # seconds between two looks at the processes
+POLL_SECONDS = 0.2
+"""Time between two checks of the processes."""
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """An arm with a seed: its folder ROOT/NAME, its configuration ROOT/NAME.yaml and its standard error ROOT/NAME.log."""
+    """An arm with a seed.
+
+    In the folder `root`: the run's folder NAME, its configuration NAME.yaml, and its standard error
+    NAME.log.
+    """
 
     arm: Arm
     seed: int
@@ -50,28 +57,32 @@ class PlannedRun:
     def log(self) -> Path:
         return self.root / f"{self.name}.log"
 
-    def begun(self) -> bool:
+    def has_begun(self) -> bool:
         return (self.folder / "config.json").is_file()
 
-    def finished(self) -> bool:
-        """Whether there is nothing left to do. ValueError for a folder whose run has another configuration."""
-        if not self.begun():
+    def has_finished(self) -> bool:
+        """Whether the run's summary exists.
+
+        Raises ValueError if the folder holds a run of another configuration.
+        """
+        if not self.has_begun():
             return False
-        if differs := _differences(self.folder, self.arm.config(self.seed, self.folder)):
+        differences = _differences(self.folder, self.arm.config(self.seed, self.folder))
+        if differences:
             raise ValueError(
-                f"{self.folder} holds a run of another configuration ({differs}); delete it or take another --runs"
+                f"{self.folder} holds a run of another configuration ({differences}); delete it "
+                "or take another --runs"
             )
         return (self.folder / "summary.json").is_file()
 
     def start(self, threads: int) -> subprocess.Popen:
-        """Its process. ValueError where the arm's configuration is none."""
-        if self.begun():
+        """Start or resume the run. Raises ValueError if the arm's configuration is not valid."""
+        if self.has_begun():
             arguments = ["--resume", str(self.folder)]
         else:
+            config = self.arm.config(self.seed, self.folder)
             file = self.root / f"{self.name}.yaml"
-            file.write_text(
-                yaml.safe_dump(to_dict(self.arm.config(self.seed, self.folder)), sort_keys=False)
-            )
+            file.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
             arguments = [str(file)]
         with open(self.log, "a") as log:
             return subprocess.Popen(
@@ -85,77 +96,91 @@ class PlannedRun:
 
 
 def run_grid(arms: Sequence[Arm], seeds: Sequence[int], root: Path, jobs: int) -> dict[str, str]:
-    """Run what is not finished, all arms of a seed before the next seed. Returns the reason of each run that failed.
+    """Run what is not finished: all arms of a seed before the next seed.
 
-    Raises ValueError, before anything starts, for a folder with another configuration, and RunInterrupted when SIGINT or
-    SIGTERM arrived: the runs have saved by then.
+    jobs: runs at the same time. Returns the reason of each run that failed, by the run's name.
+    Raises ValueError, before anything starts, for a folder with another configuration. Raises
+    RunInterrupted for SIGINT or SIGTERM, after the runs have saved.
     """
     runs = [PlannedRun(arm, seed, root) for seed in seeds for arm in arms]
-    waiting = [run for run in runs if not run.finished()]
+    unfinished = [run for run in runs if not run.has_finished()]
     root.mkdir(parents=True, exist_ok=True)
     with InterruptHandler() as signals, RunProgress() as progress:
-        if len(waiting) < len(runs):
-            progress.note(f"{len(runs) - len(waiting)} of {len(runs)} runs were finished before")
-        return _Workers(waiting, jobs, progress, signals).work() if waiting else {}
+        if len(unfinished) < len(runs):
+            finished = len(runs) - len(unfinished)
+            progress.note(f"{finished} of {len(runs)} runs have finished already")
+        if not unfinished:
+            return {}
+        return _Workers(unfinished, jobs, progress, signals).run_all()
 
 
 class _Workers:
-    """The processes that are under way, and what is left for them."""
+    """The processes that run, and the queue of runs for them."""
 
     def __init__(
         self, runs: list[PlannedRun], jobs: int, progress: RunProgress, signals: InterruptHandler
-    ):
-        self.waiting, self.total, self.jobs = deque(runs), len(runs), jobs
+    ) -> None:
+        self.queue = deque(runs)
+        self.total = len(runs)
+        self.jobs = jobs
         self.threads = max(1, (os.cpu_count() or 1) // jobs)
         self.running: list[tuple[PlannedRun, subprocess.Popen]] = []
         self.failures: dict[str, str] = {}
-        self.progress, self.signals = progress, signals
+        self.progress = progress
+        self.signals = signals
 
-    def work(self) -> dict[str, str]:
+    def run_all(self) -> dict[str, str]:
+        """Run the queue to its end. Returns the reason of each failure, by the run's name."""
         self.progress.phase("runs", self.total, ["running"])
         try:
-            while self.waiting or self.running:
-                self._fill()
-                self._reap()
+            while self.queue or self.running:
+                self._start_runs()
+                self._collect_finished()
                 self.signals.check()
-                time.sleep(POLL)
-        except RunInterrupted as stop:
-            self.progress.note(f"{stop}: waiting for {len(self.running)} runs to save")
+                time.sleep(POLL_SECONDS)
+        except RunInterrupted as interrupt:
+            self.progress.note(f"{interrupt}: waiting for {len(self.running)} runs to save")
             raise
         finally:
-            self._stop()
+            self._terminate()
         return self.failures
 
-    def _fill(self) -> None:
-        before = len(self.running)
-        while self.waiting and len(self.running) < self.jobs:
-            run = self.waiting.popleft()
+    def _start_runs(self) -> None:
+        while self.queue and len(self.running) < self.jobs:
+            run = self.queue.popleft()
             try:
-                self.running.append((run, run.start(self.threads)))
+                process = run.start(self.threads)
             except ValueError as error:
-                self._failed(run, str(error))
-        if len(self.running) > before:
-            self._show()
+                self._report_failure(run, str(error))
+            else:
+                self.running.append((run, process))
+                self._show_progress()
 
-    def _reap(self) -> None:
-        for run, process in [pair for pair in self.running if pair[1].poll() is not None]:
+    def _collect_finished(self) -> None:
+        for run, process in list(self.running):
+            if process.poll() is None:
+                continue
             self.running.remove((run, process))
             if process.returncode:
-                self._failed(run, _reason(process.returncode, run.log))
+                self._report_failure(run, _failure_reason(process.returncode, run.log))
             else:
                 self.progress.note(_outcome(run))
-            self._show()
+            self._show_progress()
 
-    def _failed(self, run: PlannedRun, reason: str) -> None:
+    def _report_failure(self, run: PlannedRun, reason: str) -> None:
         self.failures[run.name] = reason
         self.progress.note(f"{run.name} failed: {reason}")
 
-    def _show(self) -> None:
+    def _show_progress(self) -> None:
         names = ", ".join(run.name for run, _ in self.running)
-        self.progress.update(self.total - len(self.waiting) - len(self.running), running=names)
+        finished = self.total - len(self.queue) - len(self.running)
+        self.progress.update(finished, running=names)
 
-    def _stop(self) -> None:
-        """Have what still runs save and leave: SIGTERM, because SIGINT may be ignored where a shell started us with &."""
+    def _terminate(self) -> None:
+        """Let the runs save and leave.
+
+        Sends SIGTERM. SIGINT may be ignored if a shell started this process with &.
+        """
         for _, process in self.running:
             process.terminate()
         for _, process in self.running:
@@ -165,44 +190,44 @@ class _Workers:
 def _outcome(run: PlannedRun) -> str:
     result = measure(read_run(run.folder, run.arm.name, run.seed))
     return (
-        f"{run.name}: {result.seconds:.0f} s, pass@1 {result.start:.3f} -> {result.peak:.3f} (step {result.peak_step}) "
-        f"-> {result.end:.3f}"
+        f"{run.name}: {result.seconds:.0f} s, pass@1 {result.start:.3f} -> {result.peak:.3f} "
+        f"(step {result.peak_step}) -> {result.end:.3f}"
     )
 
 
-def _reason(returncode: int, log: Path) -> str:
-    """Why a process failed: the signal that ended it (a run that could save leaves with 128 + signal), or its last line."""
+def _failure_reason(returncode: int, log: Path) -> str:
+    """Why a process failed: the signal that ended it, or the last line of its log.
+
+    A run that could save exits with 128 + signal.
+    """
     if returncode < 0 or returncode > 128:
         number = -returncode if returncode < 0 else returncode - 128
         return f"stopped by {signal.Signals(number).name}"
     lines = log.read_text(errors="replace").split("\n")
-    return next(
-        (line.strip() for line in reversed(lines) if line.strip()), f"exit code {returncode}"
-    )
+    texts = [line.strip() for line in lines if line.strip()]
+    return texts[-1] if texts else f"exit code {returncode}"
 
 
-def _differences(folder: Path, wanted: Config) -> str:
-    """The fields in which a folder's run has another configuration, wherever that folder was when it ran."""
+def _differences(folder: Path, expected: Config) -> str:
+    """The fields in which the folder's run has another configuration. run_dir does not count."""
     try:
-        found, expected = (
-            _fields(override(load_config(folder), {"run_dir": wanted.run_dir})),
-            _fields(wanted),
-        )
+        config = override(load_config(folder), {"run_dir": expected.run_dir})
     except ValueError as error:  # fields of another version
         return str(error)
+    values = _flat_fields(config)
     return ", ".join(
-        f"{name} is {found[name]!r}, not {value!r}"
-        for name, value in expected.items()
-        if found[name] != value
+        f"{name} is {values[name]!r}, not {value!r}"
+        for name, value in _flat_fields(expected).items()
+        if values[name] != value
     )
 
 
-def _fields(config: Config) -> dict[str, Any]:
+def _flat_fields(config: Config) -> dict[str, Any]:
+    """The configuration with dotted names: {"train.lr": 1e-4}. Tables such as task.params stay."""
     flat = {}
     for name, value in to_dict(config).items():
-        flat |= (
-            {f"{name}.{field}": each for field, each in value.items()}
-            if isinstance(value, dict)
-            else {name: value}
-        )
+        if isinstance(value, dict):
+            flat |= {f"{name}.{field}": setting for field, setting in value.items()}
+        else:
+            flat[name] = value
     return flat

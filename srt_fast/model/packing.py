@@ -1,6 +1,11 @@
-"""Rollouts to micro-batches: drop what has no gradient, order by length, fill a token budget."""
+"""Packs rollouts into micro-batches.
+
+Drops rollouts without a gradient, orders the others by length, and fills a token budget.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,81 +13,94 @@ from torch import Tensor
 from srt_fast.types import MicroBatch, Rollouts
 
 
+class _Sequence(NamedTuple):
+    """A rollout with its prompt."""
+
+    rollout: int  # place among the step's rollouts
+    prompt: int  # place among the step's prompts
+    length: int  # tokens of prompt and completion
+
+
 def active_rollouts(
     advantages: Tensor, keep: Tensor, cu_seqlens: Tensor, *, every_row: bool
 ) -> Tensor:
-    """Indices of the rollouts that the training pass needs.
+    """[r] int64: the rollouts that the training pass needs.
 
-    advantages [R]; keep [R] bool (False: masked out of the loss). A rollout with advantage 0 has no gradient, unless
-    a KL or entropy term gives every token one (`every_row`).
+    advantages [R]; keep [R] bool (False: masked out of the loss). A rollout with advantage 0 has no
+    gradient, unless a KL or entropy term gives one to every token (`every_row`).
     """
-    wanted = keep & (cu_seqlens.diff() > 0)
-    return (wanted if every_row else wanted & (advantages != 0)).nonzero()[:, 0]
+    is_active = keep & (cu_seqlens.diff() > 0)
+    if not every_row:
+        is_active = is_active & (advantages != 0)
+    return is_active.nonzero()[:, 0]
 
 
 def pack(
     rollouts: Rollouts, advantages: Tensor, indices: Tensor, token_budget: int
 ) -> list[MicroBatch]:
-    """Micro-batches of at most `token_budget` tokens (prompt and completion), longest rollouts first.
+    """Micro-batches of at most `token_budget` tokens of prompts and completions.
 
-    Longest first makes the first micro-batch the largest one: what does not fit in memory fails at once. A rollout
-    longer than the budget gets a micro-batch of its own.
+    The longest rollouts come first. So the first micro-batch is the largest one, and a batch that
+    does not fit in memory fails at once. A rollout longer than the budget gets a micro-batch alone.
     """
-    rows = _rows(rollouts, indices)
-    rows.sort(key=lambda row: -row[2])
-    batches, current, used = [], [], 0
-    for row in rows:
-        if current and used + row[2] > token_budget:
-            batches.append(current)
-            current, used = [], 0
-        current.append(row)
-        used += row[2]
-    if current:
-        batches.append(current)
+    sequences = _sequences(rollouts, indices)
+    sequences.sort(key=lambda sequence: -sequence.length)
+    batches: list[list[_Sequence]] = []
+    batch_tokens = 0
+    for sequence in sequences:
+        if not batches or batch_tokens + sequence.length > token_budget:
+            batches.append([])
+            batch_tokens = 0
+        batches[-1].append(sequence)
+        batch_tokens += sequence.length
     return [_pack_one(rollouts, advantages, batch) for batch in batches]
 
 
 def count_tokens(rollouts: Rollouts, indices: Tensor) -> int:
-    """Tokens, prompts included, that a training pass over these rollouts takes."""
-    return sum(length for _, _, length in _rows(rollouts, indices))
+    """Tokens of a training pass over these rollouts, prompts included."""
+    return sum(sequence.length for sequence in _sequences(rollouts, indices))
 
 
-def _rows(rollouts: Rollouts, indices: Tensor) -> list[tuple[int, int, int]]:
-    """(rollout, its prompt, tokens of prompt and completion) of each index."""
-    prompt_of = torch.bucketize(indices, rollouts.cu_groups[1:].long(), right=True).tolist()
-    completion = rollouts.cu_seqlens.diff()[indices].tolist()
-    return [
-        (index, prompt, len(rollouts.prompts[prompt]) + length)
-        for index, prompt, length in zip(indices.tolist(), prompt_of, completion, strict=True)
-    ]
+def _sequences(rollouts: Rollouts, indices: Tensor) -> list[_Sequence]:
+    prompt_index = torch.bucketize(indices, rollouts.cu_groups[1:].long(), right=True).tolist()
+    completion_lengths = rollouts.cu_seqlens.diff()[indices].tolist()
+    sequences = []
+    for place, rollout in enumerate(indices.tolist()):
+        prompt = prompt_index[place]
+        length = len(rollouts.prompts[prompt]) + completion_lengths[place]
+        sequences.append(_Sequence(rollout, prompt, length))
+    return sequences
 
 
-def _pack_one(
-    rollouts: Rollouts, advantages: Tensor, rows: list[tuple[int, int, int]]
-) -> MicroBatch:
+def _pack_one(rollouts: Rollouts, advantages: Tensor, sequences: list[_Sequence]) -> MicroBatch:
     device = rollouts.tokens.device
-    starts = rollouts.cu_seqlens.tolist()
-    input_ids, positions, row_index, token_index = [], [], [], []
-    cu_input, cu_seqlens = [0], [0]
-    for index, prompt, length in rows:
-        ids = rollouts.prompts[prompt]
-        a, b = starts[index], starts[index + 1]
-        input_ids += [torch.tensor(ids, device=device), rollouts.tokens[a:b]]
-        positions.append(torch.arange(length, device=device))
-        first = (
-            cu_input[-1] + len(ids) - 1
-        )  # the prompt's last token predicts the completion's first
-        row_index.append(torch.arange(first, first + b - a, device=device))
-        token_index.append(torch.arange(a, b, device=device))
-        cu_input.append(cu_input[-1] + length)
-        cu_seqlens.append(cu_seqlens[-1] + b - a)
+    offsets = rollouts.cu_seqlens.tolist()
+    input_ids = []
+    position_ids = []
+    row_index = []
+    token_index = []
+    cu_input = [0]
+    cu_seqlens = [0]
+    for sequence in sequences:
+        prompt = rollouts.prompts[sequence.prompt]
+        first = offsets[sequence.rollout]
+        last = offsets[sequence.rollout + 1]
+        input_ids.append(torch.tensor(prompt, device=device))
+        input_ids.append(rollouts.tokens[first:last])
+        position_ids.append(torch.arange(sequence.length, device=device))
+        # The prompt's last token predicts the completion's first.
+        first_row = cu_input[-1] + len(prompt) - 1
+        row_index.append(torch.arange(first_row, first_row + last - first, device=device))
+        token_index.append(torch.arange(first, last, device=device))
+        cu_input.append(cu_input[-1] + sequence.length)
+        cu_seqlens.append(cu_seqlens[-1] + last - first)
     tokens = torch.cat(token_index)
-    rollout_index = torch.tensor([row[0] for row in rows], device=device)
+    rollout_index = torch.tensor([sequence.rollout for sequence in sequences], device=device)
     return MicroBatch(
         input_ids=torch.cat(input_ids),
-        position_ids=torch.cat(positions),
-        row_index=torch.cat(row_index),
+        position_ids=torch.cat(position_ids),
         cu_input=torch.tensor(cu_input, dtype=torch.int32, device=device),
+        row_index=torch.cat(row_index),
         targets=rollouts.tokens[tokens],
         cu_seqlens=torch.tensor(cu_seqlens, dtype=torch.int32, device=device),
         advantages=advantages[rollout_index],

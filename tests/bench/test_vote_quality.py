@@ -8,8 +8,7 @@ pytest.importorskip(
     "math_verify", reason="math-verify, the judge, is not installed (pip install srt-fast[math])"
 )
 import vote_quality  # noqa: E402
-
-from srt_kernels.answers.extract import answer_key  # noqa: E402
+from srt_kernels.answers.canonical import answer_key  # noqa: E402
 
 GOLDS = 32
 

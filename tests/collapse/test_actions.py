@@ -1,4 +1,4 @@
-"""What a run does about an alarm. The held-out scores are written down here; everything else is the real run."""
+"""What a run does about an alarm. The probe's scores are given; the rest is the real run."""
 
 from pathlib import Path
 
@@ -7,39 +7,37 @@ import torch
 from safetensors.torch import load_file
 
 from srt_fast.collapse.probe import CollapseProbe
-from srt_fast.config import override
+from srt_fast.config import Config, override
 from srt_fast.files import read_rows
 from srt_fast.train import Trainer
 
 SCORES = {0: 0.5, 2: 0.8, 4: 0.9, 6: 0.5, 8: 0.5, 10: 0.9, 12: 0.5, 14: 0.5, 16: 0.5}
-"""The mean of two looks: best at step 4 (0.85), 15 points lower at 6."""
+"""Probe scores by step. The mean of two is best at step 4 (0.85), and 15 points lower at 6."""
 
 
 @pytest.fixture
-def collapsing(monkeypatch, tiny_config):
-    """A configuration whose held-out scores are SCORES, whatever the model does."""
-    look = CollapseProbe.measure
+def collapsing(monkeypatch, tiny_config) -> Config:
+    """A configuration whose probe scores are SCORES, whatever the model does."""
+    measure = CollapseProbe.measure
+    steps = iter(SCORES)
 
-    def scripted(self):
-        scores, kl = look(self)  # the real look, for what it does to the run
+    def measure_with_given_scores(self):
+        scores, kl = measure(self)  # the real measurement, for what it does to the run
         return [SCORES[next(steps)]] * len(scores), kl
 
-    steps = iter(SCORES)
-    monkeypatch.setattr(CollapseProbe, "measure", scripted)
-    return override(
-        tiny_config,
-        {
-            "train.steps": 16,
-            "task.answer_rule": "last_number",
-            "checkpoint": {"every": 2, "keep": 99},
-        },
-    )
+    monkeypatch.setattr(CollapseProbe, "measure", measure_with_given_scores)
+    changes = {
+        "train.steps": 16,
+        "task.answer_rule": "last_number",
+        "checkpoint": {"every": 2, "keep": 99},
+    }
+    return override(tiny_config, changes)
 
 
-def trained(config, action: str, resume=None, **changes) -> tuple[dict, list[dict], Path]:
-    summary = Trainer(
-        override(config, {"monitor.action": action, **changes}), quiet=True, resume=resume
-    ).train()
+def train(config: Config, action: str, resume=None, **changes) -> tuple[dict, list[dict], Path]:
+    """Summary, metrics rows and folder of a run."""
+    config = override(config, {"monitor.action": action, **changes})
+    summary = Trainer(config, quiet=True, resume=resume).train()
     folder = Path(config.run_dir)
     return summary, read_rows(folder / "metrics.jsonl"), folder
 
@@ -52,76 +50,75 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def same(first: dict, second: dict) -> bool:
+def are_equal(first: dict, second: dict) -> bool:
     return all(first[name].equal(second[name]) for name in first)
 
 
 def test_stop_ends_the_run_with_the_best_weights(collapsing):
-    summary, rows, folder = trained(collapsing, "stop")
-    assert summary["steps"] == 6 and events(rows, "alarm", "stopped") == [
-        (6, "alarm"),
-        (6, "stopped"),
-    ]
-    assert next(row for row in rows if row.get("event") == "stopped")["best_step"] == 4
+    summary, rows, folder = train(collapsing, "stop")
+    assert summary["steps"] == 6
+    assert events(rows, "alarm", "stopped") == [(6, "alarm"), (6, "stopped")]
+    stopped = next(row for row in rows if row.get("event") == "stopped")
+    assert stopped["best_step"] == 4
     best = weights(folder / "checkpoints" / "step-000004" / "model")
-    assert same(weights(folder / "model"), best) and same(weights(folder / "best_model"), best)
-    assert not same(weights(folder / "checkpoints" / "step-000002" / "model"), best)
-    assert rows[-1]["kind"] == "eval" and rows[-1]["step"] == 6  # of the best weights
-    again, more, _ = trained(collapsing, "stop", resume=folder)
-    assert again["steps"] == 6 and [row["kind"] for row in more].count("train") == 6
+    assert are_equal(weights(folder / "model"), best)
+    assert are_equal(weights(folder / "best_model"), best)
+    assert not are_equal(weights(folder / "checkpoints" / "step-000002" / "model"), best)
+    assert rows[-1]["kind"] == "eval"
+    assert rows[-1]["step"] == 6  # of the best weights
+    summary, rows, _ = train(collapsing, "stop", resume=folder)
+    assert summary["steps"] == 6
+    assert [row["kind"] for row in rows].count("train") == 6
 
 
-def test_rollback_goes_on_from_the_best_weights_and_slower(collapsing):
-    """Back at 6; the first look after it is 0.5, still 35 points below the best: back again, and so on."""
-    summary, rows, folder = trained(collapsing, "rollback")
+def test_rollback_goes_on_from_the_best_weights_at_a_lower_rate(collapsing):
+    """The first measurement after step 6 is 35 points below the best: another rollback follows."""
+    summary, rows, folder = train(collapsing, "rollback")
     assert events(rows, "rolled_back", "stopped") == [
         (6, "rolled_back"),
         (8, "rolled_back"),
         (12, "rolled_back"),
         (14, "stopped"),
     ]
-    lr = {row["step"]: row["lr"] for row in rows if row["kind"] == "train"}
-    halved = [1e-3, 5e-4, 5e-4, 2.5e-4, 2.5e-4, 1.25e-4, 1.25e-4]
-    assert [lr[step] for step in (6, 7, 8, 9, 12, 13, 14)] == pytest.approx(halved)
+    rates = {row["step"]: row["lr"] for row in rows if row["kind"] == "train"}
+    expected = [1e-3, 5e-4, 5e-4, 2.5e-4, 2.5e-4, 1.25e-4, 1.25e-4]  # powers of two: exact
+    assert [rates[step] for step in (6, 7, 8, 9, 12, 13, 14)] == expected
     assert summary["steps"] == 14
-    assert same(weights(folder / "model"), weights(folder / "best_model"))
+    assert are_equal(weights(folder / "model"), weights(folder / "best_model"))
 
 
 def test_freeze_goes_on_with_the_starting_models_votes(collapsing):
-    """Also where the run is stopped after it and goes on."""
-    _, rows, folder = trained(collapsing, "freeze", **{"train.steps": 8})
+    """A run that is stopped after the action goes on with it."""
+    _, rows, folder = train(collapsing, "freeze", **{"train.steps": 8})
     assert events(rows, "frozen") == [(6, "frozen")]
-    trainer = Trainer(
-        override(collapsing, {"monitor.action": "freeze", "train.steps": 10}),
-        quiet=True,
-        resume=folder,
-    )
+    config = override(collapsing, {"monitor.action": "freeze", "train.steps": 10})
+    trainer = Trainer(config, quiet=True, resume=folder)
     trainer.train()
-    assert (
-        type(trainer.parts.rewards.function).__name__ == "Frozen"
-        and trainer.parts.rewards.state_dict()["labels"]
-    )
+    rewards = trainer.parts.rewards
+    assert type(rewards.function).__name__ == "Frozen"
+    assert rewards.state_dict()["labels"]
     assert events(read_rows(folder / "metrics.jsonl"), "frozen") == [(6, "frozen")]
 
 
-def test_log_changes_no_step(collapsing, tmp_path):
-    """Nor does looking."""
-    _, rows, folder = trained(collapsing, "log", **{"train.steps": 8})
+def test_log_and_measurements_change_no_step(collapsing, tmp_path):
+    _, rows, folder = train(collapsing, "log", **{"train.steps": 8})
     assert events(rows, "alarm", "stopped", "rolled_back", "frozen") == [(6, "alarm")]
-    blind = override(
-        collapsing, {"run_dir": str(tmp_path / "blind"), "monitor.every": 0, "train.steps": 8}
-    )
-    assert same(weights(folder / "model"), weights(trained(blind, "log")[2] / "model"))
+    changes = {"run_dir": str(tmp_path / "no_probe"), "monitor.every": 0, "train.steps": 8}
+    _, _, folder_without_probe = train(override(collapsing, changes), "log")
+    assert are_equal(weights(folder / "model"), weights(folder_without_probe / "model"))
 
 
 def test_the_probe_can_use_gold_labels(tiny_config, tmp_path):
-    rows = trained(tiny_config, "log", **{"monitor.labels": "gold"})[1]
+    _, rows, _ = train(tiny_config, "log", **{"monitor.labels": "gold"})
     assert all(0 <= row["probe_score"] <= 1 for row in rows if row["kind"] == "monitor")
-    (tmp_path / "plain.jsonl").write_text("".join(f'{{"problem": "{i}+1="}}\n' for i in range(40)))
+    lines = [f'{{"problem": "{number}+1="}}\n' for number in range(40)]
+    (tmp_path / "plain.jsonl").write_text("".join(lines))
     task = {"kind": "jsonl", "name": str(tmp_path / "plain.jsonl"), "params": {}}
     with pytest.raises(ValueError, match="monitor.labels: 'gold' needs gold answers"):
         Trainer(override(tiny_config, {"task": task, "monitor.labels": "gold"}))
-    with pytest.raises(
-        ValueError, match="monitor.every: expected at least 1 with monitor.action='stop', got 0"
-    ):
+
+
+def test_actions_need_the_probe(tiny_config):
+    message = "monitor.every: expected at least 1 with monitor.action='stop', got 0"
+    with pytest.raises(ValueError, match=message):
         override(tiny_config, {"monitor": {"action": "stop", "every": 0}})

@@ -14,9 +14,9 @@ triton = pytest.importorskip("triton")
 if triton.knobs.runtime.interpret:
     pytest.skip("TRITON_INTERPRET=1: the interpreter compiles nothing", allow_module_level=True)
 
-import aot  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
+import aot  # noqa: E402
 import srt_kernels  # noqa: E402
 from srt_kernels.lm_head import logits_kernel  # noqa: E402
 

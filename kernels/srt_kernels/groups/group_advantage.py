@@ -16,33 +16,6 @@ KINDS: tuple[str, ...] = get_args(AdvantageKind)
 EPS = 1e-4  # added to a standard deviation, as in TRL
 
 
-@torch.library.custom_op(
-    "srt_kernels::group_advantage",
-    mutates_args=(),
-    schema="(Tensor rewards, Tensor cu_groups, str kind) -> Tensor",
-)
-@on_device_of_tensors
-def _forward(rewards: Tensor, cu_groups: Tensor, kind: str) -> Tensor:
-    check_tensor("rewards", rewards, (None,), "float", rewards.device)
-    check_offsets("cu_groups", cu_groups, len(rewards), rewards.device)
-    is_known = ~rewards.isnan()
-    if use_triton(rewards):
-        # Imported here because Triton is optional.
-        from srt_kernels.groups.group_advantage_kernel import group_advantages
-
-        advantages = group_advantages(rewards, cu_groups, kind, EPS)
-    else:
-        advantages = _group_advantages_torch(rewards, is_known, cu_groups, kind)
-    if kind == "batch":
-        advantages = _divide_by_rms(advantages, is_known)
-    return advantages.to(torch.promote_types(rewards.dtype, torch.float32))
-
-
-@_forward.register_fake
-def _fake_forward(rewards: Tensor, cu_groups: Tensor, kind: str) -> Tensor:
-    return rewards.new_empty(rewards.shape, dtype=torch.promote_types(rewards.dtype, torch.float32))
-
-
 def _group_advantages_torch(
     rewards: Tensor, is_known: Tensor, cu_groups: Tensor, kind: str
 ) -> Tensor:
@@ -70,6 +43,33 @@ def _group_advantages_torch(
 def _divide_by_rms(centred: Tensor, is_known: Tensor) -> Tensor:
     mean_square = centred.double().square().sum() / is_known.sum().clamp(min=1)
     return centred / (mean_square.sqrt() + EPS)
+
+
+@torch.library.custom_op(
+    "srt_kernels::group_advantage",
+    mutates_args=(),
+    schema="(Tensor rewards, Tensor cu_groups, str kind) -> Tensor",
+)
+@on_device_of_tensors
+def _forward(rewards: Tensor, cu_groups: Tensor, kind: str) -> Tensor:
+    check_tensor("rewards", rewards, (None,), "float", rewards.device)
+    check_offsets("cu_groups", cu_groups, len(rewards), rewards.device)
+    is_known = ~rewards.isnan()
+    if use_triton(rewards):
+        # Imported here because Triton is optional.
+        from srt_kernels.groups.group_advantage_kernel import group_advantages
+
+        advantages = group_advantages(rewards, cu_groups, kind, EPS)
+    else:
+        advantages = _group_advantages_torch(rewards, is_known, cu_groups, kind)
+    if kind == "batch":
+        advantages = _divide_by_rms(advantages, is_known)
+    return advantages.to(torch.promote_types(rewards.dtype, torch.float32))
+
+
+@_forward.register_fake
+def _fake_forward(rewards: Tensor, cu_groups: Tensor, kind: str) -> Tensor:
+    return rewards.new_empty(rewards.shape, dtype=torch.promote_types(rewards.dtype, torch.float32))
 
 
 def group_advantage(rewards: Tensor, cu_groups: Tensor, *, kind: AdvantageKind) -> Tensor:

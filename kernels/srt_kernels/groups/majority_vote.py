@@ -28,39 +28,6 @@ class Vote:
     valid: Tensor  # [R] bool, the key is not 0: [T, T, T, F | F]
 
 
-@torch.library.custom_op(
-    "srt_kernels::majority_vote",
-    mutates_args=(),
-    schema="(Tensor keys, Tensor cu_groups, Tensor? weights, bool share_over_all)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-)
-@on_device_of_tensors
-def _forward(
-    keys: Tensor, cu_groups: Tensor, weights: Tensor | None, share_over_all: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return majority [P], share [P], runner_up [P] and rewards [R]."""
-    check_tensor("keys", keys, (None,), (torch.int64,), keys.device)
-    check_offsets("cu_groups", cu_groups, len(keys), keys.device)
-    if weights is not None:
-        _check_weights(weights, keys)
-    if use_triton(keys) and len(keys) <= SORT_ABOVE * (len(cu_groups) - 1):
-        # Imported here because Triton is optional.
-        from srt_kernels.groups.majority_vote_kernel import vote_by_comparing
-
-        return vote_by_comparing(keys, cu_groups, weights, share_over_all)
-    return vote_by_sorting(keys, cu_groups, weights, share_over_all)
-
-
-@_forward.register_fake
-def _fake_forward(
-    keys: Tensor, cu_groups: Tensor, weights: Tensor | None, share_over_all: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    majority = keys.new_empty(cu_groups.shape[0] - 1)
-    share = torch.empty_like(majority, dtype=torch.float32)
-    runner_up = torch.empty_like(share)
-    return majority, share, runner_up, torch.empty_like(keys, dtype=torch.float32)
-
-
 def _check_weights(weights: Tensor, keys: Tensor) -> None:
     check_tensor("weights", weights, (len(keys),), "float", keys.device)
     if weights.device.type == "cpu":
@@ -122,6 +89,39 @@ def _sums(values: Tensor, offsets: Tensor) -> Tensor:
     Of a column: a GPU sums a vector as a tree, so sums that tie here might not tie there.
     """
     return segment_reduce(values[:, None], "sum", offsets)[:, 0]
+
+
+@torch.library.custom_op(
+    "srt_kernels::majority_vote",
+    mutates_args=(),
+    schema="(Tensor keys, Tensor cu_groups, Tensor? weights, bool share_over_all)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+)
+@on_device_of_tensors
+def _forward(
+    keys: Tensor, cu_groups: Tensor, weights: Tensor | None, share_over_all: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return majority [P], share [P], runner_up [P] and rewards [R]."""
+    check_tensor("keys", keys, (None,), (torch.int64,), keys.device)
+    check_offsets("cu_groups", cu_groups, len(keys), keys.device)
+    if weights is not None:
+        _check_weights(weights, keys)
+    if use_triton(keys) and len(keys) <= SORT_ABOVE * (len(cu_groups) - 1):
+        # Imported here because Triton is optional.
+        from srt_kernels.groups.majority_vote_kernel import vote_by_comparing
+
+        return vote_by_comparing(keys, cu_groups, weights, share_over_all)
+    return vote_by_sorting(keys, cu_groups, weights, share_over_all)
+
+
+@_forward.register_fake
+def _fake_forward(
+    keys: Tensor, cu_groups: Tensor, weights: Tensor | None, share_over_all: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    majority = keys.new_empty(cu_groups.shape[0] - 1)
+    share = torch.empty_like(majority, dtype=torch.float32)
+    runner_up = torch.empty_like(share)
+    return majority, share, runner_up, torch.empty_like(keys, dtype=torch.float32)
 
 
 def majority_vote(

@@ -72,7 +72,7 @@ class HeadGradients:
             self._dbias = torch.zeros(len(head.weight), dtype=head.dtype, device=device)
         # Dlogits are fp16 in kernels on fp16 weights only; they stay in fp32 otherwise.
         has_fp16_dlogits = use_triton(head.weight) and head.weight.dtype == torch.float16
-        self.scale = _fp16_scale(largest) if has_fp16_dlogits else None  # what dlogits come times
+        self.scale = _fp16_scale(largest) if has_fp16_dlogits else None  # of the chunks' dlogits
 
     @staticmethod
     def _new_dhidden(head: LMHead) -> Tensor:

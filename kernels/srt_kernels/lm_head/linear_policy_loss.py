@@ -12,9 +12,6 @@ for its log-probs first: four GEMMs for that one.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -23,12 +20,7 @@ from srt_kernels.core.autograd import scale_saved_gradients
 from srt_kernels.core.backend import on_device_of_tensors
 from srt_kernels.core.checks import check_tensors
 from srt_kernels.core.segments import segment_reduce
-from srt_kernels.lm_head.gradient_sources import (
-    KnownGradient,
-    ObjectiveGradient,
-    entropy_gradient,
-    needs_whole_rollouts,
-)
+from srt_kernels.lm_head.gradient_sources import needs_whole_rollouts
 from srt_kernels.lm_head.head_gradients import LEAVES, HeadGradients, empty_gradients, leaf_dtypes
 from srt_kernels.lm_head.lm_head import (
     HEAD_SCHEMA,
@@ -38,7 +30,7 @@ from srt_kernels.lm_head.lm_head import (
     group_name,
     make_head,
 )
-from srt_kernels.lm_head.passes import gradient_pass, logprob_pass
+from srt_kernels.lm_head.passes import objective_pass
 from srt_kernels.objective.objective import Objective
 from srt_kernels.objective.policy_loss import PolicyLoss
 from srt_kernels.objective.token_inputs import (
@@ -50,72 +42,8 @@ from srt_kernels.objective.token_inputs import (
 )
 from srt_kernels.objective.token_terms import reduce_terms, token_terms
 
-HEAD_ARGUMENTS = 9  # in HEAD_SCHEMA
+HEAD_ARGUMENTS = 9  # number of arguments in HEAD_SCHEMA
 ROWS_OF_A_CHECK = 1 << 13  # hidden rows that are checked for nan and inf at a time
-
-
-@torch.library.custom_op(
-    "srt_kernels::linear_policy_loss",
-    mutates_args=(),
-    schema=f"({HEAD_SCHEMA}, {ROLLOUT_SCHEMA}, bool all_rows, bool[] needs_grad)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-@on_device_of_tensors
-def _forward(*arguments) -> tuple[Tensor, ...]:
-    """Return the loss, its statistics [5], log-probs [N], entropies [N], dX, dW and dbias.
-
-    Gradients that are not needed are empty.
-    """
-    *rollouts, all_rows, needs_grad = arguments[HEAD_ARGUMENTS:]
-    head = make_head(*arguments[:HEAD_ARGUMENTS])
-    hidden, weight, targets, bias = arguments[:4]
-    objective, inputs = make_token_inputs(targets, head.dtype, *rollouts)
-    if all_rows:
-        is_active = torch.ones_like(targets, dtype=torch.bool)
-    else:
-        is_active = _active_tokens(objective, inputs)
-    index = None
-    if is_active.is_cuda or not all_rows:
-        index = _active_index(is_active, head)
-    if index is not None and len(index) < len(targets):
-        head = head.select(index)
-        inputs = inputs.select(index)
-    dtypes = _saved_dtypes(hidden, weight, bias)
-    gradients = None
-    if any(needs_grad):
-        largest = _largest_gradient(objective, inputs)
-        gradients = HeadGradients(head, needs_grad, largest, dtypes)
-    logprobs, entropies = _run_passes(objective, head, inputs, gradients)
-    if not logprobs.is_cuda:
-        check_finite(head, logprobs)
-    terms = token_terms(objective, logprobs, inputs)
-    loss, means = reduce_terms(objective, inputs, terms, entropies)
-    if index is not None and len(index) < len(targets):
-        logprobs = _scatter(logprobs, index, len(targets))
-        entropies = _scatter(entropies, index, len(targets))
-    if gradients is None:
-        leaf_gradients = empty_gradients(hidden, weight, bias, needs_grad, dtypes)
-    else:
-        leaf_gradients = gradients.results(head)
-    return loss, means, logprobs, entropies, *leaf_gradients
-
-
-@_forward.register_fake
-def _fake_forward(
-    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, *arguments
-) -> tuple[Tensor, ...]:
-    needs_grad = arguments[-1]
-    dtype = torch.promote_types(hidden.dtype, torch.float32)
-    loss = hidden.new_empty((), dtype=dtype)
-    means = hidden.new_empty(5, dtype=torch.float64)
-    logprobs = targets.new_empty(targets.shape, dtype=dtype)
-    entropies = torch.empty_like(logprobs)
-    dtypes = _saved_dtypes(hidden, weight, bias)
-    leaf_gradients = empty_gradients(hidden, weight, bias, needs_grad, dtypes)
-    return loss, means, logprobs, entropies, *leaf_gradients
-
-
-scale_saved_gradients(_forward, leaves=LEAVES, first_output=4)
 
 
 def _saved_dtypes(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> list[torch.dtype]:
@@ -175,68 +103,68 @@ def _active_index(is_active: Tensor, head: LMHead) -> Tensor:
     return is_active.nonzero_static(size=count).squeeze(1)
 
 
-def _run_passes(
-    objective: Objective, head: LMHead, inputs: TokenInputs, gradients: HeadGradients | None
-) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies [n]; adds to `gradients` if there are any."""
-    if gradients is None:
-        return logprob_pass(head)
-    if needs_whole_rollouts(objective, inputs):
-        return _pass_whole_rollouts(objective, head, inputs, gradients)
-    source = ObjectiveGradient(objective=objective, inputs=inputs)
-    return gradient_pass(head, source, gradients)
+@torch.library.custom_op(
+    "srt_kernels::linear_policy_loss",
+    mutates_args=(),
+    schema=f"({HEAD_SCHEMA}, {ROLLOUT_SCHEMA}, bool all_rows, bool[] needs_grad)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+@on_device_of_tensors
+def _forward(*arguments) -> tuple[Tensor, ...]:
+    """Return the loss, its statistics [5], log-probs [N], entropies [N], dX, dW and dbias.
 
-
-def _pass_whole_rollouts(
-    objective: Objective, head: LMHead, inputs: TokenInputs, gradients: HeadGradients
-) -> tuple[Tensor, Tensor]:
-    """gradient_pass for an objective that needs whole rollouts in a chunk."""
-    bounds = inputs.cu_seqlens.tolist()  # a host sync
-    longest = max((stop - start for start, stop in itertools.pairwise(bounds)), default=0)
-    if longest <= head.chunk_rows:
-        parts = _whole_rollouts(bounds, head.chunk_rows)
-        source = ObjectiveGradient(objective=objective, inputs=inputs)
-        return gradient_pass(head, source, gradients, parts)
-    logprobs = torch.empty_like(head.targets, dtype=head.dtype)
-    entropies = torch.empty_like(logprobs)
-    is_long = (inputs.cu_seqlens.diff() > head.chunk_rows)[inputs.rollout_index]
-    for is_in_part, run_pass in ((~is_long, _pass_whole_rollouts), (is_long, _pass_long_rollouts)):
-        index = is_in_part.nonzero().squeeze(1)
-        part_logprobs, part_entropies = run_pass(
-            objective, head.select(index), inputs.select(index), gradients
-        )
-        logprobs.index_copy_(0, index, part_logprobs)
-        entropies.index_copy_(0, index, part_entropies)
-    return logprobs, entropies
-
-
-def _pass_long_rollouts(
-    objective: Objective, head: LMHead, inputs: TokenInputs, gradients: HeadGradients
-) -> tuple[Tensor, Tensor]:
-    """logprob_pass, then gradient_pass of the tokens that have a gradient: none if clipped."""
-    logprobs, entropies = logprob_pass(head)
-    grad_logprob = token_terms(objective, logprobs, inputs).grad_logprob
-    grad_entropy = entropy_gradient(objective, inputs)
-    if grad_entropy is None:
-        index = grad_logprob.nonzero().squeeze(1)
+    Gradients that are not needed are empty.
+    """
+    *rollouts, all_rows, needs_grad = arguments[HEAD_ARGUMENTS:]
+    head = make_head(*arguments[:HEAD_ARGUMENTS])
+    hidden, weight, targets, bias = arguments[:4]
+    objective, inputs = make_token_inputs(targets, head.dtype, *rollouts)
+    if all_rows:
+        is_active = torch.ones_like(targets, dtype=torch.bool)
     else:
-        index = torch.arange(len(grad_logprob), device=grad_logprob.device)
-        grad_entropy = grad_entropy[index]
-    source = KnownGradient(grad_logprob=grad_logprob[index], grad_entropy=grad_entropy)
-    gradient_pass(head.select(index), source, gradients)
-    return logprobs, entropies
+        is_active = _active_tokens(objective, inputs)
+    index = None
+    if is_active.is_cuda or not all_rows:
+        index = _active_index(is_active, head)
+    if index is not None and len(index) < len(targets):
+        head = head.select(index)
+        inputs = inputs.select(index)
+    dtypes = _saved_dtypes(hidden, weight, bias)
+    gradients = None
+    if any(needs_grad):
+        largest = _largest_gradient(objective, inputs)
+        gradients = HeadGradients(head, needs_grad, largest, dtypes)
+    logprobs, entropies = objective_pass(objective, head, inputs, gradients)
+    if not logprobs.is_cuda:
+        check_finite(head, logprobs)
+    terms = token_terms(objective, logprobs, inputs)
+    loss, means = reduce_terms(objective, inputs, terms, entropies)
+    if index is not None and len(index) < len(targets):
+        logprobs = _scatter(logprobs, index, len(targets))
+        entropies = _scatter(entropies, index, len(targets))
+    if gradients is None:
+        leaf_gradients = empty_gradients(hidden, weight, bias, needs_grad, dtypes)
+    else:
+        leaf_gradients = gradients.results(head)
+    return loss, means, logprobs, entropies, *leaf_gradients
 
 
-def _whole_rollouts(bounds: Sequence[int], chunk_rows: int) -> list[slice]:
-    """Chunks of at most chunk_rows rows that end where rollouts end."""
-    parts = []
-    start = 0
-    for stop, next_stop in zip(bounds[1:], [*bounds[2:], None], strict=False):
-        is_full = next_stop is None or next_stop - start > chunk_rows
-        if stop > start and is_full:
-            parts.append(slice(start, stop))
-            start = stop
-    return parts
+@_forward.register_fake
+def _fake_forward(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, *arguments
+) -> tuple[Tensor, ...]:
+    needs_grad = arguments[-1]
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    loss = hidden.new_empty((), dtype=dtype)
+    means = hidden.new_empty(5, dtype=torch.float64)
+    logprobs = targets.new_empty(targets.shape, dtype=dtype)
+    entropies = torch.empty_like(logprobs)
+    dtypes = _saved_dtypes(hidden, weight, bias)
+    leaf_gradients = empty_gradients(hidden, weight, bias, needs_grad, dtypes)
+    return loss, means, logprobs, entropies, *leaf_gradients
+
+
+scale_saved_gradients(_forward, leaves=LEAVES, first_output=4)
 
 
 def linear_policy_loss(

@@ -84,15 +84,15 @@ def fused_kernel(
     row_ptr = logits_ptr + row.to(tl.int64) * logits_stride
     target = tl.load(target_ptr + row)
     row_max, sum_exp, sum_exp_logit, target_logit = read_row_statistics(
-        row_ptr,
-        bias_ptr,
-        target,
-        vocab_size,
-        softcap,
-        inv_temperature,
-        HAS_BIAS,
-        HAS_SOFTCAP,
-        BLOCK,
+        row_ptr=row_ptr,
+        bias_ptr=bias_ptr,
+        target=target,
+        vocab_size=vocab_size,
+        softcap=softcap,
+        inv_temperature=inv_temperature,
+        HAS_BIAS=HAS_BIAS,
+        HAS_SOFTCAP=HAS_SOFTCAP,
+        BLOCK=BLOCK,
     )
     logprob, entropy, full_max, full_sum_exp, prob_others = complete_row_statistics(
         row_max, sum_exp, sum_exp_logit, target_logit

@@ -17,7 +17,7 @@ from srt_kernels.lm_head.lm_head import LMHead
 from srt_kernels.lm_head.logits_row import read_row_statistics, write_row_dlogits
 from srt_kernels.lm_head.row_statistics import RowStatistics
 
-# Threads read 16 bytes at a time, 4 times. The L2 cache would hold more rows in flight no better.
+# A thread reads 16 bytes at a time, 4 times. More rows in flight would fit the L2 cache no better.
 BLOCK = 4096
 WARPS = 8
 
@@ -45,15 +45,15 @@ def stats_kernel(
     """Write statistics [4, rows]: row_max, sum_exp, sum_exp_logit, target_logit."""
     row = tl.program_id(0)
     row_max, sum_exp, sum_exp_logit, target_logit = read_row_statistics(
-        logits_ptr + row.to(tl.int64) * logits_stride,
-        bias_ptr,
-        tl.load(target_ptr + row) - vocab_start,
-        vocab_size,
-        softcap,
-        inv_temperature,
-        HAS_BIAS,
-        HAS_SOFTCAP,
-        BLOCK,
+        row_ptr=logits_ptr + row.to(tl.int64) * logits_stride,
+        bias_ptr=bias_ptr,
+        target=tl.load(target_ptr + row) - vocab_start,
+        vocab_size=vocab_size,
+        softcap=softcap,
+        inv_temperature=inv_temperature,
+        HAS_BIAS=HAS_BIAS,
+        HAS_SOFTCAP=HAS_SOFTCAP,
+        BLOCK=BLOCK,
     )
     tl.store(statistics_ptr + row, row_max)
     tl.store(statistics_ptr + rows + row, sum_exp)

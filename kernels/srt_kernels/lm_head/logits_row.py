@@ -40,9 +40,9 @@ def tanh(x):
 
     Near 0 e - 1 is by its series.
     """
-    size = tl.abs(x)
-    size = tl.where(size > 10.0, 10.0, size)  # nan stays nan
-    growth = expm1(2 * size)
+    magnitude = tl.abs(x)
+    magnitude = tl.where(magnitude > 10.0, 10.0, magnitude)  # nan stays nan
+    growth = expm1(2 * magnitude)
     return tl.where(x < 0, -growth, growth) / (growth + 2)
 
 
@@ -93,19 +93,19 @@ def read_row_statistics(
     lane_logit = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, vocab_size, BLOCK):
         columns = start + lanes
-        # Apart from the target's column, whose mask would make the loads of the bias narrow.
+        # Without the target's column: that mask would make the loads of the bias narrow.
         in_vocab = columns < vocab_size
         product = tl.load(row_ptr + columns, mask=in_vocab, other=0.0, eviction_policy="evict_last")
         logits = apply_options(
-            product,
-            bias_ptr,
-            columns,
-            in_vocab,
-            in_vocab & (columns != target),
-            softcap,
-            inv_temperature,
-            HAS_BIAS,
-            HAS_SOFTCAP,
+            product=product,
+            bias_ptr=bias_ptr,
+            columns=columns,
+            has_bias=in_vocab,
+            is_inside=in_vocab & (columns != target),
+            softcap=softcap,
+            inv_temperature=inv_temperature,
+            HAS_BIAS=HAS_BIAS,
+            HAS_SOFTCAP=HAS_SOFTCAP,
         )
         shift = logits - lane_max
         exps = tl.exp2(-tl.abs(shift) * LOG2E)
@@ -123,15 +123,15 @@ def read_row_statistics(
     is_in_shard = (target >= 0) & (target < vocab_size)
     product = tl.load(row_ptr + target, mask=is_in_shard, other=0.0)
     target_logit = apply_options(
-        product,
-        bias_ptr,
-        target,
-        is_in_shard,
-        is_in_shard,
-        softcap,
-        inv_temperature,
-        HAS_BIAS,
-        HAS_SOFTCAP,
+        product=product,
+        bias_ptr=bias_ptr,
+        columns=target,
+        has_bias=is_in_shard,
+        is_inside=is_in_shard,
+        softcap=softcap,
+        inv_temperature=inv_temperature,
+        HAS_BIAS=HAS_BIAS,
+        HAS_SOFTCAP=HAS_SOFTCAP,
     )
     return row_max, sum_exp, sum_exp_logit, tl.where(is_in_shard, target_logit, 0.0)
 
@@ -172,11 +172,12 @@ def write_row_dlogits(
     HAS_ENTROPY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Overwrite the row's logits by dlogits, the gradient by the GEMM's products:
+    """Overwrite the row's logits by dlogits, the gradient by the GEMM's products.
 
-    dlogits_j = grad_logprob (1[j is target] - p_j) - grad_entropy p_j (log p_j + entropy). out_ptr
-    is row_ptr, or for halves the same memory as 2-byte elements. What a block writes has been read
-    by then.
+    dlogits_j = grad_logprob (1[j is target] - p_j) - grad_entropy p_j (log p_j + entropy)
+
+    out_ptr is row_ptr, or for halves the same memory as 2-byte elements. What a block writes has
+    been read by then.
     """
     lanes = tl.arange(0, BLOCK)
     log_sum_exp = tl.log(full_sum_exp)
@@ -188,15 +189,15 @@ def write_row_dlogits(
         )
         tl.debug_barrier()
         logits = apply_options(
-            product,
-            bias_ptr,
-            columns,
-            in_vocab,
-            in_vocab,
-            softcap,
-            inv_temperature,
-            HAS_BIAS,
-            HAS_SOFTCAP,
+            product=product,
+            bias_ptr=bias_ptr,
+            columns=columns,
+            has_bias=in_vocab,
+            is_inside=in_vocab,
+            softcap=softcap,
+            inv_temperature=inv_temperature,
+            HAS_BIAS=HAS_BIAS,
+            HAS_SOFTCAP=HAS_SOFTCAP,
         )
         prob = tl.exp2((logits - full_max) * LOG2E) / full_sum_exp
         dlogits = tl.where(columns == target, grad_logprob * prob_others, -grad_logprob * prob)

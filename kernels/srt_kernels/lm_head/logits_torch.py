@@ -43,8 +43,8 @@ def row_statistics(logits: Tensor, targets: Tensor, head: LMHead) -> Tensor:
         row_max[slab].clamp_(min=LOWEST)
         shifted = exps - row_max[slab]
         if head.bias is not None:
-            # A bias of -inf masks a vocabulary entry. It must not make 0 * inf below. exp(-1e4) is
-            # 0.
+            # A bias of -inf masks a vocabulary entry: it must not make 0 * inf below.
+            # exp(-1e4) is 0.
             shifted.clamp_(min=-1e4)
         torch.exp(shifted, out=exps)
         torch.sum(exps, 1, keepdim=True, out=sum_exp[slab])
@@ -63,12 +63,13 @@ def write_dlogits(
 ) -> tuple[Tensor, Tensor]:
     """Turn exps [C, V] into dlogits in place. Return them and their row factor [C].
 
-    dlogits have yet to be multiplied by the row factor.
-    The product is the gradient by the GEMM's logits, from grad_logprob and grad_entropy [C]:
-    dlogits_j = grad_logprob (1[j is target] - p_j) - grad_entropy p_j (log p_j + entropy), with
-    p_j = exps_j exp(row_max - full_max) / full_sum_exp.
-    Without grad_entropy and softcap only the target's element of exps changes: no pass over them.
-    scale: None, because fp16 is cast up here.
+    dlogits times the row factor are the gradient by the GEMM's logits:
+
+    grad_logprob (1[j is target] - p_j) - grad_entropy p_j (log p_j + entropy), with
+    p_j = exps_j exp(row_max - full_max) / full_sum_exp
+
+    grad_logprob, grad_entropy: [C]. Without grad_entropy and softcap only the target's element of
+    exps changes: there is no pass over them. scale: None, because fp16 is cast up here.
     """
     statistics = statistics.to(torch.float64)
     grad_logprob = grad_logprob.double()

@@ -111,15 +111,15 @@ def tiles_kernel(
     target = tl.load(target_ptr + row, mask=row < rows, other=-1) - vocab_start
     in_vocab = (column < vocab_size)[None, :]
     logits = apply_options(
-        product,
-        bias_ptr,
-        column[None, :],
-        in_vocab,
-        in_vocab & (row >= 0)[:, None],
-        softcap,
-        inv_temperature,
-        HAS_BIAS,
-        HAS_SOFTCAP,
+        product=product,
+        bias_ptr=bias_ptr,
+        columns=column[None, :],
+        has_bias=in_vocab,
+        is_inside=in_vocab & (row >= 0)[:, None],
+        softcap=softcap,
+        inv_temperature=inv_temperature,
+        HAS_BIAS=HAS_BIAS,
+        HAS_SOFTCAP=HAS_SOFTCAP,
     )
     is_target = column[None, :] == target[:, None]
     first = vocab_tile * BLOCK_VOCAB

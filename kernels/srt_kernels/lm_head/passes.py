@@ -1,13 +1,14 @@
 """The passes over an LM head, chunk by chunk: log-probs alone, or log-probs and gradients.
 
 A chunk of C rows makes its logits by one GEMM in fp32. If a gradient is needed, dlogits overwrite
-them, and two GEMMs make dX and dW of the dlogits. There is one [C, V] buffer in all.
-The rows of a chunk go through logits_kernel.py (Triton) or logits_torch.py.
+them, and two GEMMs make dX and dW of the dlogits. There is one [C, V] buffer in all. The rows of a
+chunk go through logits_kernel.py or logits_fused_kernel.py (Triton) or logits_torch.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 import torch
@@ -16,10 +17,19 @@ from torch import Tensor
 from srt_kernels.core.backend import use_triton
 from srt_kernels.core.segments import chunk_slices
 from srt_kernels.lm_head import gemm, logits_torch
-from srt_kernels.lm_head.gradient_sources import GradientSource
+from srt_kernels.lm_head.gradient_sources import (
+    GradientSource,
+    KnownGradient,
+    ObjectiveGradient,
+    entropy_gradient,
+    needs_whole_rollouts,
+)
 from srt_kernels.lm_head.head_gradients import HeadGradients
 from srt_kernels.lm_head.lm_head import LMHead
 from srt_kernels.lm_head.row_statistics import complete_statistics
+from srt_kernels.objective.objective import Objective
+from srt_kernels.objective.token_inputs import TokenInputs
+from srt_kernels.objective.token_terms import token_terms
 
 
 @torch.no_grad()
@@ -77,6 +87,73 @@ def gradient_pass(
     return logprobs, entropies
 
 
+def objective_pass(
+    objective: Objective, head: LMHead, inputs: TokenInputs, gradients: HeadGradients | None
+) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies [n]; adds to `gradients` if there are any."""
+    if gradients is None:
+        return logprob_pass(head)
+    if needs_whole_rollouts(objective, inputs):
+        return _pass_whole_rollouts(objective, head, inputs, gradients)
+    source = ObjectiveGradient(objective=objective, inputs=inputs)
+    return gradient_pass(head, source, gradients)
+
+
+def _pass_whole_rollouts(
+    objective: Objective, head: LMHead, inputs: TokenInputs, gradients: HeadGradients
+) -> tuple[Tensor, Tensor]:
+    """gradient_pass for an objective that needs whole rollouts in a chunk."""
+    bounds = inputs.cu_seqlens.tolist()  # a host sync
+    longest = max((stop - start for start, stop in itertools.pairwise(bounds)), default=0)
+    if longest <= head.chunk_rows:
+        parts = _whole_rollouts(bounds, head.chunk_rows)
+        source = ObjectiveGradient(objective=objective, inputs=inputs)
+        return gradient_pass(head, source, gradients, parts)
+    logprobs = torch.empty_like(head.targets, dtype=head.dtype)
+    entropies = torch.empty_like(logprobs)
+    is_long = (inputs.cu_seqlens.diff() > head.chunk_rows)[inputs.rollout_index]
+    for is_in_part, run_pass in ((~is_long, _pass_whole_rollouts), (is_long, _pass_long_rollouts)):
+        index = is_in_part.nonzero().squeeze(1)
+        part_logprobs, part_entropies = run_pass(
+            objective, head.select(index), inputs.select(index), gradients
+        )
+        logprobs.index_copy_(0, index, part_logprobs)
+        entropies.index_copy_(0, index, part_entropies)
+    return logprobs, entropies
+
+
+def _pass_long_rollouts(
+    objective: Objective, head: LMHead, inputs: TokenInputs, gradients: HeadGradients
+) -> tuple[Tensor, Tensor]:
+    """logprob_pass, then gradient_pass of the tokens that have a gradient.
+
+    Clipped tokens have none.
+    """
+    logprobs, entropies = logprob_pass(head)
+    grad_logprob = token_terms(objective, logprobs, inputs).grad_logprob
+    grad_entropy = entropy_gradient(objective, inputs)
+    if grad_entropy is None:
+        index = grad_logprob.nonzero().squeeze(1)
+    else:
+        index = torch.arange(len(grad_logprob), device=grad_logprob.device)
+        grad_entropy = grad_entropy[index]
+    source = KnownGradient(grad_logprob=grad_logprob[index], grad_entropy=grad_entropy)
+    gradient_pass(head.select(index), source, gradients)
+    return logprobs, entropies
+
+
+def _whole_rollouts(bounds: Sequence[int], chunk_rows: int) -> list[slice]:
+    """Chunks of at most chunk_rows rows that end where rollouts end."""
+    parts = []
+    start = 0
+    for stop, next_stop in zip(bounds[1:], [*bounds[2:], None], strict=False):
+        is_full = next_stop is None or next_stop - start > chunk_rows
+        if stop > start and is_full:
+            parts.append(slice(start, stop))
+            start = stop
+    return parts
+
+
 def _write_chunk_dlogits(
     logits: Tensor,
     head: LMHead,
@@ -98,7 +175,7 @@ def _write_chunk_dlogits(
     logprobs[part] = statistics.logprobs
     entropies[part] = statistics.entropies
     grad_logprob, grad_entropy = source.gradients(part, statistics.logprobs)
-    # For instance all tokens are clipped. On a GPU looking would synchronise with the host.
+    # All tokens may be clipped. Not checked on a GPU, where it would synchronise with the host.
     if grad_entropy is None and not grad_logprob.is_cuda and not grad_logprob.any():
         return None, None
     return engine.write_dlogits(

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from support.bounds import UNIT_ROUNDOFF, assert_within
 
 from srt_kernels import group_advantage, reference
 from srt_kernels.groups.group_advantage import KINDS
+from support.bounds import UNIT_ROUNDOFF, assert_within
 
 hypothesis = pytest.importorskip("hypothesis")  # not on every machine with a GPU
 st = pytest.importorskip("hypothesis.strategies")

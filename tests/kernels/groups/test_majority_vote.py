@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from support.bounds import UNIT_ROUNDOFF, assert_within
 
 from srt_kernels import majority_vote, reference
 from srt_kernels.core.checks import check_offsets
 from srt_kernels.groups.majority_vote import vote_by_sorting
+from support.bounds import UNIT_ROUNDOFF, assert_within
 
 hypothesis = pytest.importorskip("hypothesis")  # not on every machine with a GPU
 st = pytest.importorskip("hypothesis.strategies")

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from support.ops import LENGTHS, head_leaves
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from srt_kernels import (
@@ -15,6 +14,7 @@ from srt_kernels import (
 )
 from srt_kernels.core.backend import use_triton
 from srt_kernels.testing import packed_rollouts
+from support.ops import LENGTHS, head_leaves
 
 pytestmark = pytest.mark.skipif(
     use_triton(torch.zeros(1)) and torch.get_default_device().type == "cpu",

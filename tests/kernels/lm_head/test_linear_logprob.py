@@ -2,6 +2,11 @@
 
 import pytest
 import torch
+
+from srt_kernels import linear_logprob, reference
+from srt_kernels.lm_head import logits_torch
+from srt_kernels.lm_head.lm_head import CPU_CHUNK_BYTES, GPU_CHUNK_BYTES, make_head
+from srt_kernels.testing import packed_rollouts
 from support.bounds import (
     NAMES,
     UNIT_ROUNDOFF,
@@ -17,11 +22,6 @@ from support.ops import (
     head_leaves,
     rounds_to_bf16,
 )
-
-from srt_kernels import linear_logprob, reference
-from srt_kernels.lm_head import logits_torch
-from srt_kernels.lm_head.lm_head import CPU_CHUNK_BYTES, GPU_CHUNK_BYTES, make_head
-from srt_kernels.testing import packed_rollouts
 
 U = UNIT_ROUNDOFF[torch.float32]
 

@@ -2,6 +2,10 @@
 
 import pytest
 import torch
+
+from srt_kernels import Objective, linear_policy_loss, policy_loss, reference
+from srt_kernels.lm_head import gemm
+from srt_kernels.testing import assert_close, packed_rollouts
 from support.bounds import (
     NAMES,
     UNIT_ROUNDOFF,
@@ -19,10 +23,6 @@ from support.ops import (
     head_leaves,
     rounds_to_bf16,
 )
-
-from srt_kernels import Objective, linear_policy_loss, policy_loss, reference
-from srt_kernels.lm_head import gemm
-from srt_kernels.testing import assert_close, packed_rollouts
 
 U = UNIT_ROUNDOFF[torch.float32]
 preset = Objective.preset

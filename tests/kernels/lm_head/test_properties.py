@@ -4,6 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from srt_kernels import Objective, linear_logprob, linear_policy_loss, policy_loss, reference
+from srt_kernels.core import backend
+from srt_kernels.core.backend import use_triton
+from srt_kernels.lm_head import logprob_kernel
+from srt_kernels.testing import packed_rollouts, relative_error
 from support.bounds import HeadBounds, assert_rounded, assert_within
 from support.loss_bounds import Sensitivity
 from support.ops import (
@@ -13,13 +20,6 @@ from support.ops import (
     has_independent_rows,
     head_leaves,
 )
-from torch._subclasses.fake_tensor import FakeTensorMode
-
-from srt_kernels import Objective, linear_logprob, linear_policy_loss, policy_loss, reference
-from srt_kernels.core import backend
-from srt_kernels.core.backend import use_triton
-from srt_kernels.lm_head import logprob_kernel
-from srt_kernels.testing import packed_rollouts, relative_error
 
 preset = Objective.preset
 ON_GPU = torch.get_default_device().type == "cuda"

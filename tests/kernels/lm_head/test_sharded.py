@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+from srt_kernels import Objective, linear_logprob, linear_policy_loss
 from support.bounds import NAMES, HeadBounds, assert_within
 from support.loss_bounds import Sensitivity
 from support.ops import LENGTHS, exact_rollouts
-
-from srt_kernels import Objective, linear_logprob, linear_policy_loss
 
 pytestmark = pytest.mark.skipif(torch.get_default_device().type != "cpu", reason="gloo, on CPUs")
 V = 332

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from support.bounds import UNIT_ROUNDOFF, gamma
 
 from srt_kernels import Objective, policy_loss
 from srt_kernels.objective.objective import PRESETS
 from srt_kernels.objective.token_loss import SURROGATES
+from support.bounds import UNIT_ROUNDOFF, gamma
 
 
 def test_presets_are_what_their_sources_say():

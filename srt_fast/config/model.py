@@ -1,0 +1,65 @@
+"""Settings of the model, and of the embedded model's warm start."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from srt_fast.config.fields import Fraction, NonNegative, Positive, PositiveFloat, section
+
+
+@section("model.")
+class ModelConfig:
+    """Which causal language model to train, and in which precision."""
+
+    path: str = "quickstart"
+    """"quickstart" (the embedded tiny model), a local Hugging Face folder, a .gguf file, or a hub
+    id."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the trained weights. bfloat16 loses updates below about 1/256 of a weight. Keep
+    float32 unless memory is short."""
+    autocast: Literal["auto", "off", "bfloat16"] = "auto"
+    """Type of the forward pass over float32 weights. "auto": bfloat16 on CUDA, off on a CPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model is trained. "auto": CUDA if torch finds a device, else the CPU."""
+    kernels: Literal["auto", "torch", "liger"] = "auto"
+    """Which kernels compute RMSNorm, RoPE and SwiGLU. "torch": PyTorch's. "liger": liger-kernel's,
+    or an error that says why they cannot be used. "auto": liger-kernel's on CUDA if it is installed
+    and supports the model, else PyTorch's."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Read that code before you turn this on."""
+
+
+@section("warm_start.")
+class WarmStartConfig:
+    """Supervised warm start of the embedded model. Used only if model.path is "quickstart"."""
+
+    seed: NonNegative = 0
+    """Seed of the embedded model's weights and data. It is separate from train.seed, so that runs
+    with different seeds start from one model."""
+    pass1_low: Fraction = 0.43
+    """The warm start stops when held-out pass@1 at temperature 1 is between pass1_low and
+    pass1_high. 4096 samples estimate it, with a standard error below one point (0.01)."""
+    pass1_high: Fraction = 0.6
+    """Upper end of that band."""
+    hidden_size: Positive = 128
+    """Width of the Llama model. It has 4 attention heads."""
+    layers: Positive = 4
+    """Number of layers."""
+    batch_size: Positive = 128
+    """Worked sums in one supervised step."""
+    lr: PositiveFloat = 3e-3
+    """Peak learning rate of AdamW, after a linear warm-up of 100 steps."""
+    slip: Fraction = 0.15
+    """Chance that a column of a worked sum gets a random digit. Web data has such mistakes too.
+    With them a sample is often wrong where the majority is right, so the vote can help."""
+    max_steps: Positive = 4000
+    """The warm start fails with an error if it does not reach the band in so many steps."""
+
+    def __post_init__(self) -> None:
+        if self.pass1_low >= self.pass1_high:
+            raise ValueError(
+                "warm_start.pass1_low: expected less than pass1_high, "
+                f"got {self.pass1_low} >= {self.pass1_high}"
+            )

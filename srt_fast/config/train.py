@@ -1,0 +1,101 @@
+"""Settings of the training step, the evaluation, the logs and the checkpoints."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from srt_fast.config.fields import (
+    Beta,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Table,
+    section,
+)
+
+ObjectiveName = Literal[
+    "grpo", "dapo", "dr_grpo", "bnpo", "gspo", "cispo", "sapo", "rloo", "reinforce", "srt"
+]
+"""The presets of srt_kernels.Objective."""
+AdvantageKind = Literal["grpo", "mean", "rloo", "batch"]
+"""The kinds of srt_kernels.group_advantage."""
+
+
+@section("train.")
+class TrainConfig:
+    """The policy-gradient step."""
+
+    steps: Positive = 100
+    """Steps to train for. One step samples one batch."""
+    prompts_per_step: Positive = 64
+    """Prompts of one step."""
+    minibatches: Positive = 1
+    """Optimizer updates per step. 1 is on-policy: the ratio is exactly 1."""
+    objective: ObjectiveName = "srt"
+    """The loss, a preset of srt_kernels.Objective. Its means are over the whole mini-batch, also
+    over several micro-batches, and also for "bnpo"."""
+    objective_overrides: Table = Field(default_factory=dict)
+    """Fields of the preset to change, such as clip_high=0.28 or kl=k3 kl_coef=0.001."""
+    advantage: AdvantageKind = "rloo"
+    """Group advantage: grpo (mean and std), mean (Dr. GRPO), rloo (leave one out), or batch
+    (REINFORCE++ baseline)."""
+    reward_kl_coef: NonNegativeFloat = 0.0
+    """Weight of a KL penalty in the reward: the k3 estimate of the KL to the starting model, summed
+    over the completion. 0: off."""
+    lr: PositiveFloat = 1e-6
+    """Learning rate of AdamW."""
+    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Shape of the learning rate after the warm-up."""
+    warmup_steps: NonNegative = 0
+    """Steps of linear warm-up."""
+    weight_decay: NonNegativeFloat = 0.01
+    """Weight decay of AdamW."""
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Betas of AdamW."""
+    grad_clip: PositiveFloat = 1.0
+    """Largest gradient norm. A larger gradient is scaled down to it."""
+    token_budget: Positive = 16384
+    """Tokens in one micro-batch of the training pass, prompts and completions together."""
+    seed: NonNegative = 0
+    """Seed of prompts and sampling."""
+
+
+@section("evaluation.")
+class EvalConfig:
+    """Evaluation on held-out prompts: pass@1, pass@k, maj@k."""
+
+    every: NonNegative = 25
+    """Evaluate every so many steps. 0: only at the start and at the end."""
+    prompts: Positive = 256
+    """Held-out prompts of the evaluation. They are never trained on (but see task.test_time)."""
+    samples: Positive = 8
+    """Completions per held-out prompt (k)."""
+    temperature: NonNegativeFloat = 1.0
+    """Sampling temperature. 0 is greedy, with one sample per prompt."""
+
+
+@section("log.")
+class LogConfig:
+    """What a run writes beside metrics.jsonl."""
+
+    tensorboard: bool = True
+    """Write TensorBoard event files."""
+    tracker: Literal["none", "wandb", "trackio"] = "none"
+    """Also send metrics to this service. Its package must be installed."""
+    project: str = "srt-fast"
+    """Project name for the tracker."""
+    sample_every: NonNegative = 10
+    """Keep sample completions every so many steps. 0: never."""
+
+
+@section("checkpoint.")
+class CheckpointConfig:
+    """Checkpoints to resume from."""
+
+    every: NonNegative = 50
+    """Write a checkpoint every so many steps. 0: only at the end and on SIGINT or SIGTERM."""
+    keep: Positive = 2
+    """Number of checkpoints to keep. The oldest are deleted."""

@@ -1,0 +1,176 @@
+"""What the runs of a grid show together. Plain Python, no torch. A point is 0.01 of pass@1."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from srt_fast.experiment.grid import Arm
+from srt_fast.experiment.measure import ALARM, RunResult
+
+Row = dict[str, Any]
+
+
+def rise(results: Sequence[RunResult]) -> list[Row]:
+    """Per seed: the plain vote's gain at its peak, as a share of the gain with gold answers."""
+    oracles = {result.seed: result for result in results if result.arm == "rise_oracle"}
+    rows = []
+    for vote in results:
+        if vote.arm != "rise_majority" or vote.seed not in oracles:
+            continue
+        oracle = oracles[vote.seed]
+        gain = oracle.peak - oracle.start
+        rows.append(
+            {
+                "seed": vote.seed,
+                "start": vote.start,
+                "peak": vote.peak,
+                "oracle_peak": oracle.peak,
+                "share": (vote.peak - vote.start) / gain if gain > 0 else None,
+                "maj_start": vote.maj_start,
+                "maj_end": vote.maj_end,
+            }
+        )
+    return rows
+
+
+def compare_arms(arms: Iterable[Arm], results: Sequence[RunResult]) -> list[Row]:
+    """Per arm: peak and end of its runs, and the time of a step relative to the plain vote's.
+
+    An arm without runs has None there.
+    """
+    vote_seconds = _median_step_seconds(results, "majority")
+    rows = []
+    for arm in arms:
+        runs = [result for result in results if result.arm == arm.name]
+        seconds = _median_step_seconds(results, arm.name)
+        relative_seconds = None
+        if seconds and vote_seconds and arm.group != "rise":  # those have other batches
+            relative_seconds = seconds / vote_seconds
+        rows.append(
+            {
+                "arm": arm.name,
+                "group": arm.group,
+                "note": arm.note,
+                "runs": len(runs),
+                "peak": _spread([run.peak for run in runs]),
+                "end": _spread([run.end for run in runs]),
+                "maj_end": _spread([run.maj_end for run in runs]),
+                "collapses": sum(run.collapse_step is not None for run in runs),
+                "falls": sum(run.fall_step is not None for run in runs),
+                "ends_below_start": sum(run.end < run.start for run in runs),
+                "relative_seconds": relative_seconds,
+            }
+        )
+    return rows
+
+
+def warning_times(arms: Iterable[Arm], results: Sequence[RunResult]) -> list[Row]:
+    """Per signal, the alarm first: how many steps before a fall it warned, and its false alarms.
+
+    Runs in which the monitor acted are left out. A fall that it prevented would count as a false
+    alarm.
+    """
+    action_arms = {arm.name for arm in arms if arm.group == "action"}
+    runs = [result for result in results if result.arm not in action_arms]
+    stable_runs = [run for run in runs if run.fall_step is None]
+    signals = {signal for run in runs for signal in run.warning_steps}
+    rows = []
+    for signal in sorted(signals, key=lambda signal: (signal != ALARM, signal)):
+        falls = 0
+        leads = []
+        for run in runs:
+            if run.fall_step is None:
+                continue
+            falls += 1
+            if signal in run.warning_steps:
+                leads.append(run.fall_step - run.warning_steps[signal])
+        rows.append(
+            {
+                "signal": signal,
+                "falls": falls,
+                "early": sum(lead > 0 for lead in leads),
+                "late": sum(lead <= 0 for lead in leads),
+                "missed": falls - len(leads),
+                "lead": _median_and_range(leads),
+                "stable": len(stable_runs),
+                "false_alarms": sum(signal in run.warning_steps for run in stable_runs),
+            }
+        )
+    return rows
+
+
+def early_stopping(results: Sequence[RunResult]) -> list[Row]:
+    """What stopping by the monitor loses against the best evaluation, which needs labels.
+
+    Runs of the arm majority went on after the alarm. Their accuracy is that of the last evaluation
+    at or before the monitor's best step. Runs of majority_stop did stop. Their best evaluation is
+    the better of their own and the plain vote's with the same seed.
+    """
+    votes = {result.seed: result for result in results if result.arm == "majority"}
+    rows = [
+        _stopping_loss(vote, vote.best_probe_step, vote.best_probe_pass1, vote)
+        for vote in votes.values()
+    ]
+    for result in results:
+        if result.arm == "majority_stop":
+            vote = votes.get(result.seed, result)
+            best = max(result, vote, key=lambda run: run.peak)
+            rows.append(_stopping_loss(result, result.restored_step, result.end, best))
+    return rows
+
+
+def winner(arm_rows: Sequence[Row], seeds: int) -> Row | None:
+    """The label-free reward function with the highest mean end, and its margin to the next one.
+
+    Only arms with a run of every seed take part. Arms with more steps do not.
+    """
+    candidates = [
+        row
+        for row in arm_rows
+        if row["group"] in ("collapse", "reward")
+        and row["runs"] == seeds
+        and row["arm"] != "oracle"
+        and not row["arm"].endswith("_long")
+    ]
+    ranking = sorted(candidates, key=lambda row: row["end"]["mean"], reverse=True)
+    if not ranking:
+        return None
+    first = ranking[0]
+    result: Row = {"arm": first["arm"], "end": first["end"], "next": None, "margin": None}
+    if len(ranking) > 1:
+        second = ranking[1]
+        result["next"] = second["arm"]
+        result["margin"] = first["end"]["mean"] - second["end"]["mean"]
+    return result
+
+
+def _stopping_loss(run: RunResult, step: int | None, pass1: float | None, best: RunResult) -> Row:
+    return {
+        "arm": run.arm,
+        "seed": run.seed,
+        "alarm_step": run.warning_steps.get(ALARM),
+        "step": step,
+        "pass1": pass1,
+        "best_step": best.peak_step,
+        "best_pass1": best.peak,
+        "loss": None if pass1 is None else best.peak - pass1,
+    }
+
+
+def _median_step_seconds(results: Sequence[RunResult], arm: str) -> float | None:
+    seconds = [result.seconds_per_step for result in results if result.arm == arm]
+    return statistics.median(seconds) if seconds else None
+
+
+def _spread(values: Sequence[float]) -> dict[str, float] | None:
+    if not values:
+        return None
+    return {"mean": statistics.fmean(values), "min": min(values), "max": max(values)}
+
+
+def _median_and_range(values: Sequence[float]) -> dict[str, float] | None:
+    if not values:
+        return None
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}

@@ -1,0 +1,118 @@
+"""The experiment's answers in sentences. The numbers are those of page.findings."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from srt_fast.experiment.grid import COLLAPSE, RISE
+from srt_fast.experiment.measure import ALARM, COLLAPSE_REWARD
+from srt_fast.experiment.tables import points, spread
+
+Row = dict[str, Any]
+
+
+def introduction(numbers: dict[str, Any]) -> str:
+    """What was run, and where."""
+    environment = numbers["environment"]
+    rise = RISE["train"]
+    collapse = COLLAPSE["train"]
+    return (
+        "Written by `srt-fast experiment collapse` "
+        f"(commit {environment['commit'] or 'unknown'}, torch {environment['torch']}, "
+        f"{environment['cpu']}, {environment['cores']} cores, {environment['date']}). Model and "
+        "task: the embedded quickstart model on 3-digit sums. Seeds: "
+        f"{_join(numbers['seeds'])}. Rise: "
+        f"{rise['steps']} steps of {rise['prompts_per_step']} prompts at lr {rise['lr']:g}, the "
+        f"recipe's own settings. All other arms: {collapse['steps']} steps of "
+        f"{collapse['prompts_per_step']} prompts at lr {collapse['lr']:g}."
+    )
+
+
+def answers(numbers: dict[str, Any]) -> str:
+    """A list with a sentence on each question of the experiment."""
+    lines = [
+        _rise(numbers["rise"]),
+        _collapse(numbers["runs"]),
+        _warning(numbers["warning"]),
+        _early_stopping(numbers["early_stopping"]),
+        _winner(numbers["winner"]),
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _rise(rows: list[Row]) -> str:
+    shares = [row["share"] for row in rows if row["share"] is not None]
+    if not shares:
+        return "Rise: not run."
+    better = sum(row["maj_end"] > row["maj_start"] for row in rows)
+    return (
+        f"Rise: at its peak the plain vote has {100 * statistics.fmean(shares):.0f} % of the gain "
+        f"with gold answers (lowest seed: {100 * min(shares):.0f} %). maj@k is higher at the end "
+        f"than at the start in {better} of {len(rows)} runs."
+    )
+
+
+def _collapse(runs: list[Row]) -> str:
+    votes = [run for run in runs if run["arm"] == "majority_long"]
+    if not votes:
+        return "Collapse: not run."
+    steps = sorted(run["collapse_step"] for run in votes if run["collapse_step"] is not None)
+    when = f" (at step {_join(steps)})" if steps else ""
+    end = points(statistics.fmean(run["end"] for run in votes))
+    return (
+        f"Collapse: {len(steps)} of {len(votes)} long runs of the plain vote{when} came below the "
+        f"starting model with a pseudo-reward above {COLLAPSE_REWARD:g}. pass@1 ends at {end} "
+        "points on average."
+    )
+
+
+def _warning(rows: list[Row]) -> str:
+    alarms = [row for row in rows if row["signal"] == ALARM]
+    if not alarms:
+        return "Warning: no run logged an alarm."
+    [alarm] = alarms
+    lead = alarm["lead"]
+    when = ""
+    if lead:
+        when = f", a median of {lead['median']:g} steps ahead ({lead['min']} to {lead['max']})"
+    return (
+        f"Warning: the alarm came before the fall in {alarm['early']} of {alarm['falls']} runs "
+        f"that fell{when}. There were false alarms in {alarm['false_alarms']} of "
+        f"{alarm['stable']} runs that did not fall."
+    )
+
+
+def _early_stopping(rows: list[Row]) -> str:
+    descriptions = {
+        "majority": "the step that the monitor would choose",
+        "majority_stop": "the weights that it restored",
+    }
+    parts = []
+    for arm, description in descriptions.items():
+        losses = [row["loss"] for row in rows if row["arm"] == arm and row["loss"] is not None]
+        loss = "not run"
+        if losses:
+            mean = points(statistics.fmean(losses))
+            loss = f"{mean} points on average, at most {points(max(losses))}"
+        parts.append(f"{description}: {loss}")
+    return (
+        "Early stopping without labels, loss against the best checkpoint chosen with labels: "
+        f"{'; '.join(parts)}."
+    )
+
+
+def _winner(winner: Row | None) -> str:
+    if winner is None:
+        return "Rescue: no label-free reward function has a run of every seed."
+    margin = ""
+    if winner["next"]:
+        margin = f", {points(winner['margin'])} points above `{winner['next']}`"
+    return (
+        f"Rescue: of the label-free reward functions `{winner['arm']}` ends highest, at "
+        f"{spread(winner['end'])}{margin}."
+    )
+
+
+def _join(values: list[int]) -> str:
+    return ", ".join(map(str, values))

@@ -1,0 +1,90 @@
+import pytest
+
+from srt_fast.experiment import compare
+from srt_fast.experiment.grid import Arm
+from srt_fast.experiment.measure import ALARM, measure
+from support.experiment import FALLING, RISING, WARNINGS, make_run
+
+
+def test_warnings_before_and_after_a_fall_and_false_alarms():
+    arms = [
+        Arm("majority", "collapse", {}, ""),
+        Arm("oracle", "collapse", {}, ""),
+        Arm("stop", "action", {}, ""),
+    ]
+    late = [(25, "alarm", {"causes": "kl"})]
+    runs = [
+        make_run("majority", FALLING, 0, events=WARNINGS),
+        make_run("majority", FALLING, 1, events=late),
+        make_run("majority", FALLING, 2),
+        make_run("oracle", RISING, 0, events=late),
+        make_run("oracle", RISING, 1),
+        make_run("stop", RISING, 0, events=WARNINGS),
+    ]
+    alarm, length = compare.warning_times(arms, [measure(run) for run in runs])
+    assert alarm == {
+        "signal": ALARM,
+        "falls": 3,
+        "early": 1,
+        "late": 1,
+        "missed": 1,
+        "lead": {"median": 0.5, "min": -5, "max": 6},
+        "stable": 2,
+        "false_alarms": 1,
+    }
+    assert length["signal"] == "length"
+    assert (length["early"], length["missed"], length["false_alarms"]) == (1, 2, 0)
+
+
+def test_the_rise_is_a_share_of_the_gain_with_gold_answers():
+    vote = measure(make_run("rise_majority", {0: 0.5, 10: 0.86}))
+    oracle = measure(make_run("rise_oracle", {0: 0.5, 10: 0.9}))
+    [row] = compare.rise([vote, oracle])
+    assert row["share"] == pytest.approx(0.9)
+    assert row["maj_end"] > row["maj_start"]
+
+
+def test_arms_and_the_winner():
+    arms = [
+        Arm("majority", "collapse", {}, ""),
+        Arm("oracle", "collapse", {}, ""),
+        Arm("soft", "reward", {}, ""),
+        Arm("frozen", "reward", {}, ""),
+        Arm("ema", "reward", {}, ""),
+    ]
+    runs = [
+        make_run("majority", FALLING, 0),
+        make_run("majority", FALLING, 1),
+        make_run("oracle", RISING, 0),
+        make_run("oracle", RISING, 1),
+        make_run("soft", {0: 0.5, 10: 0.7}, 0, seconds=2.0),
+        make_run("soft", {0: 0.5, 10: 0.8}, 1, seconds=2.0),
+        make_run("frozen", {0: 0.5, 10: 0.9}, 0),
+    ]
+    rows = {row["arm"]: row for row in compare.compare_arms(arms, [measure(run) for run in runs])}
+    vote = rows["majority"]
+    assert (vote["runs"], vote["collapses"], vote["falls"], vote["ends_below_start"]) == (
+        2,
+        2,
+        2,
+        2,
+    )
+    assert rows["soft"]["end"] == {"mean": pytest.approx(0.75), "min": 0.7, "max": 0.8}
+    assert rows["soft"]["relative_seconds"] == 2
+    assert rows["ema"]["runs"] == 0
+    assert rows["ema"]["end"] is None
+    winner = compare.winner(list(rows.values()), seeds=2)  # frozen ends higher, but on one seed
+    assert winner is not None
+    assert (winner["arm"], winner["next"]) == ("soft", "majority")
+    assert winner["margin"] == pytest.approx(0.35)
+
+
+def test_early_stopping_is_compared_with_the_best_evaluation():
+    stopped = [*WARNINGS[:2], (14, "stopped", {"best_step": 5})]
+    stop = make_run("majority_stop", {0: 0.5, 10: 0.66, 14: 0.64}, events=stopped)
+    vote = make_run("majority", FALLING, events=WARNINGS, probe_scores={8: 0.9})
+    vote_row, stop_row = compare.early_stopping([measure(vote), measure(stop)])
+    assert (vote_row["step"], vote_row["pass1"], vote_row["alarm_step"]) == (8, 0.50, 14)
+    assert vote_row["best_pass1"] == 0.70
+    assert (stop_row["step"], stop_row["pass1"], stop_row["best_pass1"]) == (5, 0.64, 0.70)
+    assert stop_row["loss"] == pytest.approx(0.06)

@@ -1,0 +1,160 @@
+"""Resampling, concatenation and head-tail weights; a resumed run with each kind of reward."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from srt_fast.config import Config, override
+from srt_fast.files import read_rows
+from srt_fast.learner import Learner
+from srt_fast.model.loading import load_policy
+from srt_fast.rewards.base import keep_all
+from srt_fast.rewards.inputs import RewardInputs
+from srt_fast.rewards.pipeline import concatenate
+from srt_fast.rewards.weighting import head_tail
+from srt_fast.train import Trainer
+from srt_fast.types import Reward
+from support.rollouts import make_groups, random_rollouts
+
+
+def train_rows(folder) -> list[dict]:
+    return [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "train"]
+
+
+def test_hard_prompts_count_more():
+    """1 - share is 0, 1/2 and 3/4. Their mean is 5/12."""
+    groups = make_groups([1, 1, 1, 1, 1, 1, 2, 3, 1, 2, 3, 4], [0, 4, 8, 12])
+    reward = Reward(rewards=groups.vote.rewards, keep=keep_all(groups))
+    assert head_tail(reward, groups, 0.0) is reward
+    weights = head_tail(reward, groups, 1.0).weights.view(3, 4)
+    torch.testing.assert_close(weights, torch.tensor([[0.0], [6 / 5], [9 / 5]]).expand(3, 4))
+    doubled = replace(reward, weights=torch.full((12,), 2.0))
+    weights_of_doubled = head_tail(doubled, groups, 1.0).weights.view(3, 4)
+    torch.testing.assert_close(weights_of_doubled, 2 * weights)
+
+
+def test_concatenate(tiny_policy):
+    first = random_rollouts(tiny_policy, 3, ("1+2=", "30+4="))
+    second = random_rollouts(tiny_policy, 2, ("5+5=",))
+    joined = concatenate([first, second])
+    assert joined.cu_groups.tolist() == [0, 3, 6, 8]
+    assert joined.cu_groups.dtype == torch.int32
+    second_offsets = first.cu_seqlens[-1] + second.cu_seqlens[1:]
+    assert joined.cu_seqlens.tolist() == first.cu_seqlens.tolist() + second_offsets.tolist()
+    assert joined.tokens.tolist() == first.tokens.tolist() + second.tokens.tolist()
+    assert joined.prompts == first.prompts + second.prompts
+    groups = concatenate([make_groups([1, 1, 2, 0], [0, 2, 4]), make_groups([3], [0, 1])])
+    assert groups.cu_groups.tolist() == [0, 2, 4, 5]
+    assert groups.vote.majority.tolist() == [1, 2, 3]
+    assert groups.correct is None
+
+
+def test_resampling_fills_the_batch(tiny_config, tmp_path, monkeypatch):
+    """As many prompts train as a step has, and no more.
+
+    With a random model, now and then one of two completions has an answer.
+    """
+    changes = {
+        "reward": {"kind": "threshold", "params": {"tau": 0.5}, "resample": 40},
+        "sampling.group_size": 2,
+        "train.steps": 2,
+        "task.answer_rule": "last_number",
+        "train.prompts_per_step": 3,
+    }
+    prompts_trained = []
+    prompts_sampled = []
+    pack = Learner.pack
+
+    def counting_pack(self, rollouts, reward):
+        prompts_trained.append(reward.keep.view(-1, 2).all(1).sum().item())
+        prompts_sampled.append(len(rollouts.prompts))
+        return pack(self, rollouts, reward)
+
+    monkeypatch.setattr(Learner, "pack", counting_pack)
+    Trainer(override(tiny_config, changes), quiet=True).train()
+    assert prompts_trained == [3, 3]
+    assert all(count > 3 and count % 3 == 0 for count in prompts_sampled)
+    assert [row["rounds"] * 3 for row in train_rows(tmp_path / "run")] == prompts_sampled
+
+
+@pytest.fixture
+def sharp_config(tiny_config, tiny_model, tmp_path) -> Config:
+    """A model with sharp distributions: votes agree, labels recur and steps train."""
+    policy = load_policy(tiny_model, tiny_config.model)
+    with torch.no_grad():
+        policy.model.lm_head.weight.mul_(30)
+    policy.save(tmp_path / "sharp")
+    changes = {
+        "model.path": str(tmp_path / "sharp"),
+        "sampling.max_new_tokens": 2,
+        "train.lr": 1e-3,
+    }
+    return override(tiny_config, changes)
+
+
+def run_in_parts(config: Config, folder, ends: tuple[int, ...], **changes) -> None:
+    """Train to each of these steps; after the first one, from the last checkpoint."""
+    for number, steps in enumerate(ends):
+        changes |= {"run_dir": str(folder), "train.steps": steps}
+        resume = folder if number else None
+        Trainer(override(config, changes), quiet=True, resume=resume).train()
+
+
+VERIFY = {"question": "{completion}?", "solutions": 2, "samples": 2}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"reward.kind": "frozen", "task.size": 8},
+        {"reward": {"kind": "ema", "params": {"decay": 0.5, "final_decay": 0.5}}},
+        {"reward": {"kind": "verify", "params": VERIFY}},
+        {"reward": {"kind": "threshold", "params": {"tau": 0.75}, "resample": 2}},
+        {"curriculum": {"supervised_every": 2, "supervised_lead": 1.0, "head_tail": 1.0}},
+    ],
+    ids=["frozen", "ema", "verify", "threshold", "curriculum"],
+)
+def test_a_resumed_run_is_the_whole_run(sharp_config, tmp_path, changes):
+    """Three steps and three more give the metrics and weights of six steps."""
+    rows = {}
+    weights = {}
+    for name, ends in (("whole", (6,)), ("parts", (3, 6))):
+        folder = tmp_path / name
+        run_in_parts(sharp_config, folder, ends, **changes)
+        rows[name] = [
+            {key: row[key] for key in row if key != "time" and "second" not in key}
+            for row in read_rows(folder / "metrics.jsonl")
+            if row["kind"] in ("train", "monitor")
+        ]
+        policy = load_policy(str(folder / "model"), sharp_config.model)
+        weights[name] = policy.model.state_dict()
+    assert rows["whole"] == rows["parts"]
+    for name, tensor in weights["whole"].items():
+        assert tensor.equal(weights["parts"][name])
+    assert any(row["kind"] == "monitor" and row["step"] == 6 for row in rows["whole"])
+    update_steps = [
+        row["step"] for row in rows["whole"] if row.get("updates") or row.get("supervised")
+    ]
+    assert min(update_steps) <= 3 < max(update_steps)  # on both sides of the stop
+
+
+@pytest.mark.parametrize(("kind", "params"), [("ema", {"decay": 0.9}), ("frozen", {})])
+def test_the_restored_state_matters(sharp_config, tmp_path, monkeypatch, kind, params):
+    """Without the labels or the teacher of the checkpoint, the second half differs."""
+    load_state_dict = RewardInputs.load_state_dict
+
+    def load_without(self, state):
+        state = {"labels": {}, "teacher": self.teacher_state()}
+        load_state_dict(self, state)
+
+    pseudo_rewards = []
+    for name, load in (("complete", load_state_dict), ("incomplete", load_without)):
+        monkeypatch.setattr(RewardInputs, "load_state_dict", load)
+        folder = tmp_path / name
+        changes = {"reward": {"kind": kind, "params": params}, "task.size": 8}
+        run_in_parts(sharp_config, folder, (3, 6), **changes)
+        pseudo_rewards.append([row["pseudo_reward"] for row in train_rows(folder)])
+    complete, incomplete = pseudo_rewards
+    assert complete[:3] == incomplete[:3]
+    assert complete[3:] != incomplete[3:]

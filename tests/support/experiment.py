@@ -1,0 +1,87 @@
+"""Finished runs of an experiment, made from a few numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from srt_fast.experiment.measure import FinishedRun
+
+Event = tuple[int, str, dict[str, Any]]
+
+FALLING = {0: 0.50, 10: 0.70, 20: 0.55, 30: 0.40}
+"""Accuracy by step: the worked example of measure.py."""
+RISING = {0: 0.50, 10: 0.70, 20: 0.80, 30: 0.90}
+WARNINGS: list[Event] = [
+    (12, "warning", {"cause": "length"}),
+    (14, "alarm", {"causes": "length,kl"}),
+    (16, "alarm", {"causes": "kl"}),
+]
+
+
+def make_run(
+    arm: str,
+    accuracy: dict[int, float],
+    seed: int = 0,
+    *,
+    pseudo_reward: float = 0.6,
+    events: Sequence[Event] = (),
+    probe_scores: dict[int, float] | None = None,
+    seconds: float = 1.0,
+) -> FinishedRun:
+    """A run with an evaluation at each step of `accuracy`.
+
+    pseudo_reward: of the steps up to 20; after them it is 0.97. events: step, name and values.
+    probe_scores: score by step. seconds: of one step.
+    """
+    rows = []
+    best_step = 0
+    for step in range(max(accuracy) + 1):
+        if step:
+            reward = 0.97 if step > 20 else pseudo_reward
+            rows.append(_train_row(step, reward, seconds))
+        if probe_scores and step in probe_scores:
+            best_step = max(
+                (earlier for earlier in probe_scores if earlier <= step),
+                key=lambda earlier: (probe_scores[earlier], -earlier),
+            )
+            score = probe_scores[step]
+            rows.append(
+                {"step": step, "kind": "monitor", "probe_score": score, "best_step": best_step}
+            )
+        for event_step, name, values in events:
+            if event_step == step:
+                rows.append({"step": step, "kind": "event", "event": name, **values})
+        if step in accuracy:
+            pass1 = accuracy[step]
+            rows.append({"step": step, "kind": "eval", "pass1": pass1, "maj": pass1 + 0.05})
+    first, *_, last = accuracy.values()
+    summary = {
+        "seconds": 9.0,
+        "pass1_start": first,
+        "pass1_end": last,
+        "maj_start": first + 0.05,
+        "maj_end": last + 0.05,
+    }
+    return FinishedRun(arm, seed, rows, summary)
+
+
+def _train_row(step: int, pseudo_reward: float, seconds: float) -> dict[str, Any]:
+    return {
+        "step": step,
+        "kind": "train",
+        "pseudo_reward": pseudo_reward,
+        "top_answer_share": 0.25,
+        "label_accuracy": 0.5,
+        "seconds": seconds,
+    }
+
+
+def save_run(root: Path, run: FinishedRun) -> None:
+    """Write the run's folder."""
+    folder = root / f"{run.arm}-seed{run.seed}"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in run.rows))
+    (folder / "summary.json").write_text(json.dumps(run.summary))

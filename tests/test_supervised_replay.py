@@ -1,0 +1,40 @@
+"""Which completions a supervised step takes."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import torch
+
+from srt_fast.config import CurriculumConfig
+from srt_fast.supervised_replay import SupervisedReplay, pack_pairs
+from support.rollouts import make_groups, random_rollouts
+
+TAKEN = [7, 1, 2, 1, 3, 4]  # shares 2/6 to 1/6
+NO_LEAD = [1, 1, 2, 2, 3, 4]  # 2/6 to 2/6
+NOT_RARE = [1, 1, 1, 1, 1, 2]  # 5/6
+NO_ANSWER = [0] * 6
+
+
+def test_supervised_steps_take_strong_but_rare_votes():
+    groups = make_groups(TAKEN + NO_LEAD + NOT_RARE + NO_ANSWER, [0, 6, 12, 18, 24])
+    policy = SimpleNamespace(tokenizer=lambda text: {"input_ids": [5, 6]})
+    rollouts = replace(
+        random_rollouts(policy, 6, ("a", "b", "c", "d")),
+        cu_seqlens=torch.arange(25, dtype=torch.int32),
+        tokens=torch.arange(100, 124),
+        logprobs=torch.zeros(24),
+    )
+    replay = SupervisedReplay(CurriculumConfig(supervised_every=3))
+    replay.collect(rollouts, groups)
+    assert replay.take(2) == []
+    resumed = SupervisedReplay(CurriculumConfig(supervised_every=3))
+    resumed.load_state_dict(replay.state_dict())
+    assert replay.take(3) == [([5, 6], [101])]
+    assert resumed.take(3) == [([5, 6], [101])]
+    assert replay.take(6) == []
+
+
+def test_pack_pairs():
+    rollouts = pack_pairs([([5, 6], [101, 102]), ([7], [103])], torch.device("cpu"))
+    assert rollouts.tokens.tolist() == [101, 102, 103]
+    assert rollouts.prompts == [[5, 6], [7]]
