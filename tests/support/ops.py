@@ -1,8 +1,9 @@
-"""What tests of the ops share: a batch's lengths, leaves, and a counter of GEMMs. Error bounds are in bounds.py."""
+"""What tests of the ops share: batches, a counter of GEMMs, and what a CPU's GEMMs do."""
 
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from srt_kernels.core.backend import use_triton
-from srt_kernels.testing import PackedRollouts
+from srt_kernels.testing import PackedRollouts, packed_rollouts
 
 # For the PyTorch path only, or bf16: Triton's interpreter takes the bits of bf16 for an integer.
 cpu_path = pytest.mark.skipif(
@@ -24,8 +25,24 @@ LENGTHS = [3, 0, 1, 7, 9, 1, 0, 6]
 GEMMS = ("mm", "addmm", "addmm_", "bmm", "_linear_pointwise")
 
 
+def exact_rollouts(lengths: list[int], **options) -> PackedRollouts:
+    """packed_rollouts whose logits come out of any GEMM without error.
+
+    Each partial sum of a logit is a multiple of 2^-16 below 2^8, and so an fp32 number. Errors are
+    those of our own code only, and bounds are tight. Hidden states have more bits than TF32, bf16
+    and fp16, so that rounding them shows. The weight is the same number in each of these types.
+    """
+    batch = packed_rollouts(lengths, **options)
+    return replace(
+        batch,
+        hidden=(batch.hidden * 2**12).round() / 2**12,
+        weight=(batch.weight * 2**4).round() / 2**4,
+        bias=(batch.bias * 2**12).round() / 2**12,
+    )
+
+
 class Counter(TorchDispatchMode):
-    """Counts GEMMs (products with two matrices) and the largest tensor that any operation returns."""
+    """Counts products of matrices, and the elements of the largest tensor that is returned."""
 
     def __init__(self):
         super().__init__()
@@ -51,7 +68,7 @@ def head_leaves(batch: PackedRollouts, dtype: torch.dtype | None = None) -> list
 
 @functools.cache
 def rounds_to_bf16() -> bool:
-    """Whether this CPU's GEMMs round fp32 operands to bf16 where the ops allow it. Those with AMX do."""
+    """Whether this CPU's GEMMs round fp32 operands to bf16 if they may. CPUs with AMX do."""
     matrix = torch.full((64, 64), 1 + 2.0**-12)
     setting = torch.backends.mkldnn.matmul
     previous = setting.fp32_precision
@@ -59,3 +76,31 @@ def rounds_to_bf16() -> bool:
     product = matrix @ torch.eye(64)
     setting.fp32_precision = previous
     return not torch.equal(product, matrix)
+
+
+@functools.cache
+def has_independent_rows() -> bool:
+    """Whether this CPU's GEMMs sum a row in one order, whatever the number of rows from 16 on.
+
+    A BLAS may choose its kernel, and so the order, by the number of rows. MKL and oneDNN do not.
+    """
+    x = torch.randn(67, 517, generator=torch.Generator().manual_seed(0))
+    for terms in (48, 64, 331, 517):
+        weight = x[:64, :terms].contiguous()
+        rows = x[:, :terms].contiguous()
+        for multiply in (_multiply_by_blas, _multiply_by_onednn):
+            product = multiply(rows, weight)
+            for count in (16, 20, 27, 40, 49):
+                if not torch.equal(multiply(rows[-count:], weight), product[-count:]):
+                    return False
+    return True
+
+
+def _multiply_by_blas(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.mm(x, weight.t())
+
+
+def _multiply_by_onednn(x: Tensor, weight: Tensor) -> Tensor:
+    if not torch.backends.mkldnn.is_available():
+        return torch.mm(x, weight.t())
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], None)

@@ -1,4 +1,4 @@
-"""majority_vote against its dict twin: ragged groups, ties, silence, weights; the kernel against the sort."""
+"""majority_vote against its dict twin, and the kernel against the sort."""
 
 import pytest
 import torch
@@ -14,15 +14,14 @@ given, settings = hypothesis.given, hypothesis.settings
 
 # A share is a quotient of fp64 sums, rounded to fp32: on both sides, and perhaps to neighbours.
 SHARE_ERROR = 2 * UNIT_ROUNDOFF[torch.float32]
-KEY = st.sampled_from(
-    [0, 1, 2, -3, 2**63 - 1, -(2**63)]
-)  # few, so that they meet; both ends of int64
+# Few, so that they meet. Both ends of int64.
+KEY = st.sampled_from([0, 1, 2, -3, 2**63 - 1, -(2**63)])
 GROUPS = st.lists(
     st.lists(st.tuples(KEY, st.sampled_from([0.0, 0.5, 1.0, 0.1, 2.0])), max_size=9), max_size=6
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(
     groups=GROUPS,
     dtype=st.sampled_from([None, torch.float16, torch.float32, torch.float64]),
@@ -45,7 +44,8 @@ def test_equals_the_reference(groups, dtype, offsets, share_over):
 
 
 def test_by_hand():
-    # A A B | tie: the earliest rollout's answer, not the smaller key | silence outnumbers | silence alone | empty
+    # A A B | a tie goes to the earliest rollout's answer, not to the smaller key | more silence
+    # than answers | silence alone | empty
     keys = torch.tensor([7, 7, 5, 9, 2, 2, 9, 0, 0, 4, 0, 0])
     cu_groups = torch.tensor([0, 3, 7, 10, 12, 12], dtype=torch.int32)
     vote = majority_vote(keys, cu_groups)
@@ -73,7 +73,10 @@ def test_by_hand():
     ],
 )
 def test_sums_in_order(sizes, share_over):
-    """A group's second half has other answers and the same weights: they tie to the bit if each sum is in order."""
+    """A group's second half has other answers and the same weights.
+
+    The halves tie to the bit if each sum is in order.
+    """
     torch.manual_seed(0)
     answers = torch.tensor([[9, 2**63 - 1, 0], [-9, -(2**63), 0]])
     keys = []
@@ -104,7 +107,10 @@ def test_sums_in_order(sizes, share_over):
 
 
 def test_no_look_at_values():
-    """What runs off a CPU: a host sync would raise, as tensors on the meta device have no values."""
+    """What runs on a GPU does not synchronise with the host.
+
+    Tensors on the meta device have no values, so looking at one would raise.
+    """
     keys = torch.empty(9, dtype=torch.int64, device="meta")
     cu_groups = torch.empty(3, dtype=torch.int32, device="meta")
     check_offsets("cu_groups", cu_groups, len(keys), keys.device)

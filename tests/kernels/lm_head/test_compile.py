@@ -77,7 +77,7 @@ def arguments():
 
 @pytest.mark.filterwarnings("ignore")
 def test_one_graph_and_the_same_results():
-    """backend aot_eager: forward and backward are traced, as for inductor, which only adds code generation."""
+    """backend aot_eager traces forward and backward as inductor's, which adds code generation."""
     results = []
     for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
         inputs = arguments()
@@ -118,7 +118,7 @@ def test_opcheck(dtype):
         None,
     )
     ops = torch.ops.srt_kernels
-    # Not retraced at other sizes: those of one loss are tied to each other by the values of cu_seqlens.
+    # Not retraced at other sizes, because the values of cu_seqlens tie the sizes to each other.
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(ops.linear_logprob.default, head, test_utils=checks)
     torch.library.opcheck(

@@ -1,4 +1,4 @@
-"""linear_logprob against the fp64 reference: values and gradients, error bounds, GEMMs and memory."""
+"""linear_logprob against the fp64 reference: values, gradients, GEMMs and memory."""
 
 import pytest
 import torch
@@ -13,9 +13,15 @@ from support.bounds import (
     HeadBounds,
     assert_rounded,
     assert_within,
-    exact_rollouts,
 )
-from support.ops import LENGTHS, Counter, cpu_path, head_leaves, rounds_to_bf16
+from support.ops import (
+    LENGTHS,
+    Counter,
+    cpu_path,
+    exact_rollouts,
+    head_leaves,
+    rounds_to_bf16,
+)
 
 U = UNIT_ROUNDOFF[torch.float32]
 
@@ -101,7 +107,7 @@ def test_the_products_of_exact_rollouts_are_exact():
 
 
 def test_logprob_of_a_sure_token():
-    """Margins over 16.6 nats: 1 - p is below fp32's resolution of p, and the log-prob must still be right."""
+    """The log-prob is right although 1 - p is below fp32's resolution of p (margins over 16.6)."""
     margins = torch.tensor([10.0, 17.0, 20.7, 40.0, 80.0])
     hidden = margins[:, None].clone().requires_grad_()
     weight = torch.tensor([[1.0], [0.0], [0.0]])
@@ -111,18 +117,19 @@ def test_logprob_of_a_sure_token():
     slope = others / (1 + others)
     logprobs, _ = linear_logprob(hidden, weight, targets)
     logprobs.sum().backward()
-    # The log-odds log 2 - margin and the argument of exp2 are rounded. exp makes their errors relative ones.
+    # The log-odds log 2 - margin and the argument of exp2 are rounded. exp makes relative errors of
+    # these.
     relative = (4 * margins.double() + 16) * U
     assert_within("logprobs", logprobs, expected, relative * expected.abs())
     assert_within("dhidden", hidden.grad[:, 0], slope, relative * slope)
     assert 0 < -logprobs[2] < 2.1e-9
-    # The other side: log-probs below -80, not -inf. They are log-odds, with a few roundings.
+    # Of another target log-probs are below -80, not -inf. They are log-odds with a few roundings.
     unlikely, _ = linear_logprob(hidden, weight, targets + 1)
     assert_within("unlikely", unlikely, expected - margins, 8 * U * margins.double())
 
 
 def test_masked_vocabulary():
-    """A bias of -inf (padding of the vocabulary) takes a token out and leaves everything else finite."""
+    """A bias of -inf (padding of the vocabulary) removes an entry. All results are finite."""
     batch = exact_rollouts([7])
     bias = torch.where(torch.arange(331) == 330, -torch.inf, 0.0)
     hidden = batch.hidden.clone().requires_grad_()
@@ -140,7 +147,10 @@ def test_masked_vocabulary():
 
 @cpu_path
 def test_bfloat16_hidden_states():
-    """fp32 logits from bf16 operands: log-probs as exact as in fp32, gradients as exact as their own type allows."""
+    """fp32 logits from bf16 operands: log-probs are as exact as in fp32.
+
+    Gradients are as exact as their own type allows.
+    """
     batch = exact_rollouts([27])
     hidden = batch.hidden.bfloat16().requires_grad_()
     weight = batch.weight.bfloat16().requires_grad_()

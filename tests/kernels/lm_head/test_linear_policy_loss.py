@@ -1,4 +1,4 @@
-"""linear_policy_loss and policy_loss against the fp64 reference, and what the fused form promises beside."""
+"""linear_policy_loss and policy_loss against the fp64 reference; rows, GEMMs, memory and dtypes."""
 
 import pytest
 import torch
@@ -7,22 +7,28 @@ from srt_kernels import Objective, linear_policy_loss, policy_loss, reference
 from srt_kernels.lm_head import gemm
 from srt_kernels.testing import assert_close, packed_rollouts
 from support.bounds import (
-    MEANS,
     NAMES,
     UNIT_ROUNDOFF,
     HeadBounds,
-    Sensitivity,
     assert_rounded,
     assert_within,
-    exact_rollouts,
     gamma,
 )
-from support.ops import LENGTHS, Counter, cpu_path, head_leaves, rounds_to_bf16
+from support.loss_bounds import MEANS, Sensitivity
+from support.ops import (
+    LENGTHS,
+    Counter,
+    cpu_path,
+    exact_rollouts,
+    head_leaves,
+    rounds_to_bf16,
+)
 
 U = UNIT_ROUNDOFF[torch.float32]
 preset = Objective.preset
 
-# Name: objective, then the log-probs that are left out and the head's settings. Each row covers a path of its own.
+# Name: objective, then the log-probs that are left out and the head's settings. Each row covers a
+# path of its own.
 CASES = {
     "grpo, on policy": (preset("grpo"), dict(leave_out="old_logprobs")),
     "grpo, k3 and entropy": (preset("grpo", kl_coef=0.1, entropy_coef=0.05), dict()),
@@ -47,10 +53,8 @@ CASES = {
         preset("srt", correction="sequence_truncate", correction_cap=1.5),
         dict(leave_out="old_logprobs", shared=True),
     ),
-    "gspo": (
-        preset("gspo"),
-        dict(),
-    ),  # two passes; the tiny clip drops most rollouts from the second
+    # Two passes. The tiny clip drops most rollouts from the second one.
+    "gspo": (preset("gspo"), dict()),
     "gspo, KL and entropy, softcap, on policy": (
         preset("gspo", entropy_coef=0.05, kl_coef=0.1, kl_bias_correction=True),
         dict(softcap=30.0, temperature=1.3, leave_out="old_logprobs"),
@@ -113,7 +117,8 @@ def test_equals_the_reference(case):
         assert_within("entropies", out.entropies, truth.entropies, bounds.entropies)
         for name in MEANS:
             assert_within(name, getattr(out, name), getattr(truth, name), bounds.means[name])
-        # Rows without gradient left out: the same loss and gradients, and nan for what was not computed.
+        # Without the rows that have no gradient: the same loss and gradients, and nan for their
+        # log-probs.
         fewer, fewer_grads = run(linear_policy_loss, batch, objective, settings, dtype, **chunks)
         is_computed = ~fewer.logprobs.isnan()
         assert fewer.rows == is_computed.sum() <= out.rows == 27
@@ -176,7 +181,7 @@ def test_gradcheck_of_the_reference(case):
 
 
 def test_worked_example():
-    """architecture.md: A A B | C C. The unanimous group is not computed; on policy every ratio is exactly 1."""
+    """Answers A A B | C C: the unanimous group is not computed. On policy each ratio is 1."""
     batch = packed_rollouts([2, 1, 3, 2, 2])
     advantages = torch.tensor([1 / 3, 1 / 3, -2 / 3, 0, 0])
     hidden, weight, _ = head_leaves(batch)
@@ -221,10 +226,8 @@ def test_only_rows_that_matter_are_computed():
     one_token = fifth.float()  # in rollout 3, of 7 tokens
     assert rows(preset("grpo"), one_token) == 1 and rows(preset("gspo"), one_token) == 7
     old = batch.old_logprobs
-    masked = {
-        "old_logprobs": old,
-        "sampler_logprobs": torch.where(fifth, old - 5, old),
-    }  # c = exp(5) there
+    sampler_logprobs = torch.where(fifth, old - 5, old)  # the correction is exp(5) there
+    masked = {"old_logprobs": old, "sampler_logprobs": sampler_logprobs}
     assert rows(preset("grpo", correction="token_mask"), one_token, **masked) == 0
 
 
@@ -286,10 +289,11 @@ def test_micro_batches_sum_to_the_whole(name, as_tensor):
 
 @cpu_path
 def test_gemms_and_memory():
-    """Three GEMMs; two with one side frozen; one without gradients; four for rollouts over a chunk. Never [N, V]."""
-    batch = packed_rollouts(
-        [20, 20, 20], hidden_size=8
-    )  # the third advantage is 0: two chunks of 20
+    """Three GEMMs, two with one side frozen, one without gradients. Never [N, V].
+
+    Four for rollouts that are longer than a chunk.
+    """
+    batch = packed_rollouts([20, 20, 20], hidden_size=8)  # the third advantage is 0: 2 chunks of 20
 
     def gemms(objective, trained, chunk_rows=20, **logprobs):
         hidden, weight, _ = head_leaves(batch)
@@ -323,7 +327,7 @@ def test_gemms_and_memory():
 
 @cpu_path
 def test_dw_of_a_bf16_weight_by_parts_is_the_same(monkeypatch):
-    """A CPU accumulates it by parts and rounds each; here a part has 8 slices of 2 rows of the vocabulary of 331."""
+    """A CPU accumulates it by parts and rounds each. Here a part has 8 slices of 2 rows of 331."""
     batch = exact_rollouts([40, 30])
     hidden = batch.hidden.bfloat16()
     weight = batch.weight.bfloat16()
@@ -359,7 +363,7 @@ def test_backward_scales_and_leaves_what_it_saved():
 
 @cpu_path
 def test_bfloat16_hidden_states_under_autocast():
-    """bf16 hidden states and an fp32 weight: dX in bf16 with no error but its own rounding, dW in fp32."""
+    """bf16 hidden states, fp32 weight: dX in bf16 with no error but its rounding, dW in fp32."""
     batch, head, logprobs = make({})
     hidden = batch.hidden.bfloat16().requires_grad_()
     weight = batch.weight.clone().requires_grad_()
@@ -380,7 +384,7 @@ def test_bfloat16_hidden_states_under_autocast():
     sensitivity = Sensitivity(head_bounds, batch, objective, **logprobs)
     bounds = sensitivity.bounds(head_bounds)
     assert loss.dtype == torch.float32
-    assert_within("loss", loss, sensitivity.results[0], bounds.loss)
+    assert_within("loss", loss, sensitivity.loss, bounds.loss)
     dhidden, dweight = head_bounds.rounded_gradients(torch.bfloat16, sensitivity.grad_logprob)
     assert hidden.grad.dtype == torch.bfloat16
     assert_rounded("dhidden", hidden.grad, *dhidden, bounds.gradients[0])

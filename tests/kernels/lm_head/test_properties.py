@@ -1,4 +1,4 @@
-"""What the fused loss promises beside its values: invariances that hold bit by bit, exact zeros, no drift."""
+"""Promises of the fused loss beside its values: bitwise invariances, exact zeros, no drift."""
 
 from dataclasses import replace
 
@@ -11,23 +11,26 @@ from srt_kernels.core import backend
 from srt_kernels.core.backend import use_triton
 from srt_kernels.lm_head import logprob_kernel
 from srt_kernels.testing import packed_rollouts, relative_error
-from support.bounds import (
-    HeadBounds,
-    Sensitivity,
-    assert_rounded,
-    assert_within,
+from support.bounds import HeadBounds, assert_rounded, assert_within
+from support.loss_bounds import Sensitivity
+from support.ops import (
+    LENGTHS,
+    cpu_path,
     exact_rollouts,
+    has_independent_rows,
+    head_leaves,
 )
-from support.ops import LENGTHS, cpu_path, head_leaves
 
 preset = Objective.preset
 ON_GPU = torch.get_default_device().type == "cuda"
-# Our own GEMM, of linear_logprob, sums a row in one order wherever it stands. Other products promise nothing.
-cublas = pytest.mark.skipif(
-    ON_GPU, reason="cuBLAS may choose its kernel, and so a row's sum, by the number of rows"
+# The GEMM of linear_logprob on a GPU is ours: it sums a row in one order wherever the row stands. A
+# library may choose its kernel, and so the order, by the number of rows.
+cublas = pytest.mark.skipif(ON_GPU, reason="cuBLAS chooses a kernel by the number of rows")
+blas = pytest.mark.skipif(
+    not ON_GPU and not has_independent_rows(), reason="this BLAS chooses one by the number of rows"
 )
 numpy = pytest.mark.skipif(
-    not ON_GPU and use_triton(torch.zeros(1)), reason="numpy's product, in the interpreter, may too"
+    not ON_GPU and use_triton(torch.zeros(1)), reason="numpy's BLAS, in the interpreter, does so"
 )
 
 
@@ -36,12 +39,15 @@ def tokens_of(rollouts, cu_seqlens):
 
 
 @cublas
+@blas
 @pytest.mark.parametrize("name", ["dapo", pytest.param("gspo", marks=numpy)])
-@pytest.mark.parametrize(
-    "vocab_size, hidden_size", [(331, 48), (517, 64)]
-)  # widths that are no power of two; that are
+# A width that is no power of two, and one that is.
+@pytest.mark.parametrize("vocab_size, hidden_size", [(331, 48), (517, 64)])
 def test_per_token_results_do_not_depend_on_company(name, vocab_size, hidden_size):
-    """Rollouts in another order, a part of them, other chunks: log-probs, entropies and dhidden are bitwise the same."""
+    """Rollouts in another order, a part of them, other chunks.
+
+    Log-probs, entropies and dhidden are bitwise the same.
+    """
     lengths = [*LENGTHS, 40]
     batch = packed_rollouts(lengths, vocab_size=vocab_size, hidden_size=hidden_size)
 
@@ -79,6 +85,7 @@ def test_per_token_results_do_not_depend_on_company(name, vocab_size, hidden_siz
 
 
 @numpy
+@blas
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_linear_logprob_does_not_depend_on_company(dtype):
     batch = packed_rollouts([70])
@@ -155,8 +162,9 @@ def exact_linear_policy_loss(hidden, weight, *arguments):
 def test_drift(dtype):
     """200 steps of GRPO on a toy policy: parameters stay with those that the fp64 reference trains.
 
-    Errors of a step add up over the steps, and plain PyTorch's do so in the same way. They are norms of hundreds of
-    random roundings, so they differ little from machine to machine: 3 times plain PyTorch's error is the bar.
+    Errors of a step add up over the steps, and plain PyTorch's do so in the same way. They are
+    norms of hundreds of random roundings, so they differ little from machine to machine. 3 times
+    plain PyTorch's error is allowed.
     """
     batch = packed_rollouts([4, 3, 5, 2, 6, 4], hidden_size=16, vocab_size=67, with_bias=False)
     objective = preset("grpo", entropy_coef=0.01)
@@ -184,12 +192,14 @@ def test_drift(dtype):
         assert relative_error(way, exact) <= 3 * relative_error(plain, exact)
 
 
-@pytest.mark.parametrize(
-    "name, normalizer", [("grpo", 1e5), ("gspo", None), ("rloo", 1e-2)]
-)  # tiny, middling, large
+# Tiny, middling and large gradients.
+@pytest.mark.parametrize("name, normalizer", [("grpo", 1e5), ("gspo", None), ("rloo", 1e-2)])
 def test_fp16(name, normalizer):
-    """Kernels on fp16 operands: fp32 logits and sums, gradients with no error but that of dlogits rounded to fp16, and
-    none lost or infinite in its small range: backward scales before it rounds. One rollout is longer than a chunk."""
+    """fp16 operands: logits and sums are fp32. Gradients have the error of rounding dlogits.
+
+    No gradient is lost or infinite in fp16's small range: backward scales before it rounds. One
+    rollout is longer than a chunk.
+    """
     batch = exact_rollouts([20, 13], with_bias=False)
     hidden = batch.hidden.half().requires_grad_()
     weight = batch.weight.half().requires_grad_()
@@ -244,7 +254,10 @@ def test_gradients_of_linear_logprob_in_halves(dtype):
     "name", ["old_logprobs", "ref_logprobs", "sampler_logprobs", "logprobs", "advantages"]
 )
 def test_nan_is_not_lost(name):
-    """A nan among the inputs is a nan of the loss: Triton's minimum and maximum would make a bound of it."""
+    """A nan of an input is a nan of the loss.
+
+    Triton's minimum and maximum would return the bound.
+    """
     for objective in ("srt", "cispo", "sapo", "gspo"):
         tensors = {
             "logprobs": -torch.rand(6),
@@ -301,7 +314,10 @@ def test_nan_is_reported_with_its_row():
 
 
 def test_where_kernels_run(monkeypatch):
-    """A GPU without Triton is an error, fp64 stays on PyTorch, and a GPU of unknown kind gets safe block sizes."""
+    """A GPU without Triton is an error.
+
+    fp64 stays on PyTorch. An unknown GPU gets safe block sizes.
+    """
     with FakeTensorMode():
         narrow = torch.empty(1, dtype=torch.bfloat16, device="cuda")
         wide = torch.empty(1, dtype=torch.float64, device="cuda")

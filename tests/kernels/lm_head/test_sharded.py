@@ -1,4 +1,4 @@
-"""Vocab-sharded heads: two processes with half of the vocabulary each compute what one computes with the whole."""
+"""Vocab-sharded heads: two processes with half of the vocabulary each agree with one process."""
 
 import pytest
 import torch
@@ -6,8 +6,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from srt_kernels import Objective, linear_logprob, linear_policy_loss
-from support.bounds import NAMES, HeadBounds, Sensitivity, assert_within, exact_rollouts
-from support.ops import LENGTHS
+from support.bounds import NAMES, HeadBounds, assert_within
+from support.loss_bounds import Sensitivity
+from support.ops import LENGTHS, exact_rollouts
 
 pytestmark = pytest.mark.skipif(torch.get_default_device().type != "cpu", reason="gloo, on CPUs")
 V = 332

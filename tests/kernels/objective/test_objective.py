@@ -1,4 +1,4 @@
-"""Objective: presets against their published parts, validation, and the meaning of each surrogate by hand."""
+"""Objective: presets against their published parts, bad values, and each surrogate by hand."""
 
 import math
 
@@ -58,10 +58,10 @@ def test_presets_are_what_their_sources_say():
         ({"reduction": "fixed"}, "max_length: .* got None"),
         ({"max_length": 2.5}, "max_length: .* got 2.5"),
         ({"ratio": "none"}, "ratio: .* with surrogate 'clip', got 'none'"),
-        (
+        (  # it would scale the gradient on policy
             {"surrogate": "cispo"},
             "clip_high: expected a ratio of at least 1 .* got 0.2",
-        ),  # would scale on policy
+        ),
         ({"kl_bias_correction": 1}, "kl_bias_correction: expected a bool, got 1"),
     ],
 )
@@ -87,13 +87,8 @@ BY_HAND = [
     (dict(), 0.7, -2.0, 1.6, 0.0),  # below, A < 0: clipped
     (dict(), 0.7, 2.0, -1.4, -1.4),  # below, A > 0: not clipped
     (dict(delta=3.0), 4.0, -2.0, 6.0, 0.0),  # dual clip: bounded at delta where A < 0
-    (
-        dict(surrogate="cispo", clip_high=5.0),
-        7.0,
-        2.0,
-        -10 * math.log(7),
-        -10.0,
-    ),  # weight capped, gradient kept
+    # The weight is capped, the gradient kept.
+    (dict(surrogate="cispo", clip_high=5.0), 7.0, 2.0, -10 * math.log(7), -10.0),
     (dict(surrogate="cispo", clip_high=5.0), 2.0, -1.0, 2 * math.log(2), 2.0),
     (dict(surrogate="sapo"), 1.0, 2.0, -4.0, -2.0),  # 4/tau sigmoid(0) A = 2 A, slope A
     (dict(surrogate="sapo"), 1.0, -1.0, 2 / 1.05, 1.0),  # colder gate where A < 0
@@ -115,7 +110,8 @@ def test_surrogates_by_hand(parts, ratio, advantage, value, slope):
     assert logprob.grad.item() == pytest.approx(slope, rel=few_roundings)
 
 
-# Two completions of 1 and 3 tokens, and an empty one. Log-probs are all -1, advantages 1 and 2: terms are 1, 2, 2, 2.
+# Two completions of 1 and 3 tokens, and an empty one. Log-probs are all -1, advantages 1 and 2:
+# terms are 1, 2, 2, 2.
 @pytest.mark.parametrize(
     "name, reduction, expected",
     [
