@@ -12,6 +12,7 @@ from srt_fast.integrations.padded import lengths_to_offsets
 from srt_kernels import group_advantage, majority_vote
 from srt_kernels.answers.extract import answer_key, canonical_answer, read_answer
 from srt_kernels.core.checks import expect
+from srt_kernels.groups.group_advantage import AdvantageKind
 
 MAX_SCORE = 1 << 24  # verl keeps scores in fp32, where integers below this are exact
 
@@ -55,7 +56,7 @@ def answer_score(
 
 
 def majority_advantage(
-    kind: str,
+    kind: AdvantageKind,
     token_level_rewards: Tensor,
     response_mask: Tensor,
     index: Iterable[Hashable],
