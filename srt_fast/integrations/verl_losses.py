@@ -15,6 +15,7 @@ from torch import Tensor
 from srt_fast.integrations.padded import Packed, completion_means, pack_per_token
 from srt_kernels import Objective, policy_loss
 from srt_kernels.core.checks import expect
+from srt_kernels.objective.reduction import loss_normalizer
 
 # Ratios are within exp(-20) and exp(20), as in verl. gspo and dro do not bound the log-ratio.
 MAX_LOG_RATIO = 20.0
@@ -147,12 +148,11 @@ def masked_policy_loss(
     if mode == "sapo":
         loss_agg_mode = "seq-mean-token-mean"
     objective = objective_of(mode, loss_agg_mode, config)
-    mask = response_mask.bool()
     is_covered = rollout_is_weights is None or mode != "dro"
     expect(is_covered, "rollout_is_weights", "None with loss_mode srt_dro", "a tensor")
     # A loss is linear in the advantages, so they take the rollout weights.
     weighted = advantages if rollout_is_weights is None else advantages * rollout_is_weights
-    packed = pack_per_token(mask)
+    packed = pack_per_token(response_mask.bool())
     logprobs = _gather(log_prob, packed)
     old_logprobs = _gather(old_log_prob, packed)
     terms = RatioTerms.of(mode, config, logprobs.detach() - old_logprobs, packed.cu_seqlens)
@@ -169,7 +169,9 @@ def masked_policy_loss(
         objective,
         old_logprobs=ratio_base,
         ref_logprobs=old_logprobs if mode == "dro" else None,
-        normalizer=_normalizer(loss_agg_mode, mask, **config.global_batch_info),
+        normalizer=_normalizer(
+            loss_agg_mode, objective, packed, response_mask.shape[1], **config.global_batch_info
+        ),
     )
     # A weight of 0 (IcePop) would hide the sign, so the metrics take advantages without weights.
     token_advantages = _gather(advantages, packed)
@@ -186,16 +188,19 @@ def _gather(padded: Tensor, packed: Packed) -> Tensor:
 
 def _normalizer(
     loss_agg_mode: str,
-    mask: Tensor,
+    objective: Objective,
+    packed: Packed,
+    length: int,
     *,
     dp_size: int = 1,
     batch_num_tokens: int | None = None,
     global_batch_size: int | None = None,
     loss_scale_factor: float | None = None,
 ) -> float | Tensor:
-    """What verl divides the sums by. The keywords are verl's global_batch_info.
+    """What verl divides the sums by. length: T. The keywords are verl's global_batch_info.
 
-    A count that is None is that of this batch, mask [B, T]. It is needed with dp_size above 1.
+    If a count is None, this batch is counted. It must be given with dp_size above 1. verl does not
+    count completions without tokens.
     """
     if loss_agg_mode == "token-sum":
         return 1 / dp_size
@@ -204,9 +209,10 @@ def _normalizer(
     count = batch_num_tokens if counts_tokens else global_batch_size
     if count is None:
         expect(dp_size == 1, name, f"a number with dp_size {dp_size}", None)
-        count = (mask if counts_tokens else mask.any(1)).sum().clamp(min=1)
+        has_tokens = packed.cu_seqlens.diff() > 0
+        count = loss_normalizer(objective, packed.cu_seqlens, keep=has_tokens)
     if loss_agg_mode == "seq-mean-token-sum-norm":
-        count = count * (mask.shape[1] if loss_scale_factor is None else loss_scale_factor)
+        count = count * (length if loss_scale_factor is None else loss_scale_factor)
     return count / dp_size
 
 

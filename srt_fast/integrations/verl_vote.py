@@ -13,6 +13,7 @@ from srt_kernels import group_advantage, majority_vote
 from srt_kernels.answers.canonical import answer_key, canonical_answer
 from srt_kernels.answers.extract import read_answer
 from srt_kernels.core.checks import expect
+from srt_kernels.groups.group_advantage import AdvantageKind
 
 MAX_SCORE = 1 << 24  # verl keeps scores in fp32, where integers below this are exact
 
