@@ -1,39 +1,45 @@
-"""verl's policy losses and ours on one random batch, both from verl's registry, as its trainer calls them.
+"""verl's policy losses beside ours on one random batch. Both come from verl's registry.
 
     python examples/verl_loss.py
 
-In a run of verl: VERL_USE_EXTERNAL_MODULES=srt_fast.integrations.verl, then loss_mode=srt_vanilla in place of vanilla.
+In a run of verl: set VERL_USE_EXTERNAL_MODULES=srt_fast.integrations.verl, then replace the loss
+mode, for example vanilla by srt_vanilla.
 """
 
 import torch
 from verl.trainer.ppo.core_algos import get_policy_loss_fn
 from verl.workers.config import ActorConfig, PolicyLossConfig
 
-import srt_fast.integrations.verl as integration  # registers the srt_ losses
+from srt_fast.integrations.verl import MODES  # the import registers the srt_ losses
+
+COMPLETIONS = 16
+LENGTH = 64
 
 torch.manual_seed(0)
-shape = 16, 64  # completions, tokens
-response_mask = torch.arange(shape[1]) < torch.randint(1, shape[1] + 1, (shape[0], 1))
+shape = (COMPLETIONS, LENGTH)
+lengths = torch.randint(1, LENGTH + 1, (COMPLETIONS, 1))
 log_prob = -torch.rand(shape)
-batch = dict(
-    old_log_prob=log_prob + 0.3 * torch.randn(shape),
-    response_mask=response_mask,
-    advantages=torch.randn(shape[0], 1).expand(shape),
-)
+batch = {
+    "old_log_prob": log_prob + 0.3 * torch.randn(shape),
+    "response_mask": torch.arange(LENGTH) < lengths,
+    "advantages": torch.randn(COMPLETIONS, 1).expand(shape),
+}
 config = ActorConfig(
     strategy="fsdp", rollout_n=8, use_dynamic_bsz=True, policy_loss=PolicyLossConfig(dro_beta=0.1)
 )
 
 
-def loss_and_gradient(name: str) -> tuple[float, torch.Tensor]:
+def loss_and_gradient(loss_mode: str) -> tuple[float, torch.Tensor]:
     leaf = log_prob.clone().requires_grad_()
-    loss, _ = get_policy_loss_fn(name)(
+    loss, _ = get_policy_loss_fn(loss_mode)(
         log_prob=leaf, config=config, loss_agg_mode="token-mean", **batch
     )
     return loss.item(), torch.autograd.grad(loss, leaf)[0]
 
 
 print(f"{'loss_mode':10}{'verl':>12}{'srt_':>12}  largest difference of a gradient")
-for mode in integration.MODES:
-    (theirs, expected), (mine, gradient) = loss_and_gradient(mode), loss_and_gradient(f"srt_{mode}")
-    print(f"{mode:10}{theirs:12.7f}{mine:12.7f}  {(gradient - expected).abs().max():.1e}")
+for mode in MODES:
+    verl_loss, verl_gradient = loss_and_gradient(mode)
+    srt_loss, srt_gradient = loss_and_gradient(f"srt_{mode}")
+    difference = (srt_gradient - verl_gradient).abs().max().item()
+    print(f"{mode:10}{verl_loss:12.7f}{srt_loss:12.7f}  {difference:.1e}")

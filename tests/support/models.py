@@ -1,0 +1,47 @@
+"""Small random models for tests of the policy, and how far rounding may move results."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from srt_fast.config import ModelConfig
+from srt_fast.model.attention import ATTENTION
+from srt_fast.model.policy import Policy
+from srt_fast.quickstart import build_tokenizer
+
+SMALL: dict[str, Any] = dict(
+    vocab_size=265,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+
+
+def make_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """A random model with packed attention. The same on every call."""
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
+
+
+def make_policy(config: PreTrainedConfig, **settings: Any) -> Policy:
+    """A random policy. settings: of ModelConfig."""
+    return Policy(make_model(config), build_tokenizer(), ModelConfig(**settings))
+
+
+def rounding_error(terms: int, size: float, unit_roundoff: float) -> float:
+    """How far two sums of `terms` rounded terms of about `size` may be apart.
+
+    A sum of n terms is off by about sqrt(n) unit roundoffs of its size. Two sums, 4 standard
+    deviations: a factor of 8.
+    """
+    return 8 * math.sqrt(terms) * unit_roundoff * size
