@@ -35,6 +35,8 @@ IDS = torch.randint(3, 40, SEEN.shape, generator=torch.Generator().manual_seed(1
 ADVANTAGES = torch.tensor([1.0, -0.5, 0.7, -1.2])
 OBJECTIVE = Objective.preset("reinforce")
 BATCH = (IDS, SEEN, ADVANTAGES, *pack(MASK), IDS[MASK])
+# Sums of about 100 terms lie one behind the other, forward and backward; in both of two programs.
+FP32 = 2 * 2 * 100 * 2**-24
 
 
 class Step(torch.nn.Module):
@@ -150,14 +152,14 @@ def test_padded_batch_is_each_completion_alone():
     loss = total / sum(COMPLETIONS)
     loss.backward()
     expected = loss.detach(), {name: parameter.grad for name, parameter in step.named_parameters()}
-    check(results, expected, rtol=2e-5)  # fp32, attention over other widths
+    check(results, expected, rtol=FP32)  # attention is over other widths
 
 
 def test_compile():
     """Model and loss in one graph. aot_eager runs all of torch.compile but inductor's code generation."""
     step = Step()
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    check(loss_and_grads(step, compiled), loss_and_grads(step), rtol=1e-5)
+    check(loss_and_grads(step, compiled), loss_and_grads(step), rtol=FP32)
 
 
 def test_autocast():
@@ -184,7 +186,7 @@ def test_autocast():
         weight.grad, grads["model.lm_head.weight"]
     )
     exact = loss_and_grads(step)
-    check((loss, grads), exact, rtol=0.05)  # the model's own bf16: 2^-8 a matrix product
+    check((loss, grads), exact, rtol=14 * 2**-8)  # 14 products one behind the other, in bf16
 
 
 def test_gradient_scaler():
@@ -207,7 +209,9 @@ def test_gradient_scaler():
     assert not overflow and scaler.get_scale() == 2.0**87
     for name, parameter in step.named_parameters():  # scaler.step has divided by the scale again
         assert torch.equal(parameter.grad, 32 * expected[name])
-        assert_close(name, parameter.detach(), start[name] - 0.1 * parameter.grad, rtol=1e-6)
+        assert_close(
+            name, parameter.detach(), start[name] - 0.1 * parameter.grad, rtol=2**-22
+        )  # 4 roundings
 
 
 def test_gradient_scaler_in_half_precision():
@@ -233,7 +237,7 @@ def test_gradient_scaler_in_half_precision():
         (scale * loss).backward()
         grads.append(leaf.grad.double() / scale)
     assert grads[1].abs().max() < 2.0**-24  # the least that fp16 holds
-    assert_close("dhidden", *grads, rtol=2e-3)
+    assert_close("dhidden", *grads, rtol=4 * 2**-11)  # dlogits and dhidden may be rounded to fp16
 
 
 def shard(rank, path):
@@ -264,7 +268,7 @@ def test_fully_sharded(tmp_path):
     mp.spawn(shard, (tmp_path,), nprocs=2)
     (first, grads), (second, same) = (torch.load(tmp_path / str(rank)) for rank in range(2))
     assert all(torch.equal(grads[name], same[name]) for name in grads)
-    check(((first + second) / 2, grads), loss_and_grads(Step()), rtol=1e-5)
+    check(((first + second) / 2, grads), loss_and_grads(Step()), rtol=FP32)
 
 
 def test_example(monkeypatch, capsys):

@@ -18,6 +18,7 @@ from srt_fast.integrations.liger import FusedLinearGRPOLoss
 from srt_fast.integrations.liger_inputs import ComputedTokens
 from srt_kernels.lm_head.linear_logprob import linear_logprob
 from srt_kernels.testing import packed_rollouts, relative_error
+from support.ops import rounds_to_bf16
 
 LigerLoss = pytest.importorskip("liger_kernel.chunked_loss").LigerFusedLinearGRPOLoss
 pytestmark = pytest.mark.filterwarnings("ignore:Both ref_per_token_logps and ref_input")
@@ -251,9 +252,9 @@ def test_bf16(loss_type, level):
     expected = liger(batch.to(torch.float32), **options)
     assert_same((loss, metrics, {}), (*expected[:2], {}))
     for name, grad in grads.items():
-        assert relative_error(grad, expected[2][name]) < 2**-9 + 1e-4, (
+        assert relative_error(grad, expected[2][name]) < (1 + rounds_to_bf16()) * 2**-9 + 1e-4, (
             name
-        )  # its own rounding, and fp32's
+        )  # roundings of dlogits and of itself, and fp32's
     assert_same(mine, liger(batch, **options), torch.bfloat16)
 
 

@@ -23,7 +23,8 @@ ADVANTAGES = torch.tensor(REWARDS) - 0.5
 MASK = torch.arange(9) < torch.tensor(LENGTHS)[:, None]  # [B, T]
 CU_SEQLENS = torch.tensor([0, *LENGTHS]).cumsum(0)
 SEQUENCE = dict(ratio="sequence", clip_low=0.05, clip_high=0.01)
-TOLERANCE = 1e-10  # fp64, and kl_coef times what the series of expm1 (token_terms.py) leaves out: up to 0.25**8 / 8!
+TOLERANCE = 100 * 28 * 2**-53  # fp64: terms of size 1, some operations each, 28 tokens in all
+FP32 = 2 * 2**-24  # a mean in fp32, on both sides
 
 # What they call it, and what it is. Each row is a preset or a path of its own; ratios lie on both sides of every bound.
 CASES = {
@@ -222,14 +223,14 @@ def test_trl(case, kl, trainer):
     check(theirs._compute_loss(theirs.model, inputs), leaves, out, grads)
     logged = {name: values[-1] for name, values in theirs._metrics["train"].items()}
     if o.kl_coef > 0:
-        assert logged["kl"] == pytest.approx(out.kl.item(), rel=1e-6)
+        assert logged["kl"] == pytest.approx(out.kl.item(), rel=FP32)
     if o.ratio == "token" and o.correction.startswith("token"):
         mean = logged["sampling/importance_sampling_ratio/mean"]
-        assert mean == pytest.approx(out.correction.item(), rel=1e-6)
+        assert mean == pytest.approx(out.correction.item(), rel=FP32)
     # Of sequence ratios TRL means over completions, of delta it counts nothing, of cispo's cap only where A > 0.
     if o.surrogate == "clip" and o.ratio == "token" and o.delta is None:
         assert logged["clip_ratio/low_mean"] > 0 and logged["clip_ratio/high_mean"] > 0
-        assert logged["clip_ratio/region_mean"] == pytest.approx(out.clip_fraction.item(), rel=1e-6)
+        assert logged["clip_ratio/region_mean"] == pytest.approx(out.clip_fraction.item(), rel=FP32)
 
 
 @pytest.mark.parametrize(
@@ -371,4 +372,4 @@ def test_liger(case, kl, temperature, with_bias):
     if o.kl_coef > 0:  # otherwise our means are over fewer rows
         assert metrics[0].item() == pytest.approx(out.kl.item(), abs=tolerance)
         if o.surrogate == "clip" and o.delta is None:
-            assert metrics[1].item() == pytest.approx(out.clip_fraction.item(), rel=1e-6)
+            assert metrics[1].item() == pytest.approx(out.clip_fraction.item(), rel=FP32)
