@@ -1,12 +1,13 @@
-"""The input of one training step for every provider, packed and padded, and what the step's answer should be.
+"""The input of one training step for every provider, packed and padded, and the right answer.
 
-The truth is fp64, of the operands as rounded to the batch's dtype, and of the very call that is timed: all log-probs,
-and SAMPLE rows each of dX and dW. It is affordable because only DISTINCT rows differ and longer batches repeat them:
-a GEMM takes the same time whatever is in its rows.
+The truth is fp64, of the operands as rounded to the batch's dtype, and of the call that is timed:
+all log-probs, and SAMPLE rows each of dX and dW. It is affordable because only DISTINCT rows differ
+and longer batches repeat them. A GEMM takes the same time for any rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,16 +18,17 @@ from srt_kernels import group_advantage
 from srt_kernels.lm_head.lm_head import make_head
 from srt_kernels.testing import relative_error
 
-DISTINCT, SAMPLE = 1024, 64
-OFFSET, SPREAD = (
-    30.0,
-    5.0,
-)  # logits up to 50 or so, about a nat of entropy: where narrow logits show their rounding
+DISTINCT = 1024
+SAMPLE = 64
+# Logits reach 50 or so, with about a nat of entropy: narrow logits show their rounding there.
+OFFSET = 30.0
+SPREAD = 5.0
+LOGITS_AT_A_TIME = 1 << 26  # in fp64: half a GiB
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One size. `padded` says that lengths differ, so that a (rollouts, longest) batch has padding."""
+    """One size."""
 
     name: str
     hidden_size: int
@@ -38,23 +40,27 @@ class Case:
     seed: int = 0
 
     @property
-    def padded(self) -> bool:
+    def is_padded(self) -> bool:
+        """Lengths differ, so a (rollouts, longest) batch has padding."""
         return len(set(self.lengths)) > 1
 
     def describe(self) -> str:
         width = max(self.lengths)
-        text = f"{self.name}: H {self.hidden_size}, V {self.vocab_size}, {str(self.dtype).removeprefix('torch.')}, "
-        text += f"{sum(self.lengths)} tokens in {len(self.lengths)} rollouts"
-        return text + (
-            f" ({len(self.lengths) * width} when padded to {width})"
-            if self.padded
-            else f" of {width}"
-        )
+        rollouts = len(self.lengths)
+        dtype = str(self.dtype).removeprefix("torch.")
+        text = f"{self.name}: H {self.hidden_size}, V {self.vocab_size}, {dtype}, "
+        text += f"{sum(self.lengths)} tokens in {rollouts} rollouts"
+        if self.is_padded:
+            return f"{text} ({rollouts * width} when padded to {width})"
+        return f"{text} of {width}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """n positions, packed (n = N) or padded (n = R * longest). The loss is sum of weights * their GRPO terms."""
+    """n positions, packed (n = N) or padded (n = R * longest).
+
+    The loss is the sum of weights * their GRPO terms.
+    """
 
     hidden: Tensor  # [n, H], requires grad
     targets: Tensor  # [n] int64
@@ -73,15 +79,16 @@ class Truth:
     by_logits: Tensor  # [D, SAMPLE]: of the distinct rows' log-probs by the logits of `vocab`
     hidden: Tensor  # [D, H]
 
-    def dhidden(self, g: Tensor) -> Tensor:
-        """dL/dhidden[rows], with g = dL/dlogprob [N]."""
-        return g[self.rows, None] * self.by_hidden
+    def dhidden(self, grad_logprobs: Tensor) -> Tensor:
+        """[SAMPLE, H] gradient by hidden[rows], from that by the log-probs [N]."""
+        return grad_logprobs[self.rows, None] * self.by_hidden
 
-    def dweight(self, g: Tensor) -> Tensor:
-        """dL/dweight[vocab], with g = dL/dlogprob [N]."""
-        total = g.new_zeros(len(self.hidden))
-        total.index_add_(0, torch.arange(len(g), device=g.device) % len(total), g)
-        return (total[:, None] * self.by_logits).T @ self.hidden
+    def dweight(self, grad_logprobs: Tensor) -> Tensor:
+        """[SAMPLE, H] gradient by weight[vocab], from that by the log-probs [N]."""
+        sums = grad_logprobs.new_zeros(len(self.hidden))
+        index = torch.arange(len(grad_logprobs), device=sums.device) % len(sums)
+        sums.index_add_(0, index, grad_logprobs)
+        return (sums[:, None] * self.by_logits).T @ self.hidden
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,31 +103,34 @@ class Batch:
     truth: Truth
 
     @property
-    def active(self) -> int:
+    def active_tokens(self) -> int:
         """Tokens whose advantage is not 0: what costs are divided by."""
         return int((self.packed.advantages != 0).sum())
 
     @property
     def chunk_bytes(self) -> int:
-        """Of the fp32 logits that ours has at a time."""
-        head = make_head(
-            self.packed.hidden, self.weight, self.packed.targets, 1.0, None, None, None, None
-        )
-        return 4 * len(self.weight) * min(head.chunk, self.active)
+        """Bytes of the fp32 logits that ours has at a time."""
+        head = make_head(self.packed.hidden, self.weight, self.packed.targets)
+        return 4 * len(self.weight) * min(head.chunk_rows, self.active_tokens)
 
     @cached_property
     def padded(self) -> Tokens:
-        """The same tokens and padding in between. Padding has hidden states too, as in a model's output."""
-        keep, packed = self.keep.flatten(), self.packed
-        hidden = packed.hidden.detach()[
-            torch.arange(len(keep), device=keep.device) % len(packed.hidden)
-        ]
-        hidden[keep] = packed.hidden.detach()
-        vectors = {name: getattr(packed, name) for name in ("targets", "advantages", "weights")}
-        vectors = {
-            name: v.new_zeros(len(keep)).masked_scatter_(keep, v) for name, v in vectors.items()
-        }
-        return Tokens(hidden=hidden.requires_grad_(), **vectors)
+        """The same tokens with padding. Padding has hidden states, as in a model's output."""
+        keep = self.keep.flatten()
+        packed_hidden = self.packed.hidden.detach()
+        index = torch.arange(len(keep), device=keep.device) % len(packed_hidden)
+        hidden = packed_hidden[index]
+        hidden[keep] = packed_hidden
+
+        def pad(vector: Tensor) -> Tensor:
+            return vector.new_zeros(len(keep)).masked_scatter_(keep, vector)
+
+        return Tokens(
+            hidden=hidden.requires_grad_(),
+            targets=pad(self.packed.targets),
+            advantages=pad(self.packed.advantages),
+            weights=pad(self.packed.weights),
+        )
 
     def errors(
         self,
@@ -129,75 +139,67 @@ class Batch:
         logprobs: Tensor | None,
         dhidden: Tensor,
         dweight: Tensor,
-    ) -> dict:
-        """Of a step, packed or padded: log-probs in nats (None without), gradients relative, loss absolute."""
-        t, packed, keep = self.truth, self.packed, self.keep.flatten()
-        if len(dhidden) != len(packed.hidden):
-            dhidden = dhidden[keep]
+    ) -> dict[str, float | None]:
+        """Errors of a step, packed or padded.
+
+        Of log-probs in nats (None if there are none), of gradients relative, of the loss absolute.
+        """
+        truth = self.truth
+        if len(dhidden) != len(self.packed.hidden):
+            dhidden = dhidden[self.keep.flatten()]
         if objective == "grpo":
-            g = -(packed.advantages * packed.weights).double()
-            expected_loss = g.sum()
+            grad_logprobs = -(self.packed.advantages * self.packed.weights).double()
+            expected_loss = grad_logprobs.sum()
         else:
-            g = torch.full_like(t.logprobs, -1 / len(t.logprobs))
-            expected_loss = (g * t.logprobs).sum()
-        found = {"logprob_rms": None, "logprob_max": None}
-        if logprobs is not None:
-            off = (
-                logprobs[keep] if len(logprobs) != len(t.logprobs) else logprobs
-            ).double() - t.logprobs
-            off = off[
-                ~(off.isnan() & (packed.advantages == 0))
-            ]  # a row without gradient may be left out
-            found = {
-                "logprob_rms": off.square().mean().sqrt().item(),
-                "logprob_max": off.abs().max().item(),
-            }
-        return found | {
-            "dhidden": relative_error(dhidden[t.rows], t.dhidden(g)),
-            "dweight": relative_error(dweight[t.vocab], t.dweight(g)),
+            grad_logprobs = torch.full_like(truth.logprobs, -1 / len(truth.logprobs))
+            expected_loss = (grad_logprobs * truth.logprobs).sum()
+        return self._logprob_errors(logprobs) | {
+            "dhidden": relative_error(dhidden[truth.rows], truth.dhidden(grad_logprobs)),
+            "dweight": relative_error(dweight[truth.vocab], truth.dweight(grad_logprobs)),
             "loss": (loss.double() - expected_loss).abs().item(),
         }
 
+    def _logprob_errors(self, logprobs: Tensor | None) -> dict[str, float | None]:
+        if logprobs is None:
+            return {"logprob_rms": None, "logprob_max": None}
+        if len(logprobs) != len(self.truth.logprobs):
+            logprobs = logprobs[self.keep.flatten()]
+        errors = logprobs.double() - self.truth.logprobs
+        is_left_out = errors.isnan() & (self.packed.advantages == 0)  # allowed without gradient
+        errors = errors[~is_left_out]
+        return {
+            "logprob_rms": errors.square().mean().sqrt().item(),
+            "logprob_max": errors.abs().max().item(),
+        }
 
-def _logits(hidden: Tensor, weight: Tensor):
-    """fp64 logits of hidden [D, H], half a GiB at a time, with the slice of rows."""
-    rows = max(1, 2**26 // len(weight))
+
+def _logits(hidden: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """fp64 logits of hidden [D, H], some rows at a time, with the slice of the rows."""
+    rows = max(1, LOGITS_AT_A_TIME // len(weight))
     for start in range(0, len(hidden), rows):
         part = slice(start, min(start + rows, len(hidden)))
         yield part, hidden[part] @ weight.T
 
 
 def make_batch(case: Case, device: torch.device) -> Batch:
-    """Random operands, targets sampled from the head's own distribution, rewards 1, 0, 1, 0 ... in a group."""
+    """Random operands, targets sampled from the head's distributions, rewards 1, 0, 1, 0 ..."""
     generator = torch.Generator(device).manual_seed(case.seed)
-    total, size = sum(case.lengths), min(DISTINCT, sum(case.lengths))
-    hidden = torch.randn(size, case.hidden_size, generator=generator, device=device)
+    total = sum(case.lengths)
+    distinct = min(DISTINCT, total)
+    hidden = torch.randn(distinct, case.hidden_size, generator=generator, device=device)
     weight = torch.randn(case.vocab_size, case.hidden_size, generator=generator, device=device)
     weight.mul_(SPREAD / (case.hidden_size - 1) ** 0.5)
-    hidden[:, -1], weight[:, -1] = OFFSET**0.5, OFFSET**0.5
-    hidden, weight = hidden.to(case.dtype), weight.to(case.dtype)
+    hidden[:, -1] = OFFSET**0.5
+    weight[:, -1] = OFFSET**0.5
+    hidden = hidden.to(case.dtype)
+    weight = weight.to(case.dtype)
+    wide_hidden = hidden.double()
+    wide_weight = weight.double()
+    targets, logprobs, log_sum_exp = _sample_targets(wide_hidden, wide_weight, generator)
 
-    wide, wide_weight = hidden.double(), weight.double()
-    targets = torch.empty(size, dtype=torch.int64, device=device)
-    logprobs, lse = torch.empty(2, size, dtype=torch.float64, device=device)
-    for part, z in _logits(wide, wide_weight):
-        lse[part] = z.logsumexp(1)
-        targets[part] = torch.multinomial(
-            (z - lse[part, None]).exp().float(), 1, generator=generator
-        ).squeeze(1)
-        logprobs[part] = z.gather(1, targets[part, None]).squeeze(1) - lse[part]
-
-    groups = len(case.lengths) // case.group_size
-    rewards = (torch.arange(len(case.lengths)) % case.group_size % 2 == 0).float()
-    silent = torch.randperm(groups, generator=torch.Generator().manual_seed(case.seed))[
-        : case.unanimous
-    ]
-    rewards.view(groups, -1)[silent] = 1
-    cu_groups = torch.arange(groups + 1, dtype=torch.int32) * case.group_size
-    advantages = group_advantage(rewards, cu_groups, kind="grpo").to(device)
-
+    advantages = _make_advantages(case).to(device)
     lengths = torch.tensor(case.lengths, device=device)
-    index = torch.arange(total, device=device) % size
+    index = torch.arange(total, device=device) % distinct
     packed = Tokens(
         hidden=hidden[index].requires_grad_(),
         targets=targets[index],
@@ -206,17 +208,20 @@ def make_batch(case: Case, device: torch.device) -> Batch:
     )
     active = packed.advantages.nonzero().squeeze(1)
     rows = active[torch.linspace(0, len(active) - 1, SAMPLE, device=device).long()]
-    others = torch.randint(case.vocab_size, (SAMPLE // 2,), generator=generator, device=device)
-    vocab = torch.cat([targets[: SAMPLE // 2], others])
-    p_rows = torch.cat([z.softmax(1) for _, z in _logits(wide[index[rows]], wide_weight)])
-    p_vocab = (wide @ wide_weight[vocab].T - lse[:, None]).exp()
+    other_tokens = torch.randint(
+        case.vocab_size, (SAMPLE // 2,), generator=generator, device=device
+    )
+    vocab = torch.cat([targets[: SAMPLE // 2], other_tokens])
+    sampled_logits = _logits(wide_hidden[index[rows]], wide_weight)
+    probs = torch.cat([logits.softmax(1) for _, logits in sampled_logits])
+    vocab_probs = (wide_hidden @ wide_weight[vocab].T - log_sum_exp[:, None]).exp()
     truth = Truth(
         logprobs=logprobs[index],
         rows=rows,
-        by_hidden=wide_weight[packed.targets[rows]] - p_rows @ wide_weight,
+        by_hidden=wide_weight[packed.targets[rows]] - probs @ wide_weight,
         vocab=vocab,
-        by_logits=(targets[:, None] == vocab).double() - p_vocab,
-        hidden=wide,
+        by_logits=(targets[:, None] == vocab).double() - vocab_probs,
+        hidden=wide_hidden,
     )
     return Batch(
         weight=weight.requires_grad_(),
@@ -226,3 +231,30 @@ def make_batch(case: Case, device: torch.device) -> Batch:
         keep=torch.arange(max(case.lengths), device=device) < lengths[:, None],
         truth=truth,
     )
+
+
+def _sample_targets(
+    hidden: Tensor, weight: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Targets [D] int64 drawn from the head's distributions, their log-probs, and log-sum-exps."""
+    rows = len(hidden)
+    targets = torch.empty(rows, dtype=torch.int64, device=hidden.device)
+    logprobs = torch.empty(rows, dtype=torch.float64, device=hidden.device)
+    log_sum_exp = torch.empty_like(logprobs)
+    for part, logits in _logits(hidden, weight):
+        log_sum_exp[part] = logits.logsumexp(1)
+        probs = (logits - log_sum_exp[part, None]).exp().float()
+        targets[part] = torch.multinomial(probs, 1, generator=generator).squeeze(1)
+        logprobs[part] = logits.gather(1, targets[part, None]).squeeze(1) - log_sum_exp[part]
+    return targets, logprobs, log_sum_exp
+
+
+def _make_advantages(case: Case) -> Tensor:
+    """[R] fp32 GRPO advantages of rewards 1, 0, 1, 0 ... in a group; unanimous groups have 1."""
+    rollouts = len(case.lengths)
+    groups = rollouts // case.group_size
+    rewards = (torch.arange(rollouts) % case.group_size % 2 == 0).float()
+    order = torch.randperm(groups, generator=torch.Generator().manual_seed(case.seed))
+    rewards.view(groups, -1)[order[: case.unanimous]] = 1
+    cu_groups = torch.arange(groups + 1, dtype=torch.int32) * case.group_size
+    return group_advantage(rewards, cu_groups, kind="grpo")

@@ -1,9 +1,10 @@
 """Who is compared: one function per provider, which returns its training step.
 
-A step goes forward and backward once: the GRPO loss (clip 0.2, mean over rollouts of the mean over their tokens, on
-policy, no KL), and its gradients by hidden states and LM head. Providers marked "ce" know the mean cross-entropy only:
-a bound on what a fused loss of theirs could cost, not a training step. Each imports its package itself: one that is
-not there, or does not run on the device, raises, and the benchmark lists it with the reason.
+A step goes forward and backward once: the GRPO loss (clip 0.2, mean over rollouts of the mean over
+their tokens, on policy, no KL), and its gradients by hidden states and LM head. Providers marked
+"ce" have the mean cross-entropy only. They bound what a fused loss of theirs could cost, and are no
+training step. Each function imports its package itself. If a package is missing or does not run on
+the device, the function raises, and the benchmark lists the provider with the reason.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from batch import Batch, Tokens
-from measure import free_bytes
 from torch import Tensor
 
+from batch import Batch, Tokens
+from measure import free_bytes
 from srt_kernels import Objective, linear_policy_loss
 
 CLIP = 0.2
@@ -23,55 +24,61 @@ GEMM_ROWS = {"cpu": 1024, "cuda": 8192}  # logits of the bare GEMMs are [rows, V
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """What a step returns, on the provider's own layout."""
+class StepResult:
+    """What a step returns, in the provider's own layout."""
 
     loss: Tensor  # scalar
-    logprobs: Tensor | None  # [n]; None where the provider does not tell
+    logprobs: Tensor | None  # [n]; None if the provider does not return them
     dhidden: Tensor  # [n, H]
     dweight: Tensor  # [V, H]
+
+
+Step = Callable[[], StepResult]
+LogprobOp = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""hidden [n, H], weight [V, H], targets [n] -> log-probs [n]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provider:
     name: str
-    build: Callable[[Batch], Callable[[], Step | None]]
-    layout: str = "packed"  # or "padded", or "sequences": [R, longest], padded where lengths differ
+    build: Callable[[Batch], Callable[[], StepResult | None]]
+    layout: str = "packed"  # or "padded", or "sequences": [R, longest], padded if lengths differ
     objective: str = "grpo"  # or "ce", a bound; or "none", GEMMs alone
-    logprobs: Callable[[Batch], Tensor] | None = None  # for those whose step hides them; not timed
+    logprobs: Callable[[Batch], Tensor] | None = None  # if its step hides them; not timed
 
 
-def _finish(loss: Tensor, logprobs: Tensor | None, hidden: Tensor, weight: Tensor) -> Step:
-    grads = torch.autograd.grad(loss, (hidden, weight))
-    return Step(
+def _differentiate(
+    loss: Tensor, logprobs: Tensor | None, hidden: Tensor, weight: Tensor
+) -> StepResult:
+    dhidden, dweight = torch.autograd.grad(loss, (hidden, weight))
+    return StepResult(
         loss=loss.detach(),
         logprobs=None if logprobs is None else logprobs.detach(),
-        dhidden=grads[0],
-        dweight=grads[1],
+        dhidden=dhidden,
+        dweight=dweight,
     )
 
 
-def _grpo(
-    op: Callable[[Tensor, Tensor, Tensor], Tensor], tokens: Tokens, weight: Tensor
-) -> Callable[[], Step]:
-    """The step of `op`(hidden, weight, targets) -> log-probs [n], with the loss as TRL writes it."""
+def _grpo_step(op: LogprobOp, tokens: Tokens, weight: Tensor) -> Step:
+    """The step of `op`, with the loss as TRL writes it."""
 
-    def step() -> Step:
+    def step() -> StepResult:
         logprobs = op(tokens.hidden, weight, tokens.targets)
         ratio = (logprobs - logprobs.detach()).exp()
-        gain = torch.minimum(
-            ratio * tokens.advantages, ratio.clamp(1 - CLIP, 1 + CLIP) * tokens.advantages
-        )
-        return _finish(-(gain * tokens.weights).sum(), logprobs, tokens.hidden, weight)
+        clipped = ratio.clamp(1 - CLIP, 1 + CLIP)
+        gain = torch.minimum(ratio * tokens.advantages, clipped * tokens.advantages)
+        loss = -(gain * tokens.weights).sum()
+        return _differentiate(loss, logprobs, tokens.hidden, weight)
 
     return step
 
 
-def ours(batch: Batch) -> Callable[[], Step]:
-    tokens, objective = batch.packed, Objective.preset("grpo", clip_low=CLIP, clip_high=CLIP)
+def ours(batch: Batch) -> Step:
+    tokens = batch.packed
+    objective = Objective.preset("grpo", clip_low=CLIP, clip_high=CLIP)
 
-    def step() -> Step:
-        out = linear_policy_loss(
+    def step() -> StepResult:
+        result = linear_policy_loss(
             tokens.hidden,
             batch.weight,
             tokens.targets,
@@ -79,25 +86,29 @@ def ours(batch: Batch) -> Callable[[], Step]:
             batch.cu_seqlens,
             objective,
         )
-        return _finish(out.loss, out.logprobs, tokens.hidden, batch.weight)
+        return _differentiate(result.loss, result.logprobs, tokens.hidden, batch.weight)
 
     return step
 
 
 def gemms(batch: Batch) -> Callable[[], None]:
-    """The three GEMMs that any trainable head needs, over the active rows: x @ W.T, dz @ W, dz.T @ x. The floor."""
+    """The three GEMMs that a trainable head needs, over the active rows: the floor.
+
+    x @ W.T, dlogits @ W, dlogits.T @ x.
+    """
     weight = batch.weight.detach()
-    x = batch.packed.hidden.detach()[: batch.active]
+    x = batch.packed.hidden.detach()[: batch.active_tokens]
     rows = min(GEMM_ROWS[x.device.type], len(x))
-    z, dw = x.new_empty(rows, len(weight)), torch.empty_like(weight)
-    dx = torch.empty_like(x)
+    logits = x.new_empty(rows, len(weight))
+    dhidden = torch.empty_like(x)
+    dweight = torch.empty_like(weight)
 
     def step() -> None:
         for start in range(0, len(x), rows):
             part = x[start : start + rows]
-            dz = torch.mm(part, weight.T, out=z[: len(part)])
-            torch.mm(dz, weight, out=dx[start : start + rows])
-            torch.mm(dz.T, part, out=dw)
+            dlogits = torch.mm(part, weight.T, out=logits[: len(part)])
+            torch.mm(dlogits, weight, out=dhidden[start : start + rows])
+            torch.mm(dlogits.T, part, out=dweight)
 
     return step
 
@@ -107,28 +118,33 @@ def _torch_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return logprobs.gather(1, targets[:, None]).squeeze(1)
 
 
-def _check_room(tokens: Tokens, weight: Tensor) -> None:
-    """In backward log_softmax's result, its gradient and the logits' gradient live at the same time, in fp32."""
-    needed, free = 12 * len(tokens.hidden) * len(weight), free_bytes(weight.device)
+def _check_memory(tokens: Tokens, weight: Tensor) -> None:
+    """Raise MemoryError if [N, V] tensors do not fit.
+
+    In backward three of them live at the same time, in fp32: the result of log_softmax, its
+    gradient and that of the logits.
+    """
+    needed = 12 * len(tokens.hidden) * len(weight)
+    free = free_bytes(weight.device)
     if needed > free:
         raise MemoryError(
             f"[N, V] tensors need about {needed / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are free"
         )
 
 
-def torch_packed(batch: Batch) -> Callable[[], Step]:
-    _check_room(batch.packed, batch.weight)
-    return _grpo(_torch_logprobs, batch.packed, batch.weight)
+def torch_packed(batch: Batch) -> Step:
+    _check_memory(batch.packed, batch.weight)
+    return _grpo_step(_torch_logprobs, batch.packed, batch.weight)
 
 
-def torch_padded(batch: Batch) -> Callable[[], Step]:
-    _check_room(batch.padded, batch.weight)
-    return _grpo(_torch_logprobs, batch.padded, batch.weight)
+def torch_padded(batch: Batch) -> Step:
+    _check_memory(batch.padded, batch.weight)
+    return _grpo_step(_torch_logprobs, batch.padded, batch.weight)
 
 
-def compile_packed(batch: Batch) -> Callable[[], Step]:
-    _check_room(batch.packed, batch.weight)
-    return _grpo(torch.compile(_torch_logprobs), batch.packed, batch.weight)
+def compile_packed(batch: Batch) -> Step:
+    _check_memory(batch.packed, batch.weight)
+    return _grpo_step(torch.compile(_torch_logprobs), batch.packed, batch.weight)
 
 
 def _trl_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -141,64 +157,69 @@ def _trl_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     )[0]
 
 
-def trl_packed(batch: Batch) -> Callable[[], Step]:
-    return _grpo(_trl_logprobs, batch.packed, batch.weight)
+def trl_packed(batch: Batch) -> Step:
+    return _grpo_step(_trl_logprobs, batch.packed, batch.weight)
 
 
-def trl_padded(batch: Batch) -> Callable[[], Step]:
-    """As TRL does it: every position of a padded batch, but on devices with Triton those with a token."""
+def trl_padded(batch: Batch) -> Step:
+    """As TRL does it: on devices with Triton the positions with a token, else all of them."""
     keep = batch.keep.flatten()
 
-    def compact(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def logprobs_of_tokens(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         logprobs = _trl_logprobs(hidden[keep], weight, targets[keep])
         return logprobs.new_zeros(len(keep)).masked_scatter(keep, logprobs)
 
-    return _grpo(compact if keep.is_cuda else _trl_logprobs, batch.padded, batch.weight)
+    op = logprobs_of_tokens if keep.is_cuda else _trl_logprobs
+    return _grpo_step(op, batch.padded, batch.weight)
 
 
-def liger_grpo(batch: Batch) -> Callable[[], Step]:
+def liger_grpo(batch: Batch) -> Step:
     """Takes [R, longest] only, and computes all of it."""
     from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
 
-    tokens, shape = batch.padded, batch.keep.shape
-    loss_of = LigerFusedLinearGRPOLoss(
+    tokens = batch.padded
+    shape = batch.keep.shape
+    grpo_loss = LigerFusedLinearGRPOLoss(
         beta=0.0, use_ref_model=False, loss_type="grpo", epsilon_low=CLIP, epsilon_high=CLIP
     )
 
-    def step() -> Step:
+    def step() -> StepResult:
         hidden = tokens.hidden.view(*shape, -1)
-        loss, _ = loss_of(
-            hidden, batch.weight, tokens.targets.view(shape), batch.keep, batch.advantages
-        )
-        return _finish(loss, None, tokens.hidden, batch.weight)
+        targets = tokens.targets.view(shape)
+        loss, _ = grpo_loss(hidden, batch.weight, targets, batch.keep, batch.advantages)
+        return _differentiate(loss, None, tokens.hidden, batch.weight)
 
     return step
 
 
 def _liger_grpo_logprobs(batch: Batch) -> Tensor:
-    """Its chunks' own log-probs, one rollout at a time as its loss does."""
+    """The log-probs of Liger's chunks, one rollout at a time as in its loss."""
     from liger_kernel.chunked_loss.fused_linear_ppo import LigerFusedLinearPPOBase
 
-    width, op = batch.keep.shape[1], LigerFusedLinearPPOBase.chunk_forward
-    rollouts = zip(batch.padded.hidden.split(width), batch.padded.targets.split(width), strict=True)
+    op = LigerFusedLinearPPOBase.chunk_forward
+    width = batch.keep.shape[1]
+    hidden_rows = batch.padded.hidden.split(width)
+    target_rows = batch.padded.targets.split(width)
     with torch.no_grad():
-        return torch.cat(
-            [op(hidden[None], batch.weight, targets[None]) for hidden, targets in rollouts], 1
-        ).squeeze(0)
+        rows = [
+            op(hidden[None], batch.weight, targets[None])
+            for hidden, targets in zip(hidden_rows, target_rows, strict=True)
+        ]
+        return torch.cat(rows, 1).squeeze(0)
 
 
-def liger_scaled_ce(batch: Batch) -> Callable[[], Step]:
+def liger_scaled_ce(batch: Batch) -> Step:
     """Liger's log-prob op for RL: CuTe kernels on Hopper, elsewhere chunks of 512 rows."""
     from liger_kernel.ops import LigerFusedLinearScaledCrossEntropyFunction
 
-    return _grpo(
-        lambda h, w, t: -LigerFusedLinearScaledCrossEntropyFunction.apply(h, w, t),
-        batch.packed,
-        batch.weight,
-    )
+    def op(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        return -LigerFusedLinearScaledCrossEntropyFunction.apply(hidden, weight, targets)
+
+    return _grpo_step(op, batch.packed, batch.weight)
 
 
-def _liger_ce(reduction: str):
+def _liger_ce(reduction: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """weight, hidden, targets -> cross-entropy."""
     from liger_kernel.transformers.fused_linear_cross_entropy import (
         LigerFusedLinearCrossEntropyLoss,
     )
@@ -206,51 +227,60 @@ def _liger_ce(reduction: str):
     return LigerFusedLinearCrossEntropyLoss(reduction=reduction)
 
 
-def liger_ce_tokens(batch: Batch) -> Callable[[], Step]:
+def liger_ce_tokens(batch: Batch) -> Step:
     """Fused linear CE token by token: the logits are made again in backward."""
-    nll = _liger_ce("none")
-    return _grpo(lambda h, w, t: -nll(w, h, t), batch.packed, batch.weight)
+    cross_entropy = _liger_ce("none")
+
+    def op(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        return -cross_entropy(weight, hidden, targets)
+
+    return _grpo_step(op, batch.packed, batch.weight)
 
 
-def liger_ce(batch: Batch) -> Callable[[], Step]:
-    tokens, mean = batch.packed, _liger_ce("mean")
-    return lambda: _finish(
-        mean(batch.weight, tokens.hidden, tokens.targets), None, tokens.hidden, batch.weight
-    )
+def liger_ce(batch: Batch) -> Step:
+    tokens = batch.packed
+    mean_cross_entropy = _liger_ce("mean")
+
+    def step() -> StepResult:
+        loss = mean_cross_entropy(batch.weight, tokens.hidden, tokens.targets)
+        return _differentiate(loss, None, tokens.hidden, batch.weight)
+
+    return step
 
 
-def cut_cross_entropy(batch: Batch) -> Callable[[], Step]:
+def cut_cross_entropy(batch: Batch) -> Step:
     """Apple's, with its gradient filter as it comes."""
-    from cut_cross_entropy import linear_cross_entropy
+    from cut_cross_entropy import linear_cross_entropy  # pyright: ignore
 
-    return _grpo(
-        lambda h, w, t: -linear_cross_entropy(h, w, t, reduction="none"), batch.packed, batch.weight
-    )
+    def op(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        return -linear_cross_entropy(hidden, weight, targets, reduction="none")
+
+    return _grpo_step(op, batch.packed, batch.weight)
 
 
-def verl(batch: Batch) -> Callable[[], Step]:
+def verl(batch: Batch) -> Step:
     from verl.utils.kernel.linear_cross_entropy import linear_cross_entropy
 
-    return _grpo(
-        lambda h, w, t: linear_cross_entropy(h, w, t, 1.0, "none", None)[0],
-        batch.packed,
-        batch.weight,
-    )
+    def op(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        return linear_cross_entropy(hidden, weight, targets, 1.0, "none", None)[0]
+
+    return _grpo_step(op, batch.packed, batch.weight)
 
 
-def quack_ce(batch: Batch) -> Callable[[], Step]:
-    from quack.linear_cross_entropy import chunked_linear_cross_entropy
+def quack_ce(batch: Batch) -> Step:
+    from quack.linear_cross_entropy import chunked_linear_cross_entropy  # pyright: ignore
 
     tokens = batch.packed
-    return lambda: _finish(
-        chunked_linear_cross_entropy(tokens.hidden, batch.weight, tokens.targets),
-        None,
-        tokens.hidden,
-        batch.weight,
-    )
+
+    def step() -> StepResult:
+        loss = chunked_linear_cross_entropy(tokens.hidden, batch.weight, tokens.targets)
+        return _differentiate(loss, None, tokens.hidden, batch.weight)
+
+    return step
 
 
-PROVIDERS = (  # ours and the floor first: a time budget that runs out leaves them measured
+# Ours and the floor come first: they are measured even if the time budget runs out.
+PROVIDERS = (
     Provider(name="ours", build=ours),
     Provider(name="gemms", build=gemms, objective="none"),
     Provider(name="trl_padded", build=trl_padded, layout="padded"),

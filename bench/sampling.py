@@ -1,12 +1,13 @@
-"""Tokens a second of the two samplers, seconds of a weight sync, and what a training step spends its time on.
+"""Tokens a second of the two samplers, seconds of a weight sync, and the parts of a training step.
 
-    python bench/sampling.py --models quickstart smollm --sequences 64 512 --out bench/results/sampling_cpu.json
+    python bench/sampling.py --sequences 64 512 --out bench/results/sampling_cpu.json
 
-Both samplers hold the same weights and get the same prompts; completions end where the model ends them, at most at the
-recipe's max_new_tokens. Rounds are interleaved, after one call of each that is not counted; medians. "sync" gives vLLM
-every weight anew, "check" compares log-probs of a few completions, as after every step. The shares of a step are of a
-run of --steps steps with either sampler, medians without its first step; "reward" is the vote with what it needs, by default
-the teacher's own completions.
+Both samplers hold the same weights and get the same prompts. The model ends completions, at most
+after the recipe's max_new_tokens. Rounds are interleaved, after one call of each that is not
+counted. Figures are medians. "sync" gives vLLM every weight anew. "check" compares log-probs of a
+few completions, as after every step. The shares of a step come from a run of --steps steps with
+each sampler, without its first step. "reward" is the vote with what it needs, by default the
+teacher's own completions.
 """
 
 from __future__ import annotations
@@ -16,137 +17,174 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
 from measure import environment
 from report import save, show
-
 from srt_fast.config import Config, override
 from srt_fast.config.recipes import RECIPES
 from srt_fast.files import read_rows
 from srt_fast.model.loading import load_policy, quiet_transformers
 from srt_fast.model.policy import Policy
 from srt_fast.run.progress import RunProgress
-from srt_fast.sampling import make_sampler
+from srt_fast.sampling import Sampler, make_sampler
 from srt_fast.sampling.base import SamplingParams
+from srt_fast.sampling.prompts import fitting_prompts
 from srt_fast.tasks import make_task
-from srt_fast.tasks.prompt import prompt_ids
 from srt_fast.train import Trainer, starting_model
 
 ENGINES = ("hf", "vllm")
 PARTS = ("sample", "reward", "train", "sync")
+STEP_COLUMNS = [
+    "model",
+    "sampler",
+    "step",
+    "sampling",
+    "reward",
+    "training",
+    "sync and check",
+    "largest gap, nats",
+]
+
+Result = TypeVar("Result")
 
 
 def prepare(name: str) -> tuple[Config, Policy]:
-    """A recipe and its starting model, which is made first if need be."""
+    """A recipe and its starting model. Makes the model first if there is none."""
     config = RECIPES[name]()
     with RunProgress(quiet=False) as progress:
         return config, load_policy(starting_model(config, progress), config.model)
 
 
-def measure_sampling(name: str, counts: list[int], rounds: int) -> tuple[list[dict], dict]:
-    """Rows of tokens a second; and seconds of vLLM's start, sync and check."""
+def measure_sampling(
+    name: str, counts: list[int], rounds: int
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows of tokens a second, and the seconds of vLLM's start, sync and check."""
     config, policy = prepare(name)
     config = override(config, {"sampling.max_sequences": max(counts)})
-    sampling, task = config.sampling, make_task(config)
-    prompts = [
-        prompt_ids(p, config.task, policy.tokenizer)
-        for p in task.held_out(max(counts) // sampling.group_size)
-    ]
-    samplers, rows = {}, []
-    for engine in ENGINES:
-        started = time.perf_counter()
-        samplers[engine] = make_sampler(
-            override(config, {"sampling.engine": engine}), policy, folder=None
-        )
-    engine_costs = {"start": time.perf_counter() - started}
-    with closing(samplers["vllm"]) as vllm:
-        syncs, checks = [], []
-        for _ in range(rounds + 1):
-            syncs.append(_seconds(lambda: vllm.sync(policy))[0])
-            checks.append(_seconds(lambda: vllm.check(policy, prompts))[0])
-        engine_costs |= {
-            "sync": statistics.median(syncs[1:]),
-            "check": statistics.median(checks[1:]),
-        }
+    group_size = config.sampling.group_size
+    problems = make_task(config).held_out(max(counts) // group_size)
+    _, prompts = fitting_prompts(problems, config, policy)
+    hf_config = override(config, {"sampling.engine": "hf"})
+    vllm_config = override(config, {"sampling.engine": "vllm"})
+    start_seconds, vllm = _time(lambda: make_sampler(vllm_config, policy))
+    samplers = {"hf": make_sampler(hf_config, policy), "vllm": vllm}
+    with closing(vllm):
+        costs = {"model": name, "start": start_seconds}
+        costs |= _measure_sync(vllm, policy, prompts, rounds)
+        rows = []
         for count in counts:
-            some, each = prompts[: count // sampling.group_size], {engine: [] for engine in ENGINES}
-            for number in range(rounds + 1):
-                for engine in ENGINES:
-                    torch.manual_seed(number)
-                    seconds, rollouts = _seconds(
-                        lambda engine=engine, some=some: samplers[engine].sample(
-                            some, SamplingParams.of_training(sampling)
-                        )
-                    )
-                    each[engine].append((seconds, len(rollouts.tokens)))
-            pace = {
-                engine: statistics.median(tokens / seconds for seconds, tokens in each[engine][1:])
-                for engine in ENGINES
-            }
-            rows += [
-                {
-                    "model": name,
-                    "sequences": count,
-                    "sampler": engine,
-                    "tokens_per_second": pace[engine],
-                    "times_hf": pace[engine] / pace["hf"],
-                    "tokens": each[engine][-1][1],
-                    "seconds_each": [round(seconds, 4) for seconds, _ in each[engine][1:]],
-                }
-                for engine in ENGINES
-            ]
-    return rows, {"model": name, **engine_costs}
+            calls = _measure_calls(samplers, config, prompts[: count // group_size], rounds)
+            rows += _sampling_rows(name, count, calls)
+    return rows, costs
 
 
-def _seconds(call) -> tuple[float, Any]:
-    started = time.perf_counter()
-    result = call()
-    return time.perf_counter() - started, result
+def _measure_sync(
+    sampler: Sampler, policy: Policy, prompts: list[list[int]], rounds: int
+) -> dict[str, float]:
+    """Median seconds of a sync and of a check."""
+    sync_seconds = []
+    check_seconds = []
+    for _ in range(rounds + 1):
+        sync_seconds.append(_time(lambda: sampler.sync(policy))[0])
+        check_seconds.append(_time(lambda: sampler.check(policy, prompts))[0])
+    return {
+        "sync": statistics.median(sync_seconds[1:]),
+        "check": statistics.median(check_seconds[1:]),
+    }
 
 
-def measure_steps(name: str, steps: int) -> list[dict]:
-    """One row a sampler: median seconds of a step and of its parts."""
+def _measure_calls(
+    samplers: dict[str, Sampler], config: Config, prompts: list[list[int]], rounds: int
+) -> dict[str, list[tuple[float, int]]]:
+    """Seconds and tokens of each call of each sampler. The first round is not counted."""
+    params = SamplingParams.of_training(config.sampling)
+    calls: dict[str, list[tuple[float, int]]] = {engine: [] for engine in samplers}
+    for seed in range(rounds + 1):
+        for engine, sampler in samplers.items():
+            torch.manual_seed(seed)
+            seconds, rollouts = _time(partial(sampler.sample, prompts, params))
+            calls[engine].append((seconds, len(rollouts.tokens)))
+    return {engine: engine_calls[1:] for engine, engine_calls in calls.items()}
+
+
+def _sampling_rows(
+    name: str, count: int, calls: dict[str, list[tuple[float, int]]]
+) -> list[dict[str, Any]]:
+    """One row for each sampler: its pace, and how it compares with "hf"."""
+    paces = {
+        engine: statistics.median(tokens / seconds for seconds, tokens in engine_calls)
+        for engine, engine_calls in calls.items()
+    }
     rows = []
-    for engine in ENGINES:
-        with tempfile.TemporaryDirectory() as folder:
-            config = override(
-                RECIPES[name](),
-                {
-                    "run_dir": folder,
-                    "sampling.engine": engine,
-                    "train.steps": steps,
-                    "checkpoint.every": 0,
-                    "log.tensorboard": False,
-                    "evaluation": {"every": 0, "prompts": 8, "samples": 2},
-                },
-            )
-            Trainer(config, quiet=True).train()
-            trained = [
-                row for row in read_rows(Path(folder) / "metrics.jsonl") if row["kind"] == "train"
-            ][1:]
-        parts = {
-            part: statistics.median(row[f"seconds_{part}"] for row in trained) for part in PARTS
+    for engine, engine_calls in calls.items():
+        row = {
+            "model": name,
+            "sequences": count,
+            "sampler": engine,
+            "tokens_per_second": paces[engine],
+            "times_hf": paces[engine] / paces["hf"],
+            "tokens": engine_calls[-1][1],
+            "seconds_each": [round(seconds, 4) for seconds, _ in engine_calls],
         }
-        gaps = [row["check_mismatch_max"] for row in trained if "check_mismatch_max" in row]
-        rows.append(
-            {
-                "model": name,
-                "sampler": engine,
-                "seconds": statistics.median(row["seconds"] for row in trained),
-                **parts,
-                "largest_gap": max(gaps, default=None),
-                "steps": steps,
-            }
-        )
+        rows.append(row)
     return rows
 
 
-def tables(document: dict) -> list[tuple]:
-    pace = [
+def _time(call: Callable[[], Result]) -> tuple[float, Result]:
+    """Seconds and result of a call."""
+    started_at = time.perf_counter()
+    result = call()
+    return time.perf_counter() - started_at, result
+
+
+def measure_steps(name: str, steps: int) -> list[dict[str, Any]]:
+    """One row for each sampler: median seconds of a step and of its parts."""
+    rows = []
+    for engine in ENGINES:
+        train_rows = _train(name, engine, steps)[1:]
+        row = {
+            "model": name,
+            "sampler": engine,
+            "seconds": statistics.median(step["seconds"] for step in train_rows),
+        }
+        for part in PARTS:
+            row[part] = statistics.median(step[f"seconds_{part}"] for step in train_rows)
+        checks = [step for step in train_rows if "check_mismatch_max" in step]
+        row["largest_gap"] = max((step["check_mismatch_max"] for step in checks), default=None)
+        row["steps"] = steps
+        rows.append(row)
+    return rows
+
+
+def _train(name: str, engine: str, steps: int) -> list[dict[str, Any]]:
+    """The metrics of each step of a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = override(
+            RECIPES[name](),
+            {
+                "run_dir": folder,
+                "sampling.engine": engine,
+                "train.steps": steps,
+                "checkpoint.every": 0,
+                "log.tensorboard": False,
+                "evaluation": {"every": 0, "prompts": 8, "samples": 2},
+            },
+        )
+        Trainer(config, quiet=True).train()
+        rows = read_rows(Path(folder) / "metrics.jsonl")
+    return [row for row in rows if row["kind"] == "train"]
+
+
+def make_tables(document: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, columns and lines of each table."""
+    sampling_lines = [
         [
             row["model"],
             str(row["sequences"]),
@@ -156,53 +194,39 @@ def tables(document: dict) -> list[tuple]:
         ]
         for row in document["sampling"]
     ]
-    cost = [
+    engine_lines = [
         [row["model"], *(f"{row[name]:.3g}" for name in ("start", "sync", "check"))]
         for row in document["engine"]
     ]
-    step = [
-        [
-            row["model"],
-            row["sampler"],
-            f"{row['seconds']:.3g}",
-            *(f"{row[part]:.3g} ({100 * row[part] / row['seconds']:.0f} %)" for part in PARTS),
-            "" if row["largest_gap"] is None else f"{row['largest_gap']:.1e}",
-        ]
-        for row in document["steps"]
-    ]
     return [
-        ("Sampling", ["model", "sequences", "sampler", "tokens/s", "times hf"], pace),
-        ("vLLM, seconds", ["model", "start and first sync", "sync", "check"], cost),
-        (
-            "A step, seconds",
-            [
-                "model",
-                "sampler",
-                "step",
-                "sampling",
-                "reward",
-                "training",
-                "sync and check",
-                "largest gap, nats",
-            ],
-            step,
-        ),
+        ("Sampling", ["model", "sequences", "sampler", "tokens/s", "times hf"], sampling_lines),
+        ("vLLM, seconds", ["model", "start and first sync", "sync", "check"], engine_lines),
+        ("A step, seconds", STEP_COLUMNS, [_step_line(row) for row in document["steps"]]),
     ]
 
 
-def parse() -> argparse.Namespace:
+def _step_line(row: dict[str, Any]) -> list[str]:
+    parts = [f"{row[part]:.3g} ({100 * row[part] / row['seconds']:.0f} %)" for part in PARTS]
+    mismatch = "" if row["largest_gap"] is None else f"{row['largest_gap']:.1e}"
+    return [row["model"], row["sampler"], f"{row['seconds']:.3g}", *parts, mismatch]
+
+
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
-    add("--models", nargs="+", choices=("quickstart", "smollm"), default=["quickstart", "smollm"])
-    add("--sequences", type=int, nargs="+", default=[64, 512])
-    add("--rounds", type=int, default=3)
-    add("--steps", type=int, default=6, help="of the runs that the shares are taken from; 0: none")
-    add("--out", type=Path, metavar="FILE.json", help="and a table beside it")
+    models = ("quickstart", "smollm")
+    parser.add_argument("--models", nargs="+", choices=models, default=models)
+    parser.add_argument("--sequences", type=int, nargs="+", default=[64, 512])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--steps", type=int, default=6, help="of the runs that the shares are taken from; 0: none"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="and a table beside it")
     options = parser.parse_args()
-    if wrong := [count for count in options.sequences if count < 16 or count % 16]:
-        parser.error(f"--sequences: expected multiples of 16, got {wrong}")
+    invalid = [count for count in options.sequences if count < 16 or count % 16]
+    if invalid:
+        parser.error(f"--sequences: expected multiples of 16, got {invalid}")
     if options.steps == 1 or options.steps < 0:
         parser.error(
             f"--steps: expected 0, or at least 2 (the first is left out), got {options.steps}"
@@ -226,17 +250,14 @@ def main(options: argparse.Namespace) -> None:
         document["engine"].append(costs)
         if options.steps:
             document["steps"] += measure_steps(name, options.steps)
-    for table in tables(document):
+    tables = make_tables(document)
+    for table in tables:
         show(*table)
     if options.out:
-        save(
-            options.out,
-            document,
-            tables(document),
-            document["how"].partition("\n\n")[2].partition("\n\n")[2],
-        )
+        _title, _command, note = document["how"].split("\n\n", 2)
+        save(options.out, document, tables, note)
     print(json.dumps(document))
 
 
 if __name__ == "__main__":
-    main(parse())
+    main(parse_options())

@@ -14,7 +14,8 @@ from srt_fast.config.recipes import quickstart
 from srt_fast.integrations.trl import SRTGRPOTrainer, majority_reward
 from srt_fast.quickstart import ensure_warm_started
 from srt_fast.tasks import make_task
-from srt_kernels.answers.extract import answer_key, read_answer
+from srt_kernels.answers.canonical import answer_key
+from srt_kernels.answers.extract import read_answer
 
 SAMPLES = 16  # of each prompt: they vote
 

@@ -51,7 +51,9 @@ class Learner:
         )
         is_constant = train.lr_schedule == "constant"
         schedule = "constant_with_warmup" if is_constant else train.lr_schedule
-        self._scheduler = get_scheduler(schedule, self.optimizer, train.warmup_steps, train.steps)
+        self._scheduler: Any = get_scheduler(
+            schedule, self.optimizer, train.warmup_steps, train.steps
+        )
         self._totals = StepTotals()
         self._step_values: dict[str, float] = {}
 

@@ -23,9 +23,9 @@ from srt_fast.run.folder import RunFolder
 from srt_fast.run.progress import RunProgress
 from srt_fast.sampling import Sampler, make_sampler
 from srt_fast.sampling.prefetch import BatchPrefetcher
+from srt_fast.sampling.prompts import fitting_prompts
 from srt_fast.supervised_replay import SupervisedReplay
 from srt_fast.tasks.base import Task
-from srt_fast.tasks.prompt import prompt_ids
 from srt_fast.tasks.stream import PromptStream
 from srt_kernels import AnswerReader
 
@@ -87,7 +87,7 @@ def make_parts(
     Loads the policy from the run's last checkpoint if there is one. Raises ValueError for a model
     that cannot be loaded or does not fit the reward function.
     """
-    check = run.signals.check
+    check = run.interrupts.check
     policy, start, ema = _load_models(config, function, run)
     reader = AnswerReader(policy.tokenizer, config.task.answer_rule)
     _note_engine(config, run)
@@ -115,6 +115,8 @@ def make_parts(
         learner=learner,
         replay=replay,
     )
+    check_problems = task.held_out(config.evaluation.prompts)
+    _, check_prompts = fitting_prompts(check_problems, config, policy)
     return RunParts(
         policy=policy,
         reader=reader,
@@ -124,7 +126,7 @@ def make_parts(
         learner=learner,
         replay=replay,
         collapse=collapse,
-        check_prompts=_choose_check_prompts(config, task, policy, prefetcher.max_prompt_tokens),
+        check_prompts=check_prompts[: config.vllm.check_prompts],
     )
 
 
@@ -158,7 +160,7 @@ def _load_models(
     checkpoint = run.last_checkpoint()
     start_path = None
     if needs_start or not checkpoint:
-        start_path = starting_model(config, run.progress, run.signals.check)
+        start_path = starting_model(config, run.progress, run.interrupts.check)
     policy_path = str(checkpoint / "model") if checkpoint else start_path
     assert policy_path is not None
     policy = load_policy(policy_path, config.model)
@@ -183,17 +185,3 @@ def _note_engine(config: Config, run: RunFolder) -> None:
         log_file = run.folder / "vllm.log"
         place = f" at {', '.join(urls)}" if urls else f", whose log is {log_file}"
         run.progress.note(f"sampling with vLLM{place}")
-
-
-def _choose_check_prompts(
-    config: Config, task: Task, policy: Policy, max_prompt_tokens: int
-) -> list[list[int]]:
-    """Token ids of the first held-out prompts that fit."""
-    check_prompts: list[list[int]] = []
-    for problem in task.held_out(config.evaluation.prompts):
-        if len(check_prompts) == config.vllm.check_prompts:
-            break
-        token_ids = prompt_ids(problem, config.task, policy.tokenizer)
-        if len(token_ids) <= max_prompt_tokens:
-            check_prompts.append(token_ids)
-    return check_prompts

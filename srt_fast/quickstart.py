@@ -28,10 +28,10 @@ from srt_fast.evaluation.evaluate import evaluate
 from srt_fast.model.loading import load_policy
 from srt_fast.model.packing import pack
 from srt_fast.model.policy import Policy
-from srt_fast.sampling.base import pack_completions
+from srt_fast.sampling.base import Completion, pack_completions
 from srt_fast.sampling.hf import HFSampler
 from srt_fast.tasks.arithmetic import ArithmeticTask, worked_solution
-from srt_fast.tasks.prompt import prompt_ids
+from srt_fast.tasks.prompt import tokenize_prompt
 from srt_fast.types import PackedSequences, Problem
 from srt_kernels.answers.reader import AnswerReader
 from srt_kernels.lm_head.linear_logprob import linear_logprob
@@ -201,7 +201,7 @@ class WarmStart:
         scores = evaluate(
             self._policy, self._sampler, self._reader, self._task, self._config, settings
         )
-        return scores["pass1"]
+        return float(scores["pass1"] or 0.0)
 
     def _snapshot(self, pass1: float) -> tuple[dict, dict, float]:
         state = (self._policy.model.state_dict(), self._optimizer.state_dict(), pass1)
@@ -239,16 +239,13 @@ class WarmStart:
             worked_solution(with_slips(problem, self._rng, settings.slip)) for problem in problems
         ]
         solutions = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        completions = [
-            torch.tensor([*ids, tokenizer.eos_token_id], device=device) for ids in solutions
-        ]
-        rollouts = pack_completions(
-            completions,
-            [torch.zeros_like(completion) for completion in completions],
-            [False] * len(completions),
-            [prompt_ids(problem, self._config.task, tokenizer) for problem in problems],
-            samples=1,
-        )
+        completions = []
+        for token_ids in solutions:
+            tokens = torch.tensor([*token_ids, tokenizer.eos_token_id], device=device)
+            zeros = torch.zeros(len(tokens), device=device)
+            completions.append(Completion(tokens=tokens, logprobs=zeros, truncated=False))
+        prompts = [tokenize_prompt(problem, self._config.task, tokenizer) for problem in problems]
+        rollouts = pack_completions(completions, prompts, samples=1)
         indices = torch.arange(len(completions), device=device)
         [batch] = pack(rollouts, torch.ones_like(indices), indices, token_budget=2**62)
         return batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from srt_fast.config import CurriculumConfig
-from srt_fast.sampling.base import pack_completions
+from srt_fast.sampling.base import Completion, pack_completions
 from srt_fast.types import Groups, Rollouts
 
 MAX_PAIRS = 256
@@ -68,7 +68,9 @@ class SupervisedReplay:
 
 def pack_pairs(pairs: list[Pair], device: torch.device) -> Rollouts:
     """Prompts with one completion each, as rollouts without log-probs."""
-    completions = [torch.tensor(completion, device=device) for _, completion in pairs]
-    zeros = [torch.zeros(len(completion), device=device) for completion in completions]
-    prompts = [prompt for prompt, _ in pairs]
-    return pack_completions(completions, zeros, [False] * len(pairs), prompts, samples=1)
+    completions = []
+    for _, token_ids in pairs:
+        tokens = torch.tensor(token_ids, device=device)
+        zeros = torch.zeros(len(token_ids), device=device)
+        completions.append(Completion(tokens=tokens, logprobs=zeros, truncated=False))
+    return pack_completions(completions, [prompt for prompt, _ in pairs], samples=1)

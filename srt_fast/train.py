@@ -244,7 +244,7 @@ class Trainer:
             torch.save(state | self.parts.state_dict(), folder / "state.pt")
 
         acted_now = self.parts.collapse.acted_at == self.step
-        if self.run.save(self.step, write, needed=is_required, again=acted_now):
+        if self.run.save(self.step, write, is_required=is_required, overwrite=acted_now):
             self.parts.collapse.mark_checkpoint()
 
     def _restore(self, checkpoint: Path) -> None:
@@ -261,7 +261,7 @@ class Trainer:
         self.run.progress.note(f"resumed from {checkpoint} at step {self.step}")
 
 
-def evaluate_model(config: Config, *, quiet: bool = False) -> dict[str, float]:
+def evaluate_model(config: Config, *, quiet: bool = False) -> dict[str, float | int | None]:
     """Evaluate config.model on the held-out prompts of config.task: pass@1, pass@k, maj@k."""
     config = choose_engine(config)
     quiet_transformers()

@@ -5,7 +5,7 @@ import os
 # The tests compare exactly, on the CPU. This holds also on a machine with a GPU.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""tests/kernels once more with Triton's interpreter, where the ops run their GPU kernels on the CPU."""
+"""tests/kernels once more in Triton's interpreter, where the ops run their GPU kernels on a CPU."""
 
 import os
 import subprocess

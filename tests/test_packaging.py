@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from support.paths import ROOT
 
 TRAINER_PACKAGES = ("matplotlib", "pydantic", "rich", "tensorboard", "transformers", "tyro", "yaml")

@@ -4,10 +4,10 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
-from support.rollouts import make_groups, random_rollouts
 
 from srt_fast.config import CurriculumConfig
 from srt_fast.supervised_replay import SupervisedReplay, pack_pairs
+from support.rollouts import make_groups, random_rollouts
 
 TAKEN = [7, 1, 2, 1, 3, 4]  # shares 2/6 to 1/6
 NO_LEAD = [1, 1, 2, 2, 3, 4]  # 2/6 to 2/6

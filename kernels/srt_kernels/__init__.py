@@ -1,4 +1,7 @@
-"""Policy-gradient ops on packed rollouts. Depends on torch and triton only; reference.py is the specification."""
+"""Policy-gradient ops on packed rollouts. Depends on torch and triton only.
+
+reference.py is the specification.
+"""
 
 from srt_kernels.answers.reader import AnswerReader
 from srt_kernels.groups.group_advantage import group_advantage

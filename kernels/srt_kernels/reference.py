@@ -1,17 +1,20 @@
-"""Every public op in plain PyTorch: the specification. For float32 and float64 tensors; builds [N, V]; loops.
+"""Every public op in plain PyTorch: the specification. For fp32 and fp64 tensors.
 
-Same names, arguments and results as the ops, but for what only says how to compute (chunk_rows, all_rows: here every
-row is computed). Arguments are taken as valid. Gradients are autograd's.
+Builds [N, V] tensors and loops. Names, arguments and results are those of the ops, without the
+arguments that only say how to compute (chunk_rows, all_rows: here every row is computed). Arguments
+are taken as valid. Gradients are autograd's.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 
 import torch
 from torch import Tensor
 
-from srt_kernels.groups.majority_vote import Vote
+from srt_kernels.groups.group_advantage import AdvantageKind
+from srt_kernels.groups.majority_vote import ShareOver, Vote
 from srt_kernels.objective.objective import Objective
 from srt_kernels.objective.policy_loss import PolicyLoss
 
@@ -21,65 +24,103 @@ def linear_logprob(
     weight: Tensor,
     targets: Tensor,
     *,
-    temperature=1.0,
-    bias=None,
-    softcap=None,
-    row_index=None,
+    temperature: float = 1.0,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    row_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """z = softcap(hidden[row_index] @ weight.T + bias) / temperature; log softmax(z)[target] and -sum p log p."""
+    """log softmax(z)[target] and -sum p log p, z = softcap(hidden[row_index] @ weight.T + bias) /
+    T."""
     rows = hidden if row_index is None else hidden[row_index]
-    z = rows @ weight.T
+    logits = rows @ weight.T
     if bias is not None:
-        z = z + bias
+        logits = logits + bias
     if softcap is not None:
-        z = softcap * torch.tanh(z / softcap)
-    logprobs = torch.log_softmax(z / temperature, dim=-1).clamp(
-        min=torch.finfo(z.dtype).min
-    )  # 0 * -inf is nan
-    return logprobs.gather(1, targets[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
+        logits = softcap * torch.tanh(logits / softcap)
+    logprobs = torch.log_softmax(logits / temperature, dim=-1)
+    logprobs = logprobs.clamp(min=torch.finfo(logits.dtype).min)  # 0 * -inf is nan
+    entropies = -(logprobs.exp() * logprobs).sum(-1)
+    return logprobs.gather(1, targets[:, None])[:, 0], entropies
 
 
 def _policy_term(
-    o: Objective, ratio: Tensor, advantage: Tensor, logprob: Tensor
+    objective: Objective, ratio: Tensor, advantage: Tensor, logprob: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """-surrogate of the tokens of a completion, and which of them are clipped."""
-    positive, negative = advantage > 0, advantage < 0
-    if o.surrogate == "clip":
-        high, low = ratio > 1 + o.clip_high, ratio < 1 - o.clip_low
-        upper = torch.full_like(ratio, o.delta if o.delta is not None else torch.inf)
-        gain_positive = torch.where(high, 1 + o.clip_high, ratio)
-        gain_negative = torch.where(low, 1 - o.clip_low, torch.where(ratio > upper, upper, ratio))
-        gain = torch.where(positive, gain_positive, gain_negative)
-        return -gain * advantage, (positive & high) | (negative & (low | (ratio > upper)))
-    if o.surrogate == "sapo":
-        tau = torch.where(positive, o.tau_pos, o.tau_neg).to(ratio.dtype)
-        return -4 / tau / (1 + torch.exp(-tau * (ratio - 1))) * advantage, torch.zeros_like(
-            positive
-        )
-    cap = o.clip_high if o.surrogate == "cispo" else torch.inf
+    """Minus the surrogate of a completion's tokens, and which of them are clipped."""
+    is_positive = advantage > 0
+    is_negative = advantage < 0
+    if objective.surrogate == "clip":
+        upper = 1 + objective.clip_high
+        lower = 1 - objective.clip_low
+        delta = torch.inf if objective.delta is None else objective.delta
+        delta = torch.full_like(ratio, delta)
+        gain_of_positive = torch.where(ratio > upper, upper, ratio)
+        bounded = torch.where(ratio > delta, delta, ratio)
+        gain_of_negative = torch.where(ratio < lower, lower, bounded)
+        gain = torch.where(is_positive, gain_of_positive, gain_of_negative)
+        is_over = is_positive & (ratio > upper)
+        is_under = is_negative & ((ratio < lower) | (ratio > delta))
+        return -gain * advantage, is_over | is_under
+    if objective.surrogate == "sapo":
+        tau = torch.where(is_positive, objective.tau_pos, objective.tau_neg).to(ratio.dtype)
+        loss = -4 / tau / (1 + torch.exp(-tau * (ratio - 1))) * advantage
+        return loss, torch.zeros_like(is_positive)
+    cap = objective.clip_high if objective.surrogate == "cispo" else torch.inf
     return -torch.clamp(ratio.detach(), max=cap) * advantage * logprob, ratio > cap
 
 
-def _kl_term(o: Objective, logprob: Tensor, ref: Tensor, token_ratio: Tensor) -> Tensor:
-    d = logprob - ref
+def _kl_term(
+    objective: Objective, logprob: Tensor, ref_logprob: Tensor, token_ratio: Tensor
+) -> Tensor:
+    difference = logprob - ref_logprob
+    bounded = torch.clamp(-difference, max=20)
     kl = {
-        "k1": d,
-        "k2": d**2 / 2,
-        "k3": torch.exp(torch.clamp(-d, max=20)) - 1 - torch.clamp(-d, max=20),
-    }[o.kl]
-    return kl * token_ratio if o.kl_bias_correction else kl
+        "k1": difference,
+        "k2": difference**2 / 2,
+        "k3": torch.exp(bounded) - 1 - bounded,
+    }[objective.kl]
+    return kl * token_ratio if objective.kl_bias_correction else kl
 
 
-def _correction(o: Objective, old: Tensor, sampler: Tensor | None) -> Tensor:
-    if o.correction == "none":
-        return torch.ones_like(old)
-    level, action = o.correction.split("_")
-    difference = old.detach() - sampler
+def _correction(
+    objective: Objective, old_logprob: Tensor, sampler_logprob: Tensor | None
+) -> Tensor:
+    if objective.correction == "none" or sampler_logprob is None:
+        return torch.ones_like(old_logprob)
+    level, action = objective.correction.split("_")
+    difference = old_logprob.detach() - sampler_logprob
     if level == "sequence":
         difference = difference.sum().expand_as(difference)
     correction = torch.exp(torch.clamp(difference, max=20))
-    over = correction > o.correction_cap
-    return torch.where(over, o.correction_cap if action == "truncate" else 0.0, correction)
+    bound = objective.correction_cap if action == "truncate" else 0.0
+    return torch.where(correction > objective.correction_cap, bound, correction)
+
+
+def _completion_terms(
+    objective: Objective,
+    logprob: Tensor,
+    advantage: Tensor,
+    old_logprob: Tensor,
+    ref_logprob: Tensor | None,
+    sampler_logprob: Tensor | None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses of a completion's tokens without the entropy term, and statistics of them."""
+    length = len(logprob)
+    log_ratio = logprob - old_logprob
+    token_ratio = torch.exp(torch.clamp(log_ratio, max=20))
+    ratio = {
+        "none": torch.ones_like(logprob),
+        "token": token_ratio,
+        "sequence": torch.exp(torch.clamp(log_ratio.mean(), max=20)).expand(length),
+    }[objective.ratio]
+    policy, is_clipped = _policy_term(objective, ratio, advantage, logprob)
+    correction = _correction(objective, old_logprob, sampler_logprob)
+    kl = torch.zeros_like(logprob)
+    if ref_logprob is not None:
+        kl = _kl_term(objective, logprob, ref_logprob, token_ratio)
+    losses = correction * policy + objective.kl_coef * kl
+    figures = dict(ratio=ratio, clip_fraction=is_clipped, kl=kl, correction=correction)
+    return losses, figures
 
 
 def policy_loss(
@@ -88,54 +129,52 @@ def policy_loss(
     cu_seqlens: Tensor,
     objective: Objective,
     *,
-    old_logprobs=None,
-    ref_logprobs=None,
-    sampler_logprobs=None,
-    entropies=None,
-    normalizer=None,
+    old_logprobs: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    sampler_logprobs: Tensor | None = None,
+    entropies: Tensor | None = None,
+    normalizer: float | Tensor | None = None,
 ) -> PolicyLoss:
-    """One completion after the other: ratio, surrogate, correction, KL, entropy, then the reduction's weight."""
-    o, count, total = objective, len(cu_seqlens) - 1, len(logprobs)
+    """One completion after the other: ratio, surrogate, correction, KL, entropy, weight."""
+    rollouts = len(cu_seqlens) - 1
     if normalizer is None:
-        normalizer = max(1, total if o.reduction == "token" else count)
+        normalizer = max(1, len(logprobs) if objective.reduction == "token" else rollouts)
     loss = logprobs.sum() * 0
-    seen = {"ratio": [], "clip_fraction": [], "kl": [], "correction": []}
-    for r in range(count):
-        part = slice(int(cu_seqlens[r]), int(cu_seqlens[r + 1]))
-        logprob = logprobs[part]
-        length = len(logprob)
-        if length == 0:
+    values: dict[str, list[float]] = dict(ratio=[], clip_fraction=[], kl=[], correction=[])
+    for rollout, (start, stop) in enumerate(itertools.pairwise(cu_seqlens.tolist())):
+        if start == stop:
             continue
-        advantage = advantages[r].expand(length) if len(advantages) == count else advantages[part]
-        old = logprob.detach() if old_logprobs is None else old_logprobs[part]
-        token_ratio = torch.exp(torch.clamp(logprob - old, max=20))
-        sequence_ratio = torch.exp(torch.clamp((logprob - old).mean(), max=20)).expand(length)
-        ratio = {
-            "none": torch.ones_like(logprob),
-            "token": token_ratio,
-            "sequence": sequence_ratio,
-        }[o.ratio]
-        policy, clipped = _policy_term(o, ratio, advantage, logprob)
-        correction = _correction(
-            o, old, None if sampler_logprobs is None else sampler_logprobs[part]
+        part = slice(start, stop)
+        length = stop - start
+        if len(advantages) == rollouts:
+            advantage = advantages[rollout].expand(length)
+        else:
+            advantage = advantages[part]
+        losses, figures = _completion_terms(
+            objective,
+            logprobs[part],
+            advantage,
+            logprobs[part].detach() if old_logprobs is None else old_logprobs[part],
+            None if ref_logprobs is None else ref_logprobs[part],
+            None if sampler_logprobs is None else sampler_logprobs[part],
         )
-        kl = torch.zeros_like(logprob)
-        if ref_logprobs is not None:
-            kl = _kl_term(o, logprob, ref_logprobs[part], token_ratio)
-        per_token = correction * policy + o.kl_coef * kl
-        if o.entropy_coef > 0:
-            per_token = per_token - o.entropy_coef * entropies[part]
-        divisor = {"token": 1, "sequence": length, "fixed": o.max_length}[o.reduction]
-        loss = loss + per_token.sum() / divisor / normalizer
-        for name, values in zip(seen, (ratio, clipped, kl, correction), strict=True):
-            seen[name] += values.tolist()
+        if objective.entropy_coef > 0:
+            assert entropies is not None
+            losses = losses - objective.entropy_coef * entropies[part]
+        divisor = {"token": 1, "sequence": length, "fixed": objective.max_length}
+        loss = loss + losses.sum() / divisor[objective.reduction] / normalizer
+        for name, figure in figures.items():
+            values[name] += figure.tolist()
     means = {
-        name: torch.tensor(statistics.fmean(values) if values else 0.0)
-        for name, values in seen.items()
+        name: torch.tensor(statistics.fmean(numbers) if numbers else 0.0)
+        for name, numbers in values.items()
     }
-    detached = None if entropies is None else entropies.detach()
     return PolicyLoss(
-        loss=loss, logprobs=logprobs.detach(), entropies=detached, rows=total, **means
+        loss=loss,
+        logprobs=logprobs.detach(),
+        entropies=None if entropies is None else entropies.detach(),
+        rows=torch.tensor(len(logprobs)),
+        **means,
     )
 
 
@@ -147,18 +186,25 @@ def linear_policy_loss(
     cu_seqlens: Tensor,
     objective: Objective,
     *,
-    old_logprobs=None,
-    ref_logprobs=None,
-    sampler_logprobs=None,
-    row_index=None,
-    temperature=1.0,
-    bias=None,
-    softcap=None,
-    normalizer=None,
+    old_logprobs: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    sampler_logprobs: Tensor | None = None,
+    row_index: Tensor | None = None,
+    temperature: float = 1.0,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    normalizer: float | Tensor | None = None,
 ) -> PolicyLoss:
     """policy_loss of linear_logprob."""
-    head = {"temperature": temperature, "bias": bias, "softcap": softcap, "row_index": row_index}
-    logprobs, entropies = linear_logprob(hidden, weight, targets, **head)
+    logprobs, entropies = linear_logprob(
+        hidden,
+        weight,
+        targets,
+        temperature=temperature,
+        bias=bias,
+        softcap=softcap,
+        row_index=row_index,
+    )
     return policy_loss(
         logprobs,
         advantages,
@@ -172,44 +218,54 @@ def linear_policy_loss(
     )
 
 
-def group_advantage(rewards: Tensor, cu_groups: Tensor, *, kind: str) -> Tensor:
+def group_advantage(rewards: Tensor, cu_groups: Tensor, *, kind: AdvantageKind) -> Tensor:
     """Group after group, in Python floats."""
-    values, bounds = rewards.tolist(), cu_groups.tolist()
+    values = rewards.tolist()
     advantages = [0.0] * len(values)
-    for start, end in zip(bounds, bounds[1:], strict=False):
-        known = [i for i in range(start, end) if values[i] == values[i]]
+    for start, stop in itertools.pairwise(cu_groups.tolist()):
+        known = [i for i in range(start, stop) if values[i] == values[i]]
         group = [values[i] for i in known]
         if len(set(group)) < 2:
             continue
-        mean, n = statistics.fmean(group), len(group)
-        scale = {"grpo": 1 / (statistics.stdev(group) + 1e-4), "rloo": n / (n - 1)}.get(kind, 1.0)
+        mean = statistics.fmean(group)
+        count = len(group)
+        scale = 1.0
+        if kind == "grpo":
+            scale = 1 / (statistics.stdev(group) + 1e-4)
+        elif kind == "rloo":
+            scale = count / (count - 1)
         for i in known:
             advantages[i] = (values[i] - mean) * scale
     if kind == "batch":
-        known = sum(value == value for value in values)
-        rms = (sum(a * a for a in advantages) / max(1, known)) ** 0.5
-        advantages = [a / (rms + 1e-4) for a in advantages]
+        count = sum(value == value for value in values)
+        rms = (sum(advantage * advantage for advantage in advantages) / max(1, count)) ** 0.5
+        advantages = [advantage / (rms + 1e-4) for advantage in advantages]
     return torch.tensor(advantages, dtype=rewards.dtype)
 
 
-def majority_vote(keys: Tensor, cu_groups: Tensor, *, weights=None, share_over="all") -> Vote:
-    """Group after group, with a dict that remembers which answer came first."""
-    names, bounds = keys.tolist(), cu_groups.tolist()
-    each = [1.0] * len(names) if weights is None else weights.tolist()
+def majority_vote(
+    keys: Tensor,
+    cu_groups: Tensor,
+    *,
+    weights: Tensor | None = None,
+    share_over: ShareOver = "all",
+) -> Vote:
+    """Group after group, with a dict that keeps answers in the order of their first rollout."""
+    answers = keys.tolist()
+    rollout_weights = [1.0] * len(answers) if weights is None else weights.tolist()
     majority, share, runner_up, rewards = [], [], [], []
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, stop in itertools.pairwise(cu_groups.tolist()):
         votes: dict[int, float] = {}
-        for key, weight in zip(names[start:end], each[start:end], strict=True):
-            votes[key] = votes.get(key, 0.0) + weight
-        silent = votes.pop(0, 0.0)
-        total = sum(votes.values()) + (silent if share_over == "all" else 0.0)
-        ranked = [
-            key for key in sorted(votes, key=lambda key: -votes[key]) if votes[key] > 0
-        ]  # stable: ties in order
+        for i in range(start, stop):
+            votes[answers[i]] = votes.get(answers[i], 0.0) + rollout_weights[i]
+        silent_votes = votes.pop(0, 0.0)
+        total = sum(votes.values()) + (silent_votes if share_over == "all" else 0.0)
+        ranked = sorted(votes, key=lambda key: -votes[key])  # stable: ties stay in order
+        ranked = [key for key in ranked if votes[key] > 0]
         majority.append(ranked[0] if ranked else 0)
         share.append(votes[ranked[0]] / total if ranked else 0.0)
         runner_up.append(votes[ranked[1]] / total if len(ranked) > 1 else 0.0)
-        rewards += [float(key != 0 and key == majority[-1]) for key in names[start:end]]
+        rewards += [float(key != 0 and key == majority[-1]) for key in answers[start:stop]]
     return Vote(
         majority=torch.tensor(majority, dtype=torch.int64),
         share=torch.tensor(share, dtype=torch.float32),

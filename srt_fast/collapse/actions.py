@@ -15,7 +15,12 @@ from srt_fast.config import MonitorConfig
 from srt_fast.learner import Learner
 from srt_fast.model.policy import Policy
 from srt_fast.rewards.pipeline import RewardPipeline
-from srt_fast.run.checkpoint import CheckpointError, list_checkpoints, save_checkpoint
+from srt_fast.run.checkpoint import (
+    CheckpointError,
+    checkpoint_step,
+    list_checkpoints,
+    save_checkpoint,
+)
 from srt_fast.run.folder import RunFolder
 from srt_fast.sampling import Sampler
 from srt_fast.sampling.prefetch import BatchPrefetcher
@@ -177,7 +182,7 @@ class CollapseHandler:
 
         link = self._run.folder / "best_model"
         try:
-            save_checkpoint(self._best_folder, step, write, keep=99, link=link, again=True)
+            save_checkpoint(self._best_folder, step, write, keep=99, link=link, overwrite=True)
         except CheckpointError as error:
             self._run.event(step, "checkpoint_failed", str(error))
             return
@@ -185,7 +190,7 @@ class CollapseHandler:
 
     def _delete_best(self, is_obsolete: Callable[[int], bool]) -> None:
         for folder in list_checkpoints(self._best_folder):
-            if is_obsolete(int(folder.name.removeprefix("step-"))):
+            if is_obsolete(checkpoint_step(folder)):
                 shutil.rmtree(folder)
 
     def _load_best(self, step: int) -> int:
@@ -193,7 +198,7 @@ class CollapseHandler:
         folder = list_checkpoints(self._best_folder)[-1]
         self._policy.load(folder / "model")
         self.acted_at = step
-        return int(folder.name.removeprefix("step-"))
+        return checkpoint_step(folder)
 
     # ---- state ----
 

@@ -16,8 +16,8 @@ from srt_fast.model.logprobs import rollout_logprobs
 from srt_fast.model.policy import Policy, longest_prompt
 from srt_fast.sampling import Sampler
 from srt_fast.sampling.base import SamplingParams
+from srt_fast.sampling.prompts import fitting_prompts
 from srt_fast.tasks.base import Task
-from srt_fast.tasks.prompt import prompt_ids
 from srt_fast.types import Rollouts
 from srt_kernels import AnswerReader, majority_vote
 
@@ -53,13 +53,9 @@ class CollapseProbe:
         self._check = check
         count = config.monitor.prompts
         problems = task.held_out(config.evaluation.prompts + count)[-count:]
-        limit = longest_prompt(policy, config.sampling)
-        pairs = [
-            (problem, prompt_ids(problem, config.task, policy.tokenizer)) for problem in problems
-        ]
-        self._problems = [problem for problem, ids in pairs if len(ids) <= limit]
-        self._prompts = [ids for _, ids in pairs if len(ids) <= limit]
+        self._problems, self._prompts = fitting_prompts(problems, config, policy)
         if not self._prompts:
+            limit = longest_prompt(policy, config.sampling)
             raise ValueError(
                 f"sampling.max_prompt_tokens: expected held-out prompts of at most {limit} tokens "
                 f"for the monitor, got {len(problems)} longer ones"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from srt_fast.config import Config, EvalConfig
 from srt_fast.evaluation.scores import summarize
 from srt_fast.model.policy import Policy, longest_prompt
 from srt_fast.sampling.base import Sampler, SamplingParams
+from srt_fast.sampling.prompts import fitting_prompts
 from srt_fast.tasks.base import Task
-from srt_fast.tasks.prompt import prompt_ids
-from srt_kernels.answers.reader import AnswerReader
-from srt_kernels.groups.majority_vote import majority_vote
+from srt_fast.types import Problem, Rollouts
+from srt_kernels import AnswerReader, majority_vote
 
 EVAL_SEED = 20260101
 
@@ -23,56 +25,83 @@ def evaluate(
     task: Task,
     config: Config,
     settings: EvalConfig,
-) -> dict[str, float]:
-    """Sample `settings.samples` completions of each held-out prompt and score them against gold.
+) -> dict[str, float | int | None]:
+    """Sample `settings.samples` completions of each held-out prompt and compare them with gold.
 
-    The caller's random state is left as it was, so that evaluating more or less often changes no training step, and
-    every evaluation draws with the same seed. Accuracies are absent where the task has no gold answers.
+    Every evaluation draws with the same seed and restores the caller's random state. So the number
+    of evaluations changes no training step. Samples without top_p, top_k and min_p on purpose: an
+    evaluation measures the policy itself.
+
+    Returns:
+        `vote_share`, `truncated` and `completion_tokens`; `prompts_too_long`, the number of
+        prompts that are left out of every score, if there are any; and the scores of `summarize` if
+        the task has gold answers.
+
+    Raises:
+        ValueError: All held-out prompts are too long.
     """
-    samples = settings.samples if settings.temperature > 0 else 1
-    limit, asked = longest_prompt(policy, config.sampling), task.held_out(settings.prompts)
-    pairs = [(problem, prompt_ids(problem, config.task, policy.tokenizer)) for problem in asked]
-    problems = [problem for problem, ids in pairs if len(ids) <= limit]
-    prompts = [ids for _, ids in pairs if len(ids) <= limit]
+    held_out = task.held_out(settings.prompts)
+    problems, prompts = fitting_prompts(held_out, config, policy)
     if not prompts:
         raise ValueError(
-            f"sampling.max_prompt_tokens: expected held-out prompts of at most {limit} tokens, "
-            f"got {len(pairs)} longer ones"
+            "sampling.max_prompt_tokens: expected held-out prompts of at most "
+            f"{longest_prompt(policy, config.sampling)} tokens, got {len(held_out)} longer ones"
         )
-    devices = [policy.device] if policy.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(EVAL_SEED)
-        params = SamplingParams(
-            n=samples, temperature=settings.temperature, max_tokens=config.sampling.max_new_tokens
-        )
-        rollouts = sampler.sample(prompts, params)
+    params = SamplingParams(
+        n=settings.samples if settings.temperature > 0 else 1,  # greedy samples are all the same
+        temperature=settings.temperature,
+        max_tokens=config.sampling.max_new_tokens,
+    )
+    rollouts = _sample(sampler, prompts, params, policy.device)
     answers = reader.read(rollouts.tokens, rollouts.cu_seqlens)
     keys = reader.keys(rollouts.tokens, rollouts.cu_seqlens)
     vote = majority_vote(keys, rollouts.cu_groups)
-    groups = [answers[i : i + samples] for i in range(0, len(answers), samples)]
     shares = vote.share.tolist()
-    result = {
+    scores: dict[str, float | int | None] = {
         "vote_share": sum(shares) / len(shares),
         "truncated": rollouts.truncated.float().mean().item(),
         "completion_tokens": len(rollouts.tokens) / len(answers),
     }
-    if len(prompts) < len(asked):
-        result["prompts_too_long"] = len(asked) - len(prompts)  # left out of every figure
+    if len(prompts) < len(held_out):
+        scores["prompts_too_long"] = len(held_out) - len(prompts)
     if not task.has_gold:
-        return result
-    correct = [
-        [task.correct(answer, problem) for answer in group]
-        for group, problem in zip(groups, problems, strict=True)
-    ]
-    majority = _majority_correct(keys.view(-1, samples).tolist(), vote.majority.tolist(), correct)
-    return {**result, **summarize(correct, majority, shares)}
+        return scores
+    correct = _correct(task, problems, answers, params.n)
+    key_groups = keys.view(-1, params.n).tolist()
+    majority_correct = _majority_correct(key_groups, vote.majority.tolist(), correct)
+    return scores | summarize(correct, majority_correct, shares)
+
+
+def _sample(
+    sampler: Sampler, prompts: list[list[int]], params: SamplingParams, device: torch.device
+) -> Rollouts:
+    """Sample with EVAL_SEED, and restore the random state."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(EVAL_SEED)
+        return sampler.sample(prompts, params)
+
+
+def _correct(
+    task: Task, problems: list[Problem], answers: Sequence[str | None], samples: int
+) -> list[list[bool]]:
+    """Whether each answer is correct, for each problem. `samples` answers in turn are of one."""
+    correct = []
+    for index, problem in enumerate(problems):
+        group = answers[index * samples : (index + 1) * samples]
+        correct.append([task.correct(answer, problem) for answer in group])
+    return correct
 
 
 def _majority_correct(
-    keys: list[list[int]], majority: list[int], correct: list[list[bool]]
+    key_groups: list[list[int]], majority_keys: list[int], correct: list[list[bool]]
 ) -> list[bool]:
-    """Whether each group's majority answer is correct: the verdict on the first rollout that gave it."""
+    """Whether the majority's answer is correct, for each prompt. False without an answer (key 0).
+
+    It is correct if the first rollout with this answer is correct.
+    """
+    groups = zip(key_groups, majority_keys, correct, strict=True)
     return [
-        key != 0 and verdicts[group.index(key)]
-        for group, key, verdicts in zip(keys, majority, correct, strict=True)
+        majority_key != 0 and group_correct[keys.index(majority_key)]
+        for keys, majority_key, group_correct in groups
     ]

@@ -1,1 +1,1 @@
-"""srt_kernels inside other projects: one thin file for each."""
+"""srt_kernels inside other projects. Each project has a module of its own; none imports another."""

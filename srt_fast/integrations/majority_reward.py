@@ -1,109 +1,114 @@
-"""The group's majority vote as a reward function of TRL's, over all processes."""
+"""The majority vote of each prompt's completions as a reward function for TRL."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from srt_fast.integrations.padded import offsets
+from srt_fast.integrations.padded import lengths_to_offsets
 from srt_kernels import majority_vote
-from srt_kernels.answers.extract import answer_key, read_answer
+from srt_kernels.answers.canonical import answer_key
+from srt_kernels.answers.extract import read_answer
 from srt_kernels.core.checks import expect
+
+Message = dict[str, Any]  # of a conversation: role, content
 
 
 def majority_reward(rule: str = "boxed") -> Callable[..., list[float]]:
-    r"""A TRL reward function without labels: 1 for each completion whose final answer is its group's majority, else 0.
+    """A TRL reward function without labels: 1 if the final answer is the group's majority, else 0.
 
-    rule says how to find the answer (srt_kernels.read_answer: boxed, tag, last_number, whole); spellings of one answer
-    are one vote, and no answer never earns. Of a conversation the last message of the assistant counts.
+    rule: where the final answer is (read_answer: boxed, tag, last_number, whole). Different
+    spellings of an answer are one vote. A completion without an answer earns 0. In a conversation
+    the assistant's last message counts.
 
-    A group is all completions of one prompt in the batch. TRL puts num_generations copies of a prompt next to each
-    other, and splits that batch over processes wherever it wants to; so each process sends keys of 8 bytes for prompt and
-    answer to all others and groups by prompt. Copies of a prompt in the data set vote together. A prompt with one
-    completion (a data set's prompt that was changed for each, num_generations_eval 1) is a ValueError: its vote would be
-    its own. All processes must call it equally often, as TRL does.
+    A group is all completions of one prompt in the batch, over all processes. TRL puts
+    num_generations copies of a prompt next to each other, but it may split a group over processes.
+    So every process sends an 8-byte key of each prompt and answer to all others, and groups by
+    prompt. Prompts that occur twice in the data set vote together. All processes must call the
+    function equally often, as TRL does.
 
-    Logs vote/share, the mean part of a group that agrees, and vote/answered, the part of completions with an answer.
+    Logs vote/share, the mean share of the majority in a group, and vote/answered, the fraction of
+    completions with an answer.
+
+    Raises ValueError for an unknown rule, for prompts that are not text, and for a prompt with one
+    completion: its vote would be its own answer. The last happens if num_generations_eval is 1.
     """
-    read_answer("", rule)  # an unknown rule raises here
+    read_answer("", rule)  # raises for an unknown rule
 
     def reward(
         prompts: list,
         completions: list,
         log_metric: Callable[[str, float], None] | None = None,
-        **columns,
-    ):
-        own = [
-            (_prompt_key(prompt), answer_key(read_answer(_text(completion), rule)))
+        **columns: Any,
+    ) -> list[float]:
+        local_keys = [
+            (_prompt_key(prompt), answer_key(read_answer(_last_text(completion), rule)))
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
-        everyone, first = _gather(own)
-        rewards, share, answered = _vote(
-            *torch.tensor(everyone, dtype=torch.int64).view(-1, 2).unbind(1)
-        )
+        all_keys, first = _gather(local_keys)
+        prompt_keys, answer_keys = torch.tensor(all_keys, dtype=torch.int64).view(-1, 2).unbind(1)
+        rewards, share, answered = _vote(prompt_keys, answer_keys)
         if log_metric is not None:
             log_metric("vote/share", share)
             log_metric("vote/answered", answered)
-        return rewards[first : first + len(own)].tolist()
+        return rewards[first : first + len(local_keys)].tolist()
 
     reward.__name__ = "majority_reward"  # TRL logs rewards under it
     return reward
 
 
-def _vote(prompt_keys: Tensor, keys: Tensor) -> tuple[Tensor, float, float]:
-    """[R] prompts and answers -> rewards [R] in the same order, mean share of the groups, part that has an answer."""
+def _vote(prompt_keys: Tensor, answer_keys: Tensor) -> tuple[Tensor, float, float]:
+    """Rewards [R] in the order of the keys [R], mean majority share, fraction with an answer."""
     _, group, sizes = prompt_keys.unique(return_inverse=True, return_counts=True)
-    expect(
-        bool((sizes > 1).all()),
-        "prompts",
-        "at least two completions of each",
-        f"{int((sizes == 1).sum())} with one",
-    )
+    singles = int((sizes == 1).sum())
+    expect(singles == 0, "prompts", "at least two completions of each", f"{singles} with one")
     order = group.argsort(stable=True)
-    vote = majority_vote(keys[order], offsets(sizes))
+    vote = majority_vote(answer_keys[order], lengths_to_offsets(sizes))
     rewards = torch.empty_like(vote.rewards)
     rewards[order] = vote.rewards
     return rewards, vote.share.mean().item(), vote.valid.float().mean().item()
 
 
-def _gather(own: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], int]:
-    """The keys of all processes, in the order of their ranks, and where this process's begin."""
+def _gather(local_keys: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], int]:
+    """The keys of all processes in the order of their ranks, and where this process's begin."""
     if not (dist.is_available() and dist.is_initialized()):
-        return own, 0
+        return local_keys, 0
     parts: list = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, own)
-    return sum(parts, []), sum(map(len, parts[: dist.get_rank()]))
+    dist.all_gather_object(parts, local_keys)
+    first = sum(len(part) for part in parts[: dist.get_rank()])
+    return sum(parts, []), first
 
 
-def _prompt_key(prompt: str | list[dict]) -> int:
+def _prompt_key(prompt: str | list[Message]) -> int:
     """Signed 64-bit hash, the same in every process."""
-    text = (
-        prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=_no_text)
-    )
-    return int.from_bytes(
-        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(),
-        "little",
-        signed=True,
-    )
+    if isinstance(prompt, str):
+        text = prompt
+    else:
+        text = json.dumps(prompt, sort_keys=True, default=_refuse_part)
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
-def _no_text(part: object) -> None:
-    raise ValueError(
-        f"prompts: expected strings or messages of text, got a {type(part).__name__} in one"
-    )
+def _refuse_part(part: object) -> None:
+    """For a part of a message that JSON cannot encode, for example an image."""
+    expected = "strings or messages of text"
+    raise ValueError(f"prompts: expected {expected}, got a {type(part).__name__} in one")
 
 
-def _text(completion: str | list[dict]) -> str:
-    """What the assistant wrote last."""
+def _last_text(completion: str | list[Message]) -> str:
+    """The text of a completion: of a conversation, the assistant's last message."""
     if isinstance(completion, str):
         return completion
-    said = [message.get("content") for message in completion if message.get("role") == "assistant"]
-    content = said[-1] if said else None
-    if isinstance(content, list):  # parts, as multimodal templates have them
+    contents = [
+        message.get("content") for message in completion if message.get("role") == "assistant"
+    ]
+    content = contents[-1] if contents else None
+    if isinstance(content, list):  # the parts of a multimodal template
         return "".join(part.get("text", "") for part in content)
     return content or ""

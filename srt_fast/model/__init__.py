@@ -1,0 +1,4 @@
+"""The model: loading, packed forward pass, log-probs.
+
+Only this folder imports transformers' models.
+"""

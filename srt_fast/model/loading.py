@@ -1,120 +1,133 @@
-"""TODO."""
+"""Loading a policy: from a folder, a .gguf file or a hub id, onto its device, with its kernels."""
 
 from __future__ import annotations
 
 import importlib.util
-import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from srt_fast.config import ModelConfig
 from srt_fast.model.attention import ATTENTION
+from srt_fast.model.layer_kernels import apply_layer_kernels
 from srt_fast.model.policy import Policy
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto", "cpu" or "cuda" to a device. ValueError for "cuda" without one."""
-    if name == "cuda" and not torch.cuda.is_available():
+    """The device for "auto", "cpu" or "cuda". Raises ValueError for "cuda" without a device."""
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
         raise ValueError(
-            "model.device: expected a CUDA device for 'cuda', got none (torch.cuda.is_available() is False)"
+            "model.device: expected a CUDA device for 'cuda', got none "
+            "(torch.cuda.is_available() is False)"
         )
-    return torch.device(
-        "cuda"
-        if name == "auto" and torch.cuda.is_available()
-        else "cpu"
-        if name == "auto"
-        else name
-    )
+    if name == "auto":
+        return torch.device("cuda" if has_cuda else "cpu")
+    return torch.device(name)
 
 
 def load_policy(path: str, config: ModelConfig) -> Policy:
-    """Load a local Hugging Face folder, a .gguf file or a hub id (safetensors only) with its tokenizer.
+    """Load a model with its tokenizer.
 
-    Raises ValueError for a missing folder, a folder without config.json, a GGUF file without the gguf package, or a
-    model that the hub or transformers refuses.
+    path: a Hugging Face folder, a .gguf file or a hub id. Only safetensors are read from folders
+    and from the hub.
+
+    Raises ValueError for a missing file or folder, a folder without config.json, a GGUF file
+    without the gguf package, a model that the hub or transformers refuses, an architecture that
+    cannot pack (Policy), and for config.kernels "liger" where that is not possible.
     """
-    source, kwargs = _source(path)
-    trust = config.trust_remote_code
+    source, arguments = _pretrained_arguments(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            source, trust_remote_code=trust, **_tokenizer_kwargs(kwargs)
+            source,
+            trust_remote_code=config.trust_remote_code,
+            **_only_gguf_file(arguments),
         )
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=getattr(torch, config.dtype),
-            trust_remote_code=trust,
+            trust_remote_code=config.trust_remote_code,
             attn_implementation=ATTENTION,
-            **({} if "gguf_file" in kwargs else {"use_safetensors": True}),
-            **kwargs,
+            **arguments,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
+        message = str(error).strip() or repr(error)
         raise ValueError(
-            f"model.path: could not load {path!r}: {(str(error).strip() or repr(error)).splitlines()[0]}"
+            f"model.path: could not load {path!r}: {message.splitlines()[0]}"
         ) from error
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            f"model.path: expected a tokenizer with an end-of-sequence token, got none in {path!r}"
-        )
-    return Policy(model.to(pick_device(config.device)), tokenizer, config)
+    _check_tokenizer(tokenizer, path)
+    model = model.to(pick_device(config.device))
+    apply_layer_kernels(model, config.kernels)
+    return Policy(model, tokenizer, config)
 
 
 def load_reference(path: str, config: ModelConfig) -> Policy:
-    """A frozen second copy of the starting model, for KL terms."""
+    """A frozen policy: the reference of a KL term, or a teacher."""
     reference = load_policy(path, config)
     reference.model.requires_grad_(False)
     reference.model.eval()
     return reference
 
 
+def check_path(path: str) -> None:
+    """Raise ValueError for a path that cannot be a model. Loads nothing."""
+    _pretrained_arguments(path)
+
+
 def quiet_transformers() -> None:
-    """Keep transformers' own progress bars and warnings off the terminal that our progress is drawn on."""
+    """Keep transformers' progress bars and log messages off the terminal, where ours are drawn."""
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    warnings.filterwarnings(
-        "ignore", "`gradient_checkpointing_enable` is deprecated", FutureWarning
-    )
 
 
-def check_path(path: str) -> None:
-    """Raise ValueError at once for a path that cannot be a model, before anything loads."""
-    _source(path)
-
-
-def _source(path: str) -> tuple[str, dict]:
+def _pretrained_arguments(path: str) -> tuple[str, dict[str, Any]]:
+    """What from_pretrained takes for a path: folder or hub id, and keyword arguments."""
     local = Path(path).expanduser()
     if local.suffix == ".gguf":
-        if not local.is_file():
-            raise ValueError(
-                f"model.path: expected a GGUF file, got {path!r}, which does not exist"
-            )
-        if importlib.util.find_spec("gguf") is None:
-            raise ValueError(
-                f"model.path: reading {local.name} needs the gguf package, which is not installed: pip install gguf"
-            )
-        kwargs = {"gguf_file": local.name}
-        if hasattr(
-            transformers, "GgufConfig"
-        ):  # newer transformers leave weights in GGUF blocks unless told
-            kwargs["quantization_config"] = transformers.GgufConfig(dequantize=True)
-        return str(local.parent), kwargs
+        return str(local.parent), _gguf_arguments(path, local)
     if local.is_dir():
         if not (local / "config.json").is_file():
             raise ValueError(
-                f"model.path: expected a Hugging Face model folder with config.json, got {path!r} without one"
+                "model.path: expected a Hugging Face model folder with config.json, "
+                f"got {path!r} without one"
             )
-        return str(local), {}
+        return str(local), {"use_safetensors": True}
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if local.exists() or looks_local:
+        problem = "is a file" if local.exists() else "does not exist"
         raise ValueError(
-            f"model.path: expected a model folder, a .gguf file or a hub id, got {path!r}, "
-            + ("which is a file" if local.exists() else "which does not exist")
+            "model.path: expected a model folder, a .gguf file or a hub id, "
+            f"got {path!r}, which {problem}"
         )
-    return path, {}
+    return path, {"use_safetensors": True}
 
 
-def _tokenizer_kwargs(kwargs: dict) -> dict:
-    return {key: value for key, value in kwargs.items() if key == "gguf_file"}
+def _gguf_arguments(path: str, local: Path) -> dict[str, Any]:
+    if not local.is_file():
+        raise ValueError(f"model.path: expected a GGUF file, got {path!r}, which does not exist")
+    if importlib.util.find_spec("gguf") is None:
+        raise ValueError(
+            f"model.path: expected the gguf package to read {local.name}, got none: "
+            "pip install gguf"
+        )
+    arguments: dict[str, Any] = {"gguf_file": local.name}
+    if hasattr(transformers, "GgufConfig"):
+        # Newer versions of transformers keep weights in GGUF's blocks without this.
+        arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    return arguments
+
+
+def _only_gguf_file(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that a tokenizer takes."""
+    return {name: value for name, value in arguments.items() if name == "gguf_file"}
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"model.path: expected a tokenizer with an end-of-sequence token, got none in {path!r}"
+        )

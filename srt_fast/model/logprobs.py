@@ -1,37 +1,48 @@
-"""A policy's own log-probs of sampled tokens: what the loss, the KL terms and the check of the sampler compare."""
+"""The policy's log-probs and statistics of sampled tokens, without gradient."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
 from srt_fast.model.packing import pack
-from srt_fast.model.policy import Policy
-from srt_fast.types import MicroBatch, Rollouts
-from srt_kernels.lm_head.linear_logprob import linear_logprob
+from srt_fast.model.policy import LMHeadParameters, Policy
+from srt_fast.types import PackedSequences, Rollouts
+from srt_kernels import linear_logprob
+
+
+class HeadOptions(TypedDict):
+    """Keyword arguments of srt_kernels' LM head ops."""
+
+    bias: Tensor | None
+    softcap: float | None
+    row_index: Tensor
+    temperature: float
 
 
 def head_inputs(
-    policy: Policy, batch: MicroBatch, temperature: float
-) -> tuple[tuple[Tensor, Tensor, Tensor], dict]:
-    """What the loss ops take of a model: hidden states, head and targets; and the head's options at this temperature.
+    policy: Policy, batch: PackedSequences, temperature: float
+) -> tuple[tuple[Tensor, Tensor, Tensor], HeadOptions]:
+    """The model's part of the arguments of linear_logprob and linear_policy_loss.
 
-    batch: a MicroBatch, or whatever else has its input_ids, position_ids, cu_input, targets and row_index.
+    Returns (hidden [T, H], weight [V, H], targets [n]) and the keyword arguments. The forward pass
+    runs here, with gradient if it is enabled.
     """
     head = policy.head
     hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.cu_input)
-    scale = (
-        head.temperature_factor
-    )  # models divide by it before their softcap, srt_kernels' temperature comes after
-    return (hidden, head.weight, batch.targets), {
-        "bias": head.bias,
-        "softcap": None if head.softcap is None else head.softcap * scale,
-        "row_index": batch.row_index,
-        "temperature": temperature * scale,
-    }
+    # A model divides by the factor before its softcap. srt_kernels divides after the softcap.
+    factor = head.temperature_factor
+    options = HeadOptions(
+        bias=head.bias,
+        softcap=None if head.softcap is None else head.softcap * factor,
+        row_index=batch.row_index,
+        temperature=temperature * factor,
+    )
+    return (hidden, head.weight, batch.targets), options
 
 
 @torch.no_grad()
@@ -44,14 +55,17 @@ def rollout_logprobs(
     token_budget: int,
     check: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """[N] fp32 log-probs, in nats, of these rollouts' tokens under the policy; other tokens' are NaN."""
-    out = torch.full_like(rollouts.logprobs, float("nan"))
-    nothing = torch.zeros(len(rollouts.truncated), device=out.device)
-    for batch in pack(rollouts, nothing, indices, token_budget):
+    """[N] fp32 log-probs in nats of the tokens of the rollouts `indices`. Other tokens have NaN.
+
+    check is called before each micro-batch. It may raise to stop early.
+    """
+    logprobs = torch.full_like(rollouts.logprobs, float("nan"))
+    zero_advantages = torch.zeros(len(rollouts.truncated), device=logprobs.device)
+    for batch in pack(rollouts, zero_advantages, indices, token_budget):
         check()
         tensors, options = head_inputs(policy, batch, temperature)
-        out[batch.token_index] = linear_logprob(*tensors, **options)[0]
-    return out
+        logprobs[batch.token_index] = linear_logprob(*tensors, **options)[0]
+    return logprobs
 
 
 @torch.no_grad()
@@ -63,30 +77,44 @@ def rollout_statistics(
     token_budget: int,
     check: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
-    """[N] entropies of the policy's distributions and [N] their certainty KL(U || p) = logsumexp(z) - mean(z) - log V, fp32 nats.
+    """Entropies [N] of the policy's distributions, and their certainty [N], in fp32 nats.
 
-    The mean of z over the vocabulary is the hidden state's product with the head's mean row, so certainty costs two dot products
-    a token beside the log-prob. It is NaN for a head with a softcap, through which means do not pass.
+    Certainty is KL(U || p) = logsumexp(z) - mean(z) - log V, of the uniform distribution U and
+    logits z. The mean of z over the vocabulary is the product of the hidden state with the mean row
+    of the head's weight. So certainty costs two dot products a token more than the log-prob. It is
+    NaN for a head with a softcap: the mean does not pass through a softcap.
+
+    check is called before each micro-batch. It may raise to stop early.
     """
     head = policy.head
-    everything = torch.arange(len(rollouts.truncated), device=rollouts.tokens.device)
-    entropies, certainty = (
-        torch.empty_like(rollouts.logprobs),
-        torch.full_like(rollouts.logprobs, float("nan")),
-    )
+    device = rollouts.tokens.device
+    entropies = torch.empty_like(rollouts.logprobs)
+    certainty = torch.full_like(rollouts.logprobs, float("nan"))
     mean_row = head.weight.mean(0, dtype=torch.float32)
-    bias = torch.zeros(1, device=mean_row.device) if head.bias is None else head.bias.float()
-    for batch in pack(
-        rollouts, torch.zeros(len(everything), device=everything.device), everything, token_budget
-    ):
+    all_rollouts = torch.arange(len(rollouts.truncated), device=device)
+    zero_advantages = torch.zeros(len(all_rollouts), device=device)
+    for batch in pack(rollouts, zero_advantages, all_rollouts, token_budget):
         check()
-        (hidden, weight, targets), options = head_inputs(policy, batch, temperature)
-        logprobs, entropies[batch.token_index] = linear_logprob(hidden, weight, targets, **options)
+        tensors, options = head_inputs(policy, batch, temperature)
+        logprobs, entropies[batch.token_index] = linear_logprob(*tensors, **options)
         if head.softcap is None:
-            rows = hidden[batch.row_index].float()
-            chosen = (rows * weight[targets].float()).sum(1) + (
-                bias[targets] if head.bias is not None else 0.0
-            )
-            centred = (chosen - rows @ mean_row - bias.mean()) / options["temperature"]
-            certainty[batch.token_index] = centred - logprobs - math.log(weight.shape[0])
+            hidden = tensors[0][batch.row_index].float()
+            logits = _target_logits_above_mean(hidden, batch.targets, head, mean_row)
+            centred = logits / options["temperature"]
+            certainty[batch.token_index] = centred - logprobs - math.log(len(head.weight))
     return entropies, certainty
+
+
+def _target_logits_above_mean(
+    hidden: Tensor, targets: Tensor, head: LMHeadParameters, mean_row: Tensor
+) -> Tensor:
+    """[n] fp32: each target's logit minus the mean logit, at temperature 1.
+
+    hidden [n, H] fp32, targets [n], mean_row [H]: the mean of head.weight over the vocabulary.
+    """
+    target_logits = (hidden * head.weight[targets].float()).sum(1)
+    mean_logits = hidden @ mean_row
+    if head.bias is None:
+        return target_logits - mean_logits
+    bias = head.bias.float()
+    return target_logits + bias[targets] - mean_logits - bias.mean()

@@ -1,18 +1,13 @@
-"""The model: loading, and the packed forward to hidden states. The one file that imports transformers' models.
-
-A packed forward has no padding: sequences lie back to back in one row of tokens, and attention must not cross from
-one into the next. Which attention computes that:
-- flash-attn's varlen kernels, where flash-attn is installed and the tensors are on CUDA;
-- torch's varlen_attn on other CUDA machines (float16 and bfloat16; float32 takes the exact path below);
-- else exact per-sequence attention through torch's SDPA, sequences of one length in one call.
-"""
+"""A causal language model as the trainer uses it: packed forward pass, LM head and weights."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,43 +16,51 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from srt_fast.config import ModelConfig, SamplingConfig
 
-PARITY_BAR = (
-    1e-4  # relative to the largest logit; float32 models agree to about 1e-6 (tests/test_policy.py)
-)
+# Largest difference of two logits, relative to the largest logit, that _check_architecture allows.
+# Float32 models agree to about 1e-6 (tests/model/test_policy.py). Bfloat16 has 8 bits of precision
+# and loses some of them in each layer.
+PARITY_FLOAT32 = 1e-4
+PARITY_BFLOAT16 = 3e-2
+
+# Attributes in which modules keep a dropout rate, besides the p of nn.Dropout.
+DROPOUTS = ("attention_dropout", "activation_dropout", "hidden_dropout", "dropout", "layerdrop")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LMHeadParameters:
-    """The LM head as the loss kernels take it: logits = softcap(hidden @ weight.T + bias) / temperature_factor."""
+    """The LM head of a model.
+
+    logits = softcap * tanh(z / softcap) with z = (hidden @ weight.T + bias) / temperature_factor.
+    Without a softcap, logits = z.
+    """
 
     weight: Tensor  # [V, H]
     bias: Tensor | None  # [V]
-    softcap: float | None  # Gemma 2: softcap * tanh(logits / softcap)
-    temperature_factor: float  # Granite divides logits by this, Cohere multiplies by its inverse
+    softcap: float | None  # Gemma 2
+    temperature_factor: float  # Granite divides logits by it, Cohere multiplies by its inverse
 
 
 class Policy:
-    """A causal LM that maps packed tokens to hidden states.
+    """A causal language model that maps packed tokens to hidden states.
 
-    Raises ValueError when the model's own logits are not its head applied to its hidden states (an architecture with
-    a step between the two that the loss kernels do not know).
+    Switches dropout off, and gradient checkpointing on if the config asks for it.
+
+    Raises ValueError if the model's logits differ from its LM head applied to its packed hidden
+    states. The loss kernels do not know such an architecture.
     """
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig
     ):
-        self.model, self.tokenizer = model, tokenizer
-        self.device, self.trust_remote_code = model.device, config.trust_remote_code
-        wants_bf16 = config.autocast == "bfloat16" or (
-            config.autocast == "auto" and self.device.type == "cuda"
-        )
-        self._autocast_dtype = (
-            torch.bfloat16 if wants_bf16 and model.dtype == torch.float32 else None
-        )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.device = model.device
+        self.trust_remote_code = config.trust_remote_code
+        self.cache_argument = _cache_argument(model)
+        self._autocast_dtype = _autocast_dtype(model, config)
         disable_dropout(model)
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
-            model.train()  # transformers recomputes activations in training mode only
+            _enable_checkpointing(model)
         self._check_architecture()
 
     def save(self, folder: Path) -> None:
@@ -66,131 +69,159 @@ class Policy:
         self.tokenizer.save_pretrained(folder)
 
     def load(self, folder: Path) -> None:
-        """Take the weights that `save` wrote, in place."""
-        saved = type(self.model).from_pretrained(
+        """Copy the weights that `save` wrote into this model."""
+        saved_model = type(self.model).from_pretrained(
             folder, dtype=self.model.dtype, trust_remote_code=self.trust_remote_code
         )
-        self.model.load_state_dict(saved.state_dict())
+        self.model.load_state_dict(saved_model.state_dict())
 
     def save_config(self, folder: Path) -> None:
-        """Write config.json alone: the architecture without weights."""
+        """Write config.json only: the architecture without weights."""
         self.model.config.save_pretrained(folder)
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """What a forward pass computes in."""
+        """The dtype of matrix products in a forward pass."""
         return self._autocast_dtype or self.model.dtype
 
     def weights(self) -> Iterable[tuple[str, Tensor]]:
-        """Every weight and saved buffer under its name in a checkpoint, tied ones once, layer by layer; copies only where the
-        model does not have the checkpoint's layout (transformers fuses experts)."""
-        once = {
-            id(tensor): (name, tensor)
-            for name, tensor in reversed(self.model.state_dict(keep_vars=True).items())
-        }
-        return revert_weight_conversion(self.model, dict(reversed(once.values()))).items()
+        """All weights and saved buffers with their names in a checkpoint. Tied weights come once.
 
-    def autocast(self):
-        """The context of every forward pass, training and sampling alike."""
+        Copies a weight only if the checkpoint has another layout than the model: transformers fuses
+        the experts of mixture models.
+        """
+        first_names: dict[int, str] = {}
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            if first_names.setdefault(id(tensor), name) == name:
+                tensors[name] = tensor
+        return revert_weight_conversion(self.model, tensors).items()
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The context of every forward pass, in training and in sampling."""
         if self._autocast_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self._autocast_dtype)
 
     @property
     def head(self) -> LMHeadParameters:
-        config, lm_head = self.model.config, self.model.get_output_embeddings()
-        scale = getattr(config, "logits_scaling", None) or 1 / (
-            getattr(config, "logit_scale", None) or 1.0
-        )
+        """The LM head's parameters, not copied."""
+        config = self.model.config
+        lm_head: Any = self.model.get_output_embeddings()
+        granite_scale = getattr(config, "logits_scaling", None)
+        cohere_scale = getattr(config, "logit_scale", None) or 1.0
         return LMHeadParameters(
             weight=lm_head.weight,
             bias=getattr(lm_head, "bias", None),
             softcap=getattr(config, "final_logit_softcapping", None),
-            temperature_factor=float(scale),
+            temperature_factor=float(granite_scale or 1 / cohere_scale),
         )
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, cu_input: Tensor) -> Tensor:
-        """Last hidden states [T, H] of packed sequences, in the forward pass's type: input_ids [T], position_ids [T],
-        cu_input [r+1] int32."""
-        longest = int(cu_input.diff().max())
-        no_mask = torch.empty(
-            1, 1, 1, 1, device=self.device
-        )  # transformers passes a 4D mask on and builds none of [T, T]
+        """Last hidden states [T, H] of packed sequences, in compute_dtype.
+
+        input_ids [T], position_ids [T], cu_input [r+1] int32: where each sequence begins.
+        """
+        max_length = int(cu_input.diff().max())
+        # transformers passes a 4D mask on unchanged. Without one it would build a mask of [T, T].
+        unused_mask = torch.empty(1, 1, 1, 1, device=self.device)
         with self.autocast():
-            out = self.model.base_model(
+            output = self.model.base_model(
                 input_ids=input_ids[None],
                 position_ids=position_ids[None],
-                attention_mask=no_mask,
+                attention_mask=unused_mask,
                 use_cache=False,
                 cu_seq_lens_q=cu_input,
                 cu_seq_lens_k=cu_input,
-                max_length_q=longest,
-                max_length_k=longest,
+                max_length_q=max_length,
+                max_length_k=max_length,
             )
-        hidden = out.last_hidden_state[0]
-        return (
-            hidden if self._autocast_dtype is None else hidden.to(self._autocast_dtype)
-        )  # final norms give float32
+        hidden = output.last_hidden_state[0]
+        if self._autocast_dtype is None:
+            return hidden
+        return hidden.to(self._autocast_dtype)  # final norms return float32 under autocast
 
-    def _check_architecture(self):
+    def _check_architecture(self) -> None:
         name = f"model {type(self.model).__name__}: this architecture is not supported: "
         if getattr(self.model.config.get_text_config(), "attention_chunk_size", None):
             raise ValueError(
-                name + "expected attention over the whole sequence, got chunked attention"
+                f"{name}expected attention over the whole sequence, got chunked attention"
             )
         try:
-            gap, narrow = self._head_gap()
-        except (
-            TypeError,
-            RuntimeError,
-            ValueError,
-            AttributeError,
-        ) as error:  # arguments that it does not take
+            difference = self._logit_difference()
+        except (TypeError, RuntimeError, ValueError, AttributeError) as error:
+            # A model that does not pack raises one of these for arguments that it does not take.
             raise ValueError(
                 f"{name}expected it to take packed sequences, got {type(error).__name__}: {error}"
             ) from error
-        bar = 3e-2 if narrow else PARITY_BAR  # bfloat16: 8 bits, over a few layers
-        if not gap <= bar:
+        is_float32 = self.compute_dtype == torch.float32
+        tolerance = PARITY_FLOAT32 if is_float32 else PARITY_BFLOAT16
+        if not difference <= tolerance:  # also true for NaN
             raise ValueError(
-                f"{name}expected packed hidden states times the LM head to give the model's own logits "
-                f"(relative gap at most {bar:g}), got {gap:.3g}"
+                f"{name}expected packed hidden states times the LM head to give the model's own "
+                f"logits (relative difference at most {tolerance:g}), got {difference:.3g}"
             )
 
-    def _head_gap(self) -> tuple[float, bool]:
-        """Largest difference, relative to the largest logit, between the head on packed hidden states and the model; whether
-        those are narrower than float32."""
+    @torch.no_grad()
+    def _logit_difference(self) -> float:
+        """Largest difference between the head on packed hidden states and the model's own logits.
+
+        Relative to the largest logit, of two sequences of three and five tokens.
+        """
         ids = torch.arange(8, device=self.device) % self.model.config.vocab_size
-        cu = torch.tensor([0, 3, 8], dtype=torch.int32, device=self.device)
-        positions = torch.cat([torch.arange(3), torch.arange(5)]).to(self.device)
+        cu_input = torch.tensor([0, 3, 8], dtype=torch.int32, device=self.device)
+        position_ids = torch.cat([torch.arange(3), torch.arange(5)]).to(self.device)
         was_training = self.model.training
         self.model.eval()
-        with torch.no_grad():
-            hidden, head = self.hidden(ids, positions, cu), self.head
-            ours = (hidden @ head.weight.to(hidden.dtype).T).float()
-            if head.bias is not None:
-                ours += head.bias.float()
-            ours /= head.temperature_factor
-            if head.softcap:
-                ours = head.softcap * torch.tanh(ours / head.softcap)
-            with self.autocast():
-                own = torch.cat(
-                    [
-                        self.model(input_ids=ids[None, a:b], use_cache=False).logits[0].float()
-                        for a, b in ((0, 3), (3, 8))
-                    ]
-                )
+        packed_logits = _head_logits(self.hidden(ids, position_ids, cu_input), self.head)
+        with self.autocast():
+            first = self.model(input_ids=ids[None, :3], use_cache=False).logits[0]
+            second = self.model(input_ids=ids[None, 3:], use_cache=False).logits[0]
         self.model.train(was_training)
-        return (
-            (ours - own).abs().max() / own.abs().max().clamp_min(1)
-        ).item(), hidden.dtype != torch.float32
+        model_logits = torch.cat([first.float(), second.float()])
+        difference = (packed_logits - model_logits).abs().max()
+        return (difference / model_logits.abs().max().clamp_min(1)).item()
 
 
-DROPOUTS = ("attention_dropout", "activation_dropout", "hidden_dropout", "dropout", "layerdrop")
-"""Attributes under which modules keep a rate beside nn.Dropout's."""
+def _head_logits(hidden: Tensor, head: LMHeadParameters) -> Tensor:
+    """[T, H] -> [T, V] fp32 logits."""
+    logits = (hidden @ head.weight.to(hidden.dtype).T).float()
+    if head.bias is not None:
+        logits += head.bias.float()
+    logits /= head.temperature_factor
+    if head.softcap:
+        logits = head.softcap * torch.tanh(logits / head.softcap)
+    return logits
+
+
+def _autocast_dtype(model: PreTrainedModel, config: ModelConfig) -> torch.dtype | None:
+    """The dtype of autocast, None without autocast. Only float32 weights are autocast."""
+    on_cuda = model.device.type == "cuda"
+    wants_bfloat16 = config.autocast == "bfloat16" or (config.autocast == "auto" and on_cuda)
+    return torch.bfloat16 if wants_bfloat16 and model.dtype == torch.float32 else None
+
+
+def _cache_argument(model: PreTrainedModel) -> str:
+    """The argument of model.forward that takes a KV cache. transformers 5.24 renamed it."""
+    has_new_name = "cache" in inspect.signature(model.forward).parameters
+    return "cache" if has_new_name else "past_key_values"
+
+
+def _enable_checkpointing(model: PreTrainedModel) -> None:
+    """Recompute activations in backward. transformers does that in training mode only."""
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    if enable is None:  # before transformers 5.23
+        enable = model.gradient_checkpointing_enable
+    enable()
+    model.train()
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Dropout would make the training pass's log-probs differ from the sampler's: the ratio must be 1 on policy."""
+    """Set every dropout rate to 0.
+
+    With dropout the training pass's log-probs would differ from the sampler's. On policy the ratio
+    must be 1.
+    """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -200,16 +231,17 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def longest_prompt(policy: Policy, sampling: SamplingConfig) -> int:
-    """Most tokens that a prompt may have: sampling.max_prompt_tokens, or what the context leaves beside a completion.
+    """The largest number of tokens that a prompt may have.
 
-    ValueError where the context is too short for any prompt.
+    This is sampling.max_prompt_tokens, or what a completion leaves of the model's context. Raises
+    ValueError if the context is too short for any prompt.
     """
-    limit = getattr(
-        policy.model.config, "max_position_embeddings", None
-    )  # None where the model has no limit
-    if limit is not None and sampling.max_new_tokens >= limit:
+    context = getattr(policy.model.config, "max_position_embeddings", None)
+    if context is None:  # for example a model with relative positions
+        return sampling.max_prompt_tokens
+    if sampling.max_new_tokens >= context:
         raise ValueError(
-            f"sampling.max_new_tokens: expected less than the model's context of {limit} tokens, "
-            f"got {sampling.max_new_tokens}"
+            f"sampling.max_new_tokens: expected less than the model's context of {context} "
+            f"tokens, got {sampling.max_new_tokens}"
         )
-    return min(sampling.max_prompt_tokens, (limit or 2**62) - sampling.max_new_tokens)
+    return min(sampling.max_prompt_tokens, context - sampling.max_new_tokens)

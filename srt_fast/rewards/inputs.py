@@ -26,7 +26,7 @@ from srt_fast.sampling import Sampler
 from srt_fast.tasks.base import Task
 from srt_fast.types import Prompts, Rollouts
 from srt_kernels import AnswerReader, majority_vote
-from srt_kernels.answers.extract import answer_key
+from srt_kernels.answers.canonical import answer_key
 
 
 class RewardInputs:

@@ -12,11 +12,11 @@ from srt_fast.config import Config
 from srt_fast.model.logprobs import rollout_logprobs
 from srt_fast.model.policy import Policy, longest_prompt
 from srt_fast.rewards.base import VerificationTask
-from srt_fast.sampling.base import Sampler, SamplingParams, pack_completions
-from srt_fast.tasks.prompt import prompt_ids
+from srt_fast.sampling.base import Completion, Sampler, SamplingParams, pack_completions
+from srt_fast.tasks.prompt import tokenize_prompt
 from srt_fast.types import Problem, Reward, Rollouts
 from srt_kernels import AnswerReader
-from srt_kernels.answers.extract import answer_key
+from srt_kernels.answers.canonical import answer_key
 from srt_kernels.core.segments import segment_ids, segment_reduce
 
 VERDICT_FORMATS = {"boxed": "\\boxed{%s}", "tag": "<answer>%s</answer>"}
@@ -37,11 +37,11 @@ def question_prompts(
     prompts = []
     for index in indices:
         tokens = rollouts.tokens[offsets[index] : offsets[index + 1]]
-        text = policy.tokenizer.decode(tokens, skip_special_tokens=True)
+        text = str(policy.tokenizer.decode(tokens, skip_special_tokens=True))
         problem = problems[group[index]]
         wording = question.replace("{prompt}", problem.prompt, 1).replace("{completion}", text, 1)
         wording_problem = Problem(id=problem.id, prompt=wording)
-        prompts.append(prompt_ids(wording_problem, config.task, policy.tokenizer))
+        prompts.append(tokenize_prompt(wording_problem, config.task, policy.tokenizer))
     return prompts
 
 
@@ -62,23 +62,19 @@ def judge_rollouts(
     verdicts = []
     for verdict in "10":
         encoding = policy.tokenizer(verdict_format % verdict, add_special_tokens=False)
-        verdicts.append(torch.tensor(encoding["input_ids"], device=policy.device))
+        tokens = torch.tensor(encoding["input_ids"], device=policy.device)
+        zeros = torch.zeros(len(tokens), device=policy.device)
+        verdicts.append(Completion(tokens=tokens, logprobs=zeros, truncated=False))
     prompts = question_prompts(question, problems, rollouts, range(count), policy, config)
-    longest_verdict = max(len(verdict) for verdict in verdicts)
+    longest_verdict = max(len(verdict.tokens) for verdict in verdicts)
     limits = replace(config.sampling, max_prompt_tokens=2**31, max_new_tokens=longest_verdict)
     limit = longest_prompt(policy, limits)
     fitting = [index for index, ids in enumerate(prompts) if len(ids) <= limit]
     scores = torch.full((count,), float("nan"), device=policy.device)
     if not fitting:
         return scores
-    zeros = [torch.zeros(len(verdict), device=policy.device) for verdict in verdicts]
-    verdict_rollouts = pack_completions(
-        verdicts * len(fitting),
-        zeros * len(fitting),
-        [False] * 2 * len(fitting),
-        [prompts[index] for index in fitting],
-        samples=2,
-    )
+    fitting_prompts = [prompts[index] for index in fitting]
+    verdict_rollouts = pack_completions(verdicts * len(fitting), fitting_prompts, samples=2)
     logprobs = rollout_logprobs(
         policy,
         verdict_rollouts,

@@ -69,9 +69,11 @@ class Teacher:
     @torch.no_grad()
     def follow(self, decay: float) -> None:
         """theta <- decay theta + (1 - decay) theta of the policy."""
-        weights = list(self._model.model.parameters())
-        policy_weights = list(self._policy.model.parameters())
-        torch._foreach_lerp_(weights, policy_weights, 1 - decay)
+        policy_weights = self._policy.model.parameters()
+        for weight, policy_weight in zip(
+            self._model.model.parameters(), policy_weights, strict=True
+        ):
+            weight.lerp_(policy_weight, 1 - decay)
 
     def state_dict(self) -> dict[str, Any]:
         return self._model.model.state_dict()

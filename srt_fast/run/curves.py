@@ -1,13 +1,14 @@
-"""The figures of a run: its curves (one figure with the first six panels, one SVG per panel for the report) and a bar.
+"""The figures of a run: its curves, and a bar of where a step's time goes.
 
-Like experiment/figure.py, the other file that imports matplotlib, it draws on Figure objects: no global pyplot state and no
-display is touched.
+The PNG has the first six panels in one figure. The report has one SVG per panel.
+
+Draws on Figure objects, as experiment/figure.py does: no pyplot state and no display is touched.
+These two files are the only ones that import matplotlib.
 """
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -16,213 +17,175 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-Row = dict[str, Any]
-Series = tuple[str, str, str]  # kind of row, name of the metric, label
+from srt_fast.run.panels import PANELS, Panel, Series
 
-BLUE, ORANGE, GREEN = (
-    "#3b82c4",
-    "#e0861a",
-    "#2a9d74",
-)  # legible on white and on near-black, as the next two are
-PURPLE, GREY = "#9a68c8", "#8a8f98"
-_INK = "#010203"  # stands for the page's text colour in an SVG
-_RC = {
+Row = dict[str, Any]
+Curve = tuple[np.ndarray, np.ndarray]  # steps, values
+
+# Legible on white and on near-black.
+BLUE = "#3b82c4"
+ORANGE = "#e0861a"
+GREEN = "#2a9d74"
+PURPLE = "#9a68c8"
+GREY = "#8a8f98"
+
+_SMOOTHED_STEPS = 40  # curves of so many training steps are smoothed
+_TEXT_COLOUR = "#010203"  # a placeholder: the SVG takes the page's text colour instead
+_STYLE: dict[Any, Any] = {
     "font.size": 9.5,
     "axes.titlesize": 10.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-_SVG_RC = {
+_SVG_STYLE: dict[Any, Any] = _STYLE | {
     "svg.fonttype": "none",
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
+    "text.color": _TEXT_COLOUR,
+    "axes.labelcolor": _TEXT_COLOUR,
+    "axes.edgecolor": _TEXT_COLOUR,
+    "xtick.color": _TEXT_COLOUR,
+    "ytick.color": _TEXT_COLOUR,
 }
-_SVG_RC |= {"xtick.color": _INK, "ytick.color": _INK}
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One set of axes: its curves, the pair of curves (by place) whose distance is shaded, whether y is logarithmic, and whether
-    the monitor's alarms are marked."""
-
-    title: str
-    ylabel: str
-    series: tuple[Series, ...]
-    shade: tuple[int, int] | None = None
-    log: bool = False
-    alarms: bool = False
-
-
-PANELS = (  # the PNG has the first six
-    Panel(
-        "Accuracy",
-        "fraction correct",
-        (
-            ("eval", "pass1", "held-out pass@1"),
-            ("eval", "maj", "held-out majority"),
-            ("train", "pass1", "training samples"),
-        ),
-    ),
-    Panel(
-        "Pseudo-reward against the truth",
-        "fraction of samples",
-        (
-            ("train", "pseudo_reward", "pseudo-reward"),
-            ("train", "pass1", "truly correct"),
-            ("train", "label_accuracy", "majority label right"),
-        ),
-        shade=(0, 1),
-    ),
-    Panel(
-        "Agreement and collapse",
-        "fraction",
-        (
-            ("train", "vote_share", "vote share"),
-            ("train", "unanimous", "unanimous prompts"),
-            ("train", "top_answer_share", "largest share of one answer"),
-        ),
-    ),
-    Panel(
-        "Held-out agreement with the start",
-        "fraction of samples",
-        (("monitor", "held_out", "monitor's prompts"), ("eval", "pass1", "held-out pass@1")),
-        alarms=True,
-    ),
-    Panel("Entropy", "nats per token", (("train", "entropy", "entropy"),)),
-    Panel(
-        "Completion length",
-        "tokens",
-        (("train", "completion_tokens", "training"), ("eval", "completion_tokens", "held-out")),
-    ),
-    Panel("Gradient norm", "norm before clipping", (("train", "grad_norm", "gradient norm"),)),
-    Panel("Loss", "loss", (("train", "loss", "loss"),)),
-    Panel(
-        "Throughput", "tokens per second", (("train", "tokens_per_second", "tokens per second"),)
-    ),
-    Panel(
-        "Lost completions",
-        "fraction of samples",
-        (("train", "no_answer", "no answer"), ("train", "truncated", "cut at the limit")),
-    ),
-    Panel(
-        "Log-prob gap, sampler and trainer",
-        "nats",
-        (
-            ("train", "check_mismatch_max", "largest after the sync"),
-            ("train", "check_mismatch_mean", "mean after the sync"),
-            ("train", "train_mismatch_max", "largest in training"),
-        ),
-        log=True,
-    ),
-)
-
-
-def _draw(axes: Axes, panel: Panel, rows: list[Row]) -> None:
-    """One panel. Training curves of 40 steps or more are smoothed over a pale line of what was measured."""
-    drawn = []
-    for (kind, name, label), colour in zip(panel.series, (BLUE, ORANGE, GREEN), strict=False):
-        steps, values = _curve(rows, kind, name)
-        if len(values) >= 40 and kind == "train":
-            axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
-            values = _smooth(values)
-        marker = "o" if kind == "eval" or len(values) < 40 else None
-        if len(values):
-            axes.plot(
-                steps, values, color=colour, label=label, linewidth=1.7, marker=marker, markersize=3
-            )
-        drawn.append((steps, values))
-    if panel.shade:
-        (steps, upper), (_, lower) = (drawn[place] for place in panel.shade)
-        if len(upper) and len(lower):
-            axes.fill_between(steps, upper, lower, color=BLUE, alpha=0.15, linewidth=0, label="gap")
-    alarms = [row["step"] for row in rows if row.get("event") == "alarm"] if panel.alarms else []
-    for number, step in enumerate(alarms):
-        axes.axvline(
-            step, color=GREY, linewidth=1, linestyle="--", label=None if number else "alarm"
-        )
-    axes.set_title(panel.title, loc="left")
-    axes.set_xlabel("step")
-    axes.set_ylabel(panel.ylabel)
-    if not any(len(values) for _, values in drawn):
-        axes.set(xticks=[], yticks=[])
-        axes.text(
-            0.5, 0.5, "no data", ha="center", va="center", transform=axes.transAxes, alpha=0.6
-        )
-        return
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    if panel.log and any((values > 0).any() for _, values in drawn):
-        axes.set_yscale("log", nonpositive="mask")
-    axes.grid(alpha=0.2)
-    axes.margins(
-        y=0.45 if panel.log else 0.12
-    )  # three far-apart curves leave no room for the legend
-    if len(panel.series) > 1:
-        axes.legend(frameon=False, fontsize="small")
 
 
 def overview(rows: list[Row], title: str) -> Figure:
     """The PNG: the first six panels."""
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(13, 7), layout="constrained")
-        title = "".join(
-            letter if letter.isprintable() else "?" for letter in title
-        )  # fonts refuse lone surrogates
-        figure.suptitle(title, parse_math=False, fontsize=12, fontweight="bold")
+        # Fonts refuse lone surrogates.
+        printable = "".join(letter if letter.isprintable() else "?" for letter in title)
+        figure.suptitle(printable, parse_math=False, fontsize=12, fontweight="bold")
         for axes, panel in zip(figure.subplots(2, 3).flat, PANELS[:6], strict=True):
             _draw(axes, panel, rows)
         return figure
 
 
-def svg(panel: Panel, rows: list[Row]) -> str:
-    """One panel as an <svg> element; its text and axes take the page's colour."""
-    with matplotlib.rc_context(
-        _RC | _SVG_RC | {"svg.hashsalt": panel.title}
-    ):  # ids unlike those of the other panels
+def panel_svg(panel: Panel, rows: list[Row]) -> str:
+    """One panel as an <svg> element. Its text and axes take the page's colour."""
+    with matplotlib.rc_context(_svg_style(panel.title)):
         figure = Figure(figsize=(4.6, 3), layout="constrained")
         _draw(figure.subplots(), panel, rows)
-        return _element(figure)
+        return _as_element(figure)
 
 
 def bar_svg(parts: dict[str, float]) -> str:
-    """Five parts of a time, in seconds, as one stacked bar over a legend of seconds and percent; zeros are left out."""
-    shown = [
-        part
-        for part in zip(parts.items(), (BLUE, PURPLE, ORANGE, GREEN, GREY), strict=True)
-        if part[0][1]
-    ]
-    with matplotlib.rc_context(_RC | _SVG_RC | {"svg.hashsalt": "bar"}):
-        figure = Figure(figsize=(4.6, 0.6 + 0.2 * len(shown)), layout="constrained")
-        axes, total, left = figure.subplots(), sum(parts.values()), 0.0
-        for (name, seconds), colour in shown:
+    """Up to five parts of a time, in seconds, as one stacked bar.
+
+    The legend has seconds and percent. Parts of zero seconds are left out.
+    """
+    total = sum(parts.values())
+    colours = dict(zip(parts, (BLUE, PURPLE, ORANGE, GREEN, GREY), strict=False))
+    positive_parts = {name: seconds for name, seconds in parts.items() if seconds}
+    with matplotlib.rc_context(_svg_style("bar")):
+        figure = Figure(figsize=(4.6, 0.6 + 0.2 * len(positive_parts)), layout="constrained")
+        axes = figure.subplots()
+        start = 0.0
+        for name, seconds in positive_parts.items():
             label = f"{name}: {seconds:.2f} s, {100 * seconds / total:.1f} %"
-            axes.barh(0, seconds, left=left, color=colour, label=label)
-            left += seconds
+            axes.barh(0, seconds, left=start, color=colours[name], label=label)
+            start += seconds
         axes.margins(0)
         axes.set_axis_off()
         figure.legend(loc="outside lower left", frameon=False)
-        return _element(figure)
+        return _as_element(figure)
 
 
-def _element(figure: Figure) -> str:
+def _draw(axes: Axes, panel: Panel, rows: list[Row]) -> None:
+    """Draw one panel."""
+    curves = []
+    for series, colour in zip(panel.series, (BLUE, ORANGE, GREEN), strict=False):
+        curves.append(_draw_curve(axes, series, colour, rows))
+    if panel.shaded:
+        first, second = panel.shaded
+        _shade(axes, curves[first], curves[second])
+    if panel.marks_alarms:
+        _mark_alarms(axes, rows)
+    axes.set_title(panel.title, loc="left")
+    axes.set_xlabel("step")
+    axes.set_ylabel(panel.ylabel)
+    if not any(len(values) for _, values in curves):
+        _write_no_data(axes)
+        return
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if panel.is_logarithmic and any((values > 0).any() for _, values in curves):
+        axes.set_yscale("log", nonpositive="mask")
+    axes.grid(alpha=0.2)
+    # On a logarithmic axis three distant curves leave no room for the legend.
+    axes.margins(y=0.45 if panel.is_logarithmic else 0.12)
+    if len(panel.series) > 1:
+        axes.legend(frameon=False, fontsize="small")
+
+
+def _draw_curve(axes: Axes, series: Series, colour: str, rows: list[Row]) -> Curve:
+    """Draw one curve and return it.
+
+    A long training curve is smoothed. A pale curve below it shows the data.
+    """
+    kind, name, label = series
+    steps, values = _curve(rows, kind, name)
+    is_long = len(values) >= _SMOOTHED_STEPS
+    if is_long and kind == "train":
+        axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
+        values = _smooth(values)
+    marker = "o" if kind == "eval" or not is_long else None
+    if len(values):
+        axes.plot(
+            steps, values, color=colour, label=label, linewidth=1.7, marker=marker, markersize=3
+        )
+    return steps, values
+
+
+def _shade(axes: Axes, first: Curve, second: Curve) -> None:
+    steps, values = first
+    _, second_values = second
+    if len(values) and len(second_values):
+        axes.fill_between(
+            steps, values, second_values, color=BLUE, alpha=0.15, linewidth=0, label="gap"
+        )
+
+
+def _mark_alarms(axes: Axes, rows: list[Row]) -> None:
+    alarms = [row["step"] for row in rows if row.get("event") == "alarm"]
+    for number, step in enumerate(alarms):
+        label = "alarm" if number == 0 else None  # once in the legend
+        axes.axvline(step, color=GREY, linewidth=1, linestyle="--", label=label)
+
+
+def _write_no_data(axes: Axes) -> None:
+    axes.set(xticks=[], yticks=[])
+    axes.text(0.5, 0.5, "no data", ha="center", va="center", transform=axes.transAxes, alpha=0.6)
+
+
+def _svg_style(salt: str) -> dict[Any, Any]:
+    """The salt keeps the ids of an element apart from those of others on the page."""
+    style = dict(_SVG_STYLE)
+    style["svg.hashsalt"] = salt
+    return style
+
+
+def _as_element(figure: Figure) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :].replace(_INK, "currentColor")
+    return text[text.index("<svg") :].replace(_TEXT_COLOUR, "currentColor")
 
 
-def _curve(rows: list[Row], kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one metric; a missing or null value is NaN, a gap in the line. Empty if there is no value."""
+def _curve(rows: list[Row], kind: str, name: str) -> Curve:
+    """Steps and values of one metric.
+
+    A missing or null value is NaN, which leaves a gap in the line. Without values both are empty.
+    """
     points = [(row["step"], row.get(name)) for row in rows if row.get("kind") == kind]
-    values = np.array([np.nan if value is None else value for _, value in points], dtype=float)
     steps = np.array([step for step, _ in points], dtype=float)
-    return (steps, values) if np.isfinite(values).any() else (steps[:0], values[:0])
+    values = np.array([np.nan if value is None else value for _, value in points], dtype=float)
+    if not np.isfinite(values).any():
+        return steps[:0], values[:0]
+    return steps, values
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Centred running mean over a twentieth of the run, which leaves gaps out."""
+    """Centred running mean over a twentieth of the run. Leaves out NaN."""
     window = np.ones(max(1, len(values) // 20))
-    known = np.isfinite(values)
-    count = np.convolve(known, window, "same")
-    total = np.convolve(np.where(known, values, 0.0), window, "same")
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    is_known = np.isfinite(values)
+    counts = np.convolve(is_known, window, "same")
+    sums = np.convolve(np.where(is_known, values, 0.0), window, "same")
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)

@@ -1,16 +1,57 @@
-"""What a run writes down: metrics.jsonl and samples.jsonl always, TensorBoard and a tracker on request.
+"""What a run writes: metrics.jsonl and samples.jsonl always, TensorBoard and a tracker on request.
 
-One JSON object per line: {"step": 12, "kind": "train", "time": 1731000000.0, "loss": 0.01, ...}. Kinds:
-"train"  one row per step: loss, entropy, grad_norm, lr, pseudo_reward, vote_share, label_accuracy, pass1, unanimous,
-         no_answer, cut, completion_tokens, top_answer_share, tokens_saved, tokens_per_second. Rates (pass1, cut, ...)
-         are fractions. A step's time: seconds_sample, seconds_reward (the vote), seconds_train, seconds_sync (weights to
-         the sampler, the check, and the wait for rollouts sampled meanwhile) and seconds, the whole step.
-         Differences of the sampler's and the trainer's log-probs, in nats: check_mismatch_max and check_mismatch_mean (largest and mean
-         in the check after each sync), train_mismatch_max (largest over the trained tokens). With a sampler correction:
-         correction (mean) and correction_clipped (share of tokens whose correction is over its cap).
-"eval"   one row per evaluation: scores.summarize's names and completion_tokens.
-"monitor" the monitor's held-out prompts: held_out (their score), kl_start (nats a token from the starting model), best_step.
-"event"  what else happened: "event" (a short name such as "skipped_step") and "message".
+metrics.jsonl has one JSON object per line:
+{"step": 12, "kind": "train", "time": 1731000000.0, "loss": 0.01, ...}. `time` is in seconds since
+1970. Rates are fractions, from 0 to 1. Lengths are in tokens, log-probs and entropies in nats.
+
+"train": one row per step.
+    The vote (means over prompts or rollouts):
+        vote_share            the majority's share of its group
+        unanimous             prompts whose rollouts all have one answer
+        no_answer             rollouts without an answer
+        top_answer_share      largest fraction of the prompts with one and the same majority
+        answer_entropy        entropy of the majorities over prompts, divided by its largest value
+        pass1                 rollouts that agree with gold
+        label_accuracy        labels that agree with gold
+        reward_accuracy       rollouts whose reward is the one that gold would give
+    Rewards and completions:
+        pseudo_reward         mean reward
+        truncated             completions that reached sampling.max_new_tokens
+        completion_tokens     mean length of a completion
+        repetition            8-token windows that came before in the same completion
+        rounds                batches that were sampled for this step (with reward.resample)
+        judge_failures        rollouts that the judge could not grade (reward.kind self_judge)
+        label_coverage        prompts that have a label (labels from the starting model or a file)
+    The training pass:
+        loss, grad_norm       means over the updates; the norm is taken before clipping
+        entropy               mean over the trained tokens
+        lr                    learning rate
+        updates               optimizer updates
+        tokens_saved          tokens of rollouts without a gradient, which the pass leaves out
+        kl                    mean KL to the starting model (with train.reward_kl_coef)
+        supervised, supervised_loss   completions of a supervised step, and its loss (nats a token)
+    The sampler's log-probs compared with the trainer's, differences in nats:
+        check_mismatch_max, check_mismatch_mean   largest and mean of the check after each sync
+        train_mismatch_max    largest over the trained tokens
+        correction            mean sampler correction (with a correction in the objective)
+        correction_clipped    tokens whose correction is over its cap
+    Time:
+        seconds               the whole step
+        seconds_sample        sampling
+        seconds_reward        vote and reward
+        seconds_train         the training pass
+        seconds_sync          weights to the sampler, the check, and the wait for rollouts that were
+                              sampled meanwhile
+        tokens_per_second     completion tokens of the step divided by its seconds
+"eval": one row per evaluation.
+    The names that evaluation.scores.summarize returns, truncated, completion_tokens, and
+    prompts_too_long if there are any.
+"monitor": one row each time the collapse probe is measured.
+    probe_score               the probe's score
+    probe_kl                  KL from the starting model to the policy, nats a token
+    best_step                 the step with the best score so far
+"event": what else happened.
+    "event" (a short name such as "step_skipped"), "message", and figures of the event.
 """
 
 from __future__ import annotations
@@ -27,17 +68,20 @@ from srt_fast.config import LogConfig
 from srt_fast.files import append_rows, open_rows
 
 KINDS = ("train", "eval", "monitor", "event")
-_OWN = ("step", "kind", "time")
+RESERVED_NAMES = ("step", "kind", "time")
+"""Names that every row has, so that no metric may have them."""
 
 
 class MetricsWriter:
-    """Appends a run's metrics and samples. A row is in the file (flushed) when the call returns, so kill -9 loses none.
+    """Appends a run's metrics and samples.
 
-    `resume_step` is the last step of the checkpoint that the run continues from (-1 keeps nothing), or None for a new
-    run. On resume the rows of later steps are dropped, because those steps are run again and would be there twice.
+    A row is in the file when the call returns, so kill -9 loses none.
+
+    resume_step: the step of the checkpoint that the run continues from (-1 keeps no row), or None
+    for a new run. A resume drops the rows of later steps, because those steps are run again.
     """
 
-    def __init__(self, run_dir: str | Path, log: LogConfig, resume_step: int | None):
+    def __init__(self, run_dir: str | Path, log: LogConfig, resume_step: int | None) -> None:
         run_dir = Path(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         self._metrics = open_rows(run_dir / "metrics.jsonl", resume_step)
@@ -48,21 +92,24 @@ class MetricsWriter:
     def log(
         self, step: int, values: Mapping[str, float | int | str | None], kind: str = "train"
     ) -> None:
-        """Append one row. NaN and infinity become null; TensorBoard and the tracker get the finite numbers."""
+        """Append one row.
+
+        NaN and infinity become null. TensorBoard and the tracker get the finite numbers.
+        Raises ValueError for an unknown kind and for reserved names.
+        """
         if kind not in KINDS:
             raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
-        if taken := [name for name in _OWN if name in values]:
+        reserved = [name for name in RESERVED_NAMES if name in values]
+        if reserved:
             raise ValueError(
-                f"values: expected names other than {', '.join(_OWN)}, got {', '.join(taken)}"
+                f"values: expected names other than {', '.join(RESERVED_NAMES)}, "
+                f"got {', '.join(reserved)}"
             )
-        values = {name: _finite(value) for name, value in values.items()}
-        append_rows(
-            self._metrics, [{"step": step, "kind": kind, "time": round(time.time(), 3), **values}]
-        )
+        row = {name: _finite(value) for name, value in values.items()}
+        now = round(time.time(), 3)
+        append_rows(self._metrics, [{"step": step, "kind": kind, "time": now, **row}])
         numbers = {
-            f"{kind}/{name}": value
-            for name, value in values.items()
-            if isinstance(value, int | float)
+            f"{kind}/{name}": value for name, value in row.items() if isinstance(value, int | float)
         }
         if self._board:
             for name, value in numbers.items():
@@ -71,12 +118,16 @@ class MetricsWriter:
         if self._tracker and numbers:
             self._tracker.log(numbers, step=step)
 
-    def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append sample completions: prompt, completion, answer, majority (in it?), correct (None: no gold)."""
-        append_rows(
-            self._samples,
-            ({"step": step} | {name: _finite(v) for name, v in row.items()} for row in rows),
-        )
+    def log_samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append sample completions.
+
+        A row has prompt, completion, answer, majority (whether the answer is the majority's) and
+        correct (None without gold).
+        """
+        finite_rows = [
+            {"step": step} | {name: _finite(value) for name, value in row.items()} for row in rows
+        ]
+        append_rows(self._samples, finite_rows)
 
     def close(self) -> None:
         """Close the files and end the tracker's run."""
@@ -92,19 +143,24 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _open_tensorboard(run_dir: Path, resume_step: int | None):
+def _open_tensorboard(run_dir: Path, resume_step: int | None) -> Any:
     module = _import("torch.utils.tensorboard", "tensorboard", "log.tensorboard")
-    purge_step = (
-        None if resume_step is None else resume_step + 1
-    )  # TensorBoard hides what the killed run wrote after
+    # TensorBoard hides what a killed run wrote at this step and later.
+    purge_step = None if resume_step is None else resume_step + 1
     return module.SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step)
 
 
-def _open_tracker(run_dir: Path, log: LogConfig, resume_step: int | None):
-    """wandb finds a run to continue by its id, which must never be used twice in a project; trackio by its name."""
+def _open_tracker(run_dir: Path, log: LogConfig, resume_step: int | None) -> Any:
+    """Start a tracker's run, or continue it.
+
+    wandb finds a run by its id, which a project may use only once. trackio finds it by its name.
+    """
     tracker = _import(log.tracker, log.tracker, "log.tracker")
-    settings = {"project": log.project, "name": run_dir.resolve().name}
-    settings["resume"] = "never" if resume_step is None else "allow"
+    settings = {
+        "project": log.project,
+        "name": run_dir.resolve().name,
+        "resume": "never" if resume_step is None else "allow",
+    }
     if log.tracker == "wandb":
         id_file = run_dir / "wandb_id"
         if not id_file.exists():
@@ -114,9 +170,11 @@ def _open_tracker(run_dir: Path, log: LogConfig, resume_step: int | None):
     return tracker
 
 
-def _import(module: str, package: str, field: str):
+def _import(module: str, package: str, field: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        wanted = f"expected the package {package!r}, which is not installed (pip install {package})"
-        raise ValueError(f"{field}: {wanted}") from error
+        raise ValueError(
+            f"{field}: expected the package {package!r}, which is not installed "
+            f"(pip install {package})"
+        ) from error

@@ -1,11 +1,12 @@
-"""Live progress of a run on the terminal, and the summary table at its end. Rich is imported here and in vote_table.py."""
+"""Live progress of a run on the terminal, and the summary table at its end."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import TracebackType
 
 from rich import box
 from rich.console import Console, Group
@@ -14,8 +15,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-PLAIN_INTERVAL = 10.0  # seconds between two lines where there is no terminal
-_SHORT = {
+PLAIN_INTERVAL = 10.0
+"""Seconds between two lines where there is no terminal."""
+
+SHORT_NAMES = {
     "pass1": "pass@1",
     "vote_share": "vote",
     "pseudo_reward": "reward",
@@ -25,24 +28,28 @@ _SHORT = {
     "grad_norm": "grad",
 }
 
+Value = float | int | str | None
+
 
 class RunProgress:
     """Progress of the phases of a run, one after the other.
 
         with RunProgress() as progress:
-            with progress.phase("train", total=100, fields=["pass1", "vote_share", "tokens_per_second"]):
-                progress.update(12, **metrics)  # shows the phase's fields, leaves out the rest
+            with progress.phase("train", total=100, fields=["pass1", "tokens_per_second"]):
+                progress.update(12, **metrics)  # shows the phase's fields only
                 progress.note("step 12: checkpoint written")
 
-    On a terminal: a bar with step, time and time left, and one line of latest values below it, redrawn in place.
-    Elsewhere (CI, a log file): a plain line about every ten seconds, and each phase's last. `quiet` prints nothing.
+    On a terminal: a bar with step, time and time left, and a line of latest values below it. Both
+    are redrawn in place. Elsewhere (CI, a log file): a plain line about every ten seconds, and the
+    last one of each phase. `quiet` prints nothing.
     """
 
-    def __init__(self, console: Console | None = None, *, quiet: bool = False):
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         self._console = console or Console(stderr=True)
         self._quiet = quiet
-        # FORCE_COLOR makes rich call a CI log a terminal; redrawing in place needs a real one.
-        self._animate = self._console.is_interactive and self._console.file.isatty() and not quiet
+        # With FORCE_COLOR rich takes a CI log for a terminal. Redrawing in place needs a real one.
+        is_terminal = self._console.is_interactive and self._console.file.isatty()
+        self._animate = is_terminal and not quiet
         self._live: Live | None = None
         self._phase: _Phase | None = None
         self._printed_at = float("-inf")
@@ -50,127 +57,159 @@ class RunProgress:
 
     def __enter__(self) -> RunProgress:
         if self._animate:
-            # Standard output keeps its own way when it is a pipe: scripts read its last line.
-            settings = {
-                "refresh_per_second": 4,
-                "transient": True,
-                "redirect_stdout": sys.stdout.isatty(),
-            }
-            self._live = Live(Text(), console=self._console, **settings)
+            self._live = Live(
+                Text(),
+                console=self._console,
+                refresh_per_second=4,
+                transient=True,
+                # A piped standard output stays apart from the bar: scripts read its last line.
+                redirect_stdout=sys.stdout.isatty(),
+            )
             self._live.start()
         return self
 
-    def __exit__(self, *_exception) -> None:
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._finish_phase()
         if self._live:
-            self._live.stop()  # also shows the cursor again
+            self._live.stop()  # shows the cursor again, too
 
     def phase(self, title: str, total: int | None, fields: Sequence[str]) -> contextlib.ExitStack:
-        """Begin a phase of `total` steps (None: unknown). It ends with its `with` block, or as the next begins."""
+        """Begin a phase of `total` steps (None: unknown).
+
+        The phase ends with its `with` block, or when the next phase begins.
+        """
         self._finish_phase()
         self._phase = _Phase(title, total, list(fields))
-        self._printed_at, self._printed_step = float("-inf"), None
+        self._printed_at = float("-inf")
+        self._printed_step = None
         if self._live:
             self._live.update(self._phase, refresh=True)
-        ending = contextlib.ExitStack()
-        ending.callback(self._finish_phase)
-        return ending
+        stack = contextlib.ExitStack()
+        stack.callback(self._finish_phase)
+        return stack
 
-    def update(self, step: int, **values: float | int | str | None) -> None:
-        """`step` steps are done. Values outside the phase's fields are left out; one that is missing keeps its last."""
+    def update(self, step: int, **values: Value) -> None:
+        """Show the number of finished steps, and the values of the phase's fields.
+
+        A field without a new value keeps its last one. Raises ValueError outside a phase.
+        """
         phase = self._phase
         if phase is None:
-            raise ValueError(
-                "update: expected a phase to be under way, got none (call phase first)"
-            )
+            raise ValueError("update: expected a phase to be under way, got none")
         phase.advance(step, values)
         if not self._animate and time.monotonic() - self._printed_at >= PLAIN_INTERVAL:
             self._print(Text(phase.line()))
-            self._printed_at, self._printed_step = time.monotonic(), step
+            self._printed_at = time.monotonic()
+            self._printed_step = step
 
     def note(self, message: str) -> None:
         """Print a message above the bar."""
         self._print(Text(message))
 
     def _finish_phase(self) -> None:
-        """Leave the phase's last state standing above whatever comes next (nothing, if it never moved)."""
-        phase, self._phase = self._phase, None
+        """Print the phase's last state. Prints nothing for a phase without updates."""
+        phase = self._phase
+        self._phase = None
         if phase is None:
             return
         phase.finish()
         if self._live:
             self._live.update(Text())
-        if phase.moved() and self._animate:
+        if not phase.has_updates():
+            return
+        if self._animate:
             self._print(phase)
-        elif phase.moved() and phase.step != self._printed_step:
+        elif phase.step != self._printed_step:
             self._print(Text(phase.line()))
 
-    def _print(self, what: Text | _Phase) -> None:
+    def _print(self, content: Text | _Phase) -> None:
         if not self._quiet:
-            self._console.print(what, soft_wrap=isinstance(what, Text))
+            self._console.print(content, soft_wrap=isinstance(content, Text))
 
 
 class _Phase:
-    """One bar: where it stands, and how it looks."""
+    """One bar: its state, and how it looks."""
 
-    def __init__(self, title: str, total: int | None, fields: list[str]):
-        self.title, self.total, self.fields, self.step = title, total, fields, 0
-        self._values: dict[str, float | int | str | None] = {}
-        self._began = time.monotonic()
-        self._first: tuple[int, float] | None = (
-            None  # step and time of the first update: a resumed run begins late
-        )
-        self._last = self._began
-        self._ended: float | None = None
+    def __init__(self, title: str, total: int | None, fields: list[str]) -> None:
+        self.title = title
+        self.total = total
+        self.fields = fields
+        self.step = 0
+        self._values: dict[str, Value] = {}
+        self._start_time = time.monotonic()
+        self._first_update: tuple[int, float] | None = None  # step, time; a resumed run begins late
+        self._last_time = self._start_time
+        self._end_time: float | None = None
 
-    def moved(self) -> bool:
-        return self._first is not None
+    def has_updates(self) -> bool:
+        return self._first_update is not None
 
-    def advance(self, step: int, values: dict) -> None:
-        self.step, self._last = step, time.monotonic()
-        self._first = self._first or (step, self._last)
-        self._values.update((name, value) for name, value in values.items() if name in self.fields)
+    def advance(self, step: int, values: Mapping[str, Value]) -> None:
+        self.step = step
+        self._last_time = time.monotonic()
+        self._first_update = self._first_update or (step, self._last_time)
+        self._values |= {name: value for name, value in values.items() if name in self.fields}
 
     def finish(self) -> None:
-        self._ended = time.monotonic()
-
-    def elapsed(self) -> float:
-        return (self._ended or time.monotonic()) - self._began
-
-    def left(self) -> float | None:
-        """Seconds left at the mean pace since the first update; None before the second."""
-        if self.total is None or self._first is None or self.step <= self._first[0]:
-            return None
-        pace = (self._last - self._first[1]) / (self.step - self._first[0])
-        return max(0.0, (self.total - self.step) * pace - (time.monotonic() - self._last))
-
-    def values(self) -> str:
-        shown = (
-            (_SHORT.get(name, name.replace("_", " ")), self._values.get(name))
-            for name in self.fields
-        )
-        return "  ".join(f"{name} {_number(value)}" for name, value in shown)
-
-    def count(self) -> str:
-        return f"{self.step}" if self.total is None else f"{self.step}/{self.total}"
+        self._end_time = time.monotonic()
 
     def line(self) -> str:
-        left = "" if self._ended or self.total is None else f", {_clock(self.left())} left"
-        return (
-            f"{self.title} {self.count()}  {_clock(self.elapsed())}{left}  {self.values()}".rstrip()
-        )
+        """The state in one plain line."""
+        time_left = self._time_left()
+        times = _clock(self._elapsed())
+        if time_left:
+            times += f", {time_left}"
+        return f"{self.title} {self._count()}  {times}  {self._values_text()}".rstrip()
 
     def __rich__(self) -> Group:
-        left = "" if self._ended or self.total is None else f"{_clock(self.left())} left"
-        bar = ProgressBar(self.total, self.step, pulse=self.total is None and not self._ended)
-        first = Table.grid(expand=True, padding=(0, 1))
-        for ratio in (None, 1, None, None, None):
-            first.add_column(ratio=ratio, no_wrap=True, overflow="ellipsis")
-        cells = map(Text, (self.count(), _clock(self.elapsed()), left))
-        first.add_row(Text(self.title, style="bold"), bar, *cells)
-        return Group(
-            first, Text("  " + self.values(), style="cyan", no_wrap=True, overflow="ellipsis")
+        is_pulsing = self.total is None and not self._end_time
+        bar = ProgressBar(self.total, self.step, pulse=is_pulsing)
+        first_line = Table.grid(expand=True, padding=(0, 1))
+        for ratio in (None, 1, None, None, None):  # the bar takes the free width
+            first_line.add_column(ratio=ratio, no_wrap=True, overflow="ellipsis")
+        first_line.add_row(
+            Text(self.title, style="bold"),
+            bar,
+            Text(self._count()),
+            Text(_clock(self._elapsed())),
+            Text(self._time_left()),
         )
+        values = Text("  " + self._values_text(), style="cyan", no_wrap=True, overflow="ellipsis")
+        return Group(first_line, values)
+
+    def _count(self) -> str:
+        return f"{self.step}" if self.total is None else f"{self.step}/{self.total}"
+
+    def _elapsed(self) -> float:
+        return (self._end_time or time.monotonic()) - self._start_time
+
+    def _time_left(self) -> str:
+        if self._end_time or self.total is None:
+            return ""
+        return f"{_clock(self._seconds_left(self.total))} left"
+
+    def _seconds_left(self, total: int) -> float | None:
+        """Seconds left at the mean pace since the first update. None before the second update."""
+        if self._first_update is None:
+            return None
+        first_step, first_time = self._first_update
+        if self.step <= first_step:
+            return None
+        seconds_per_step = (self._last_time - first_time) / (self.step - first_step)
+        seconds_since_update = time.monotonic() - self._last_time
+        return max(0.0, (total - self.step) * seconds_per_step - seconds_since_update)
+
+    def _values_text(self) -> str:
+        parts = []
+        for name in self.fields:
+            short_name = SHORT_NAMES.get(name, name.replace("_", " "))
+            parts.append(f"{short_name} {_number(self._values.get(name))}")
+        return "  ".join(parts)
 
 
 def summary_table(title: str, rows: Sequence[tuple[str, float | None, float | None]]) -> None:
@@ -179,16 +218,19 @@ def summary_table(title: str, rows: Sequence[tuple[str, float | None, float | No
     table.add_column("")
     for name in ("before", "after", "change"):
         table.add_column(name, justify="right")
-    for name, before, after in rows:
-        change = "-" if before is None or after is None else _number(after - before)
-        change = change if change.startswith("-") else "+" + change
-        table.add_row(Text(name), _number(before), _number(after), change)
+    for name, start, end in rows:
+        change = "-" if start is None or end is None else _number(end - start)
+        if not change.startswith("-"):
+            change = "+" + change
+        table.add_row(Text(name), _number(start), _number(end), change)
     Console().print(table)
 
 
-def _number(value: float | int | str | None) -> str:
-    """Three significant places or so, never wide: 0.582, 12.3, 4,512, 1.0e-06."""
-    if value is None or isinstance(value, str):
+def _number(value: Value) -> str:
+    """About three significant digits, never wide: 0.582, 12.3, 4,512, 1.0e-06."""
+    if value is None:
+        return "-"
+    if isinstance(value, str):
         return value or "-"
     if isinstance(value, int) or abs(value) >= 1000:
         return f"{value:,.0f}"

@@ -56,7 +56,7 @@ class StepLog:
         """Metrics of the rollouts. Reads answers as texts only for gold, samples and audit."""
         problems = batch.prompts.problems
         compares_gold = batch.groups.correct is None and self._task.train_has_gold
-        audit_groups = self._run.audit.chosen(step, len(problems))
+        audit_groups = self._run.audit.choose_groups(step, len(problems))
         sample_groups = range(min(SAMPLED_PROMPTS, len(problems)))
         if not self._samples_are_due(step):
             sample_groups = range(0)
@@ -88,7 +88,7 @@ class StepLog:
             batch.groups.vote.rewards,
             correct,
         )
-        self._run.metrics.samples(step, rows)
+        self._run.metrics.log_samples(step, rows)
 
 
 def _audit_samples(batch: Batch, answers: Answers, audit_groups: list[int]) -> list[AuditSample]:

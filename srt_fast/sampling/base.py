@@ -1,18 +1,18 @@
-"""What a sampler is to the trainer, and how its output is packed."""
+"""What a sampler is to the trainer, and how completions are packed into rollouts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from srt_fast.config import SamplingConfig
 from srt_fast.model.policy import Policy
-from srt_fast.sampling.logprob_check import LogprobMismatch
 from srt_fast.types import Rollouts
 
 
@@ -35,7 +35,7 @@ class SamplingParams:
 
     @classmethod
     def of_training(cls, sampling: SamplingConfig, *, n: int | None = None) -> SamplingParams:
-        """How a run samples for training. n: completions of each prompt. None: sampling.group_size."""
+        """How a run samples for training. n: completions of each prompt. None: group_size."""
         return cls(
             n=sampling.group_size if n is None else n,
             temperature=sampling.temperature,
@@ -47,57 +47,134 @@ class SamplingParams:
 
 
 class SamplerError(RuntimeError):
-    """The engine died, ran out of memory, is stuck, or does not compute what the trainer computes. The run can be resumed."""
+    """The sampler failed. The run can be resumed.
+
+    The engine died, ran out of memory or hangs, or it does not compute the trainer's log-probs.
+    """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class LogprobMismatch:
+    """How far the trainer's log-probs are from the sampler's on the same tokens, in nats."""
+
+    max: float
+    """Largest absolute difference."""
+    mean: float
+    """Mean absolute difference."""
+    tokens: int
+    """Number of tokens that were compared."""
+    max_bar: float
+    """Largest `max` that passes. inf: no bar."""
+    mean_bar: float
+    """Largest `mean` that passes. inf: no bar."""
+    cause: str | None = None
+    """A short diagnosis. None: the check passed."""
+
+    def is_within_bars(self) -> bool:
+        """Whether both differences pass. NaN does not pass."""
+        return self.max <= self.max_bar and self.mean <= self.mean_bar
+
+    def raise_for_cause(self) -> None:
+        """Raise SamplerError if the check found a cause."""
+        if self.cause is None:
+            return
+        bars = {"largest": self.max_bar, "mean": self.mean_bar}
+        finite_bars = [f"{name} {bar:g}" for name, bar in bars.items() if bar < math.inf]
+        raise SamplerError(
+            f"the sampler's log-probs are not the trainer's: over {self.tokens} tokens the largest "
+            f"gap is {self.max:.3g} nats, the mean {self.mean:.3g} (bars: {', '.join(finite_bars)})"
+            f". It looks like {self.cause}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PendingRollouts:
     """Rollouts that are being sampled."""
 
-    result: Callable[
-        ..., Rollouts
-    ]  # waits; signals are noticed meanwhile only with interruptible=True
-    cancel: Callable[[], None]  # gives them up; the engine is idle after
+    wait: Callable[[bool], Rollouts]
+    """Waits for the rollouts. The argument says whether a signal may end the wait."""
+    cancel: Callable[[], None]
+    """Gives the rollouts up. The engine is idle afterwards."""
+
+    def result(self, *, interruptible: bool = False) -> Rollouts:
+        """Wait for the rollouts. A signal ends the wait only with `interruptible`."""
+        return self.wait(interruptible)
 
 
 class Sampler(Protocol):
-    """Token ids in, packed completions with their log-probs out. Raises SamplerError where the engine fails."""
+    """Token ids in, packed completions with their log-probs out.
+
+    Raises SamplerError if the engine fails.
+    """
 
     def sample(self, prompts: list[list[int]], params: SamplingParams) -> Rollouts:
         """`params.n` completions of each prompt, with the log-prob of each token.
 
-        Log-probs are those of the distribution that was sampled from, with temperature, top_p, top_k and min_p.
-        With temperature 0 they are those at temperature 1.
+        Log-probs are those of the distribution that was sampled from: with temperature, top_p,
+        top_k and min_p. With temperature 0 they are those at temperature 1.
         """
+        ...
 
     def sleep(self) -> None:
-        """Free what memory the next `sync` can bring back: nothing is sampled until then."""
+        """Free the memory that the next `sync` can fill again. Call `sync` before `sample`."""
 
     def sync(self, policy: Policy) -> None:
-        """Take the policy's present weights. Every sample after this call comes from them."""
+        """Take the policy's present weights. Every later sample comes from them."""
 
     def check(self, policy: Policy, prompts: list[list[int]]) -> LogprobMismatch | None:
-        """Compare log-probs with the policy's, on completions of these prompts; None where sampler and policy are one."""
+        """Compare log-probs with the policy's, on completions of these prompts.
+
+        Returns None if sampler and policy are the same model.
+        """
+        ...
 
     def close(self) -> None:
-        """Give back what the sampler holds; nothing may be called after."""
+        """Release what the sampler holds. No method may be called afterwards."""
+
+
+class Completion(NamedTuple):
+    """A completion of n tokens."""
+
+    tokens: Tensor  # [n] int64, end-of-sequence token included
+    logprobs: Tensor  # [n] fp32, the sampler's
+    truncated: bool  # it reached max_tokens without an end-of-sequence token
 
 
 def pack_completions(
-    completions: list[Tensor],
-    logprobs: list[Tensor],
-    truncated: list[bool],
+    completions: Sequence[Completion],
     prompts: list[list[int]],
+    *,
     samples: int,
+    device: torch.device | None = None,
 ) -> Rollouts:
-    """Rollouts from completions in prompt order, `samples` per prompt."""
-    device = completions[0].device
-    lengths = [len(completion) for completion in completions]
+    """Pack completions into rollouts.
+
+    completions: `samples` of each prompt, in the order of the prompts; at least one.
+    device: where the rollouts go, with one copy for each field. None: where the completions are.
+    """
+    tokens = torch.cat([completion.tokens for completion in completions])
+    logprobs = torch.cat([completion.logprobs for completion in completions])
+    offsets = [0, *accumulate(len(completion.tokens) for completion in completions)]
+    truncated = [completion.truncated for completion in completions]
+    device = device or tokens.device
     return Rollouts(
-        tokens=torch.cat(completions),
-        logprobs=torch.cat(logprobs),
+        tokens=tokens.to(device),
+        logprobs=logprobs.to(device),
         prompts=prompts,
-        cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device),
-        cu_groups=torch.arange(0, len(completions) + 1, samples, dtype=torch.int32, device=device),
+        cu_seqlens=torch.tensor(offsets, dtype=torch.int32, device=device),
+        cu_groups=torch.arange(0, len(offsets), samples, dtype=torch.int32, device=device),
         truncated=torch.tensor(truncated, device=device),
     )
+
+
+def stop_tokens(policy: Policy) -> list[int]:
+    """End-of-sequence ids: the tokenizer's, then the generation config's.
+
+    The generation config of a chat model adds its end of turn.
+    """
+    ids = getattr(policy.model.generation_config, "eos_token_id", None)
+    if ids is None:
+        ids = []
+    elif not isinstance(ids, list):
+        ids = [ids]
+    return cast(list[int], list(dict.fromkeys([policy.tokenizer.eos_token_id, *ids])))

@@ -1,6 +1,7 @@
-"""The embedded sampler: the trained model itself, so its weights are always fresh.
+"""The embedded sampler. It samples with the trained model itself, so its weights are always fresh.
 
-A loop of our own instead of transformers' `generate`, which computes every sequence until the longest has ended.
+It has a decoding loop of its own. transformers' `generate` computes every sequence until the
+longest one has ended.
 """
 
 from __future__ import annotations
@@ -18,131 +19,143 @@ from transformers import (
 )
 
 from srt_fast.model.policy import Policy
-from srt_fast.sampling.base import SamplingParams, pack_completions
+from srt_fast.sampling.base import Completion, SamplingParams, pack_completions, stop_tokens
 from srt_fast.types import Rollouts
 
 
 class HFSampler:
-    """Batched sampling with left padding and a KV cache, at most max_sequences at a time; a sequence that has ended leaves
-    the batch.
+    """Batched sampling with left padding and a KV cache, at most `max_sequences` at a time.
 
-    `checkpoint` is called before each batch; it may raise to leave early (a signal arrived).
+    A sequence that has ended leaves the batch. `checkpoint` is called before each batch. It may
+    raise to leave early, because a signal arrived.
     """
 
     def __init__(
         self, policy: Policy, max_sequences: int, checkpoint: Callable[[], None] = lambda: None
-    ):
-        self._policy, self._max_sequences, self._checkpoint = policy, max_sequences, checkpoint
+    ) -> None:
+        self._policy = policy
+        self._max_sequences = max_sequences
+        self._checkpoint = checkpoint
 
     def sync(self, policy: Policy) -> None:
-        """Nothing to copy: sampler and trainer share the weights."""
+        """Copies nothing: sampler and trainer share the weights. ValueError for another policy."""
         if policy is not self._policy:
             raise ValueError(
                 "HFSampler.sync: expected the policy that it was made with, got another one"
             )
 
     def sleep(self) -> None:
-        """Nothing to free: the cache goes with each call."""
+        """Frees nothing: the KV cache is freed at the end of each `sample`."""
 
     def check(self, policy: Policy, prompts: list[list[int]]) -> None:
-        """Nothing to compare: sampler and trainer are one model."""
+        """Compares nothing: sampler and trainer are one model."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Releases nothing."""
 
     @torch.no_grad()
     def sample(self, prompts: list[list[int]], params: SamplingParams) -> Rollouts:
-        """As Sampler.sample."""
-        warpers = _warpers(params)
-        jobs = [index for index in range(len(prompts)) for _ in range(params.n)]
-        jobs.sort(
-            key=lambda index: len(prompts[index])
-        )  # batches of like length need little padding (stable sort)
-        results: dict[int, list] = {index: [] for index in range(len(prompts))}
+        """See Sampler.sample."""
+        # One entry for each completion. Batches of like length need little padding (stable sort).
+        prompt_indices = [index for index in range(len(prompts)) for _ in range(params.n)]
+        prompt_indices.sort(key=lambda index: len(prompts[index]))
+        groups: list[list[Completion]] = [[] for _ in prompts]
         model = self._policy.model
         was_training = model.training
         model.eval()
-        for start in range(0, len(jobs), self._max_sequences):
+        for start in range(0, len(prompt_indices), self._max_sequences):
             self._checkpoint()
-            batch = jobs[start : start + self._max_sequences]
-            found = self._complete(
-                [prompts[index] for index in batch], params.temperature, params.max_tokens, warpers
-            )
-            for index, result in zip(batch, found, strict=True):
-                results[index].append(result)
+            batch = prompt_indices[start : start + self._max_sequences]
+            completions = self._complete([prompts[index] for index in batch], params)
+            for index, completion in zip(batch, completions, strict=True):
+                groups[index].append(completion)
         model.train(was_training)
-        completions, logprobs, truncated = zip(
-            *(result for index in range(len(prompts)) for result in results[index]), strict=True
-        )
-        return pack_completions(
-            list(completions), list(logprobs), list(truncated), prompts, params.n
-        )
+        all_completions = [completion for group in groups for completion in group]
+        return pack_completions(all_completions, prompts, samples=params.n)
 
-    def _complete(
-        self, prompts: list[list[int]], temperature: float, limit: int, warpers: LogitsProcessorList
-    ) -> list[tuple]:
-        """(completion [n], log-probs [n], cut) of each prompt."""
-        policy, device = self._policy, self._policy.device
-        width, ends = max(map(len, prompts)), torch.tensor(stop_tokens(policy), device=device)
-        ids = torch.tensor([[int(ends[0])] * (width - len(p)) + p for p in prompts], device=device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
+    def _complete(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
+        """One completion of each prompt."""
+        policy = self._policy
+        warpers = _warpers(params)
+        end_tokens = torch.tensor(stop_tokens(policy), device=policy.device)
+        input_ids, mask = _pad_left(prompts, int(end_tokens[0]), policy.device)
+        position_ids = (mask.cumsum(1) - 1).clamp(min=0)
         cache = DynamicCache(config=policy.model.config.get_text_config(decoder=True))
-        running = torch.arange(
-            len(prompts), device=device
-        )  # the row of each sequence that has not ended
-        tokens = ids.new_empty(len(prompts), limit)
-        logprobs = torch.empty(len(prompts), limit, device=device)
-        lengths = torch.full((len(prompts),), limit, device=device)
-        finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-        for place in range(limit):
-            with policy.autocast():
-                logits = policy.model(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    position_ids=positions,
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                ).logits[:, -1]
-            scores = warpers(ids, logits.float() / (temperature or 1.0))
-            chosen = _draw(scores) if temperature else scores.argmax(1)
-            tokens[running, place] = chosen
-            logprobs[running, place] = scores.gather(1, chosen[:, None])[:, 0] - scores.logsumexp(1)
-            ended = torch.isin(chosen, ends)
-            lengths[running[ended]], finished[running[ended]] = place + 1, True
-            left = (~ended).nonzero()[:, 0]
-            if len(left) == 0:
+        tokens = input_ids.new_empty(len(prompts), params.max_tokens)
+        logprobs = torch.empty(len(prompts), params.max_tokens, device=policy.device)
+        lengths = torch.full((len(prompts),), params.max_tokens, device=policy.device)
+        finished = torch.zeros(len(prompts), dtype=torch.bool, device=policy.device)
+        running = torch.arange(len(prompts), device=policy.device)  # rows that have not ended
+        for step in range(params.max_tokens):
+            logits = self._next_logits(input_ids, mask, position_ids, cache)
+            scores = warpers(input_ids, logits / (params.temperature or 1.0))
+            next_tokens = _draw(scores) if params.temperature else scores.argmax(1)
+            next_scores = scores.gather(1, next_tokens[:, None])[:, 0]
+            tokens[running, step] = next_tokens
+            logprobs[running, step] = next_scores - scores.logsumexp(1)
+            is_end = torch.isin(next_tokens, end_tokens)
+            lengths[running[is_end]] = step + 1
+            finished[running[is_end]] = True
+            unfinished = (~is_end).nonzero()[:, 0]
+            if len(unfinished) == 0:
                 break
-            if len(left) < len(running):
-                cache.batch_select_indices(left)
-                running, chosen, mask, positions = (
-                    t[left] for t in (running, chosen, mask, positions)
-                )
-            ids, positions = chosen[:, None], positions[:, -1:] + 1
+            if len(unfinished) < len(running):
+                cache.batch_select_indices(unfinished)
+                running = running[unfinished]
+                next_tokens = next_tokens[unfinished]
+                mask = mask[unfinished]
+                position_ids = position_ids[unfinished]
+            input_ids = next_tokens[:, None]
+            position_ids = position_ids[:, -1:] + 1
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        rows = zip(tokens, logprobs, lengths.tolist(), finished.tolist(), strict=True)
         return [
-            (tokens[i, :n], logprobs[i, :n], not done)
-            for i, (n, done) in enumerate(zip(lengths.tolist(), finished.tolist(), strict=True))
+            Completion(row_tokens[:length], row_logprobs[:length], truncated=not is_finished)
+            for row_tokens, row_logprobs, length, is_finished in rows
         ]
+
+    def _next_logits(
+        self, input_ids: Tensor, mask: Tensor, position_ids: Tensor, cache: DynamicCache
+    ) -> Tensor:
+        """[B, V] fp32 logits of the next token of B sequences. Their keys and values go to `cache`.
+
+        input_ids [B, L], mask [B, padding + all tokens so far], position_ids [B, L].
+        """
+        with self._policy.autocast():
+            output = self._policy.model(
+                input_ids=input_ids,
+                attention_mask=mask,
+                position_ids=position_ids,
+                **{self._policy.cache_argument: cache},
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        return output.logits[:, -1].float()
+
+
+def _pad_left(
+    prompts: list[list[int]], pad_token: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Token ids [B, longest prompt] and attention mask [B, longest prompt], 0 at padding."""
+    width = max(len(prompt) for prompt in prompts)
+    input_ids = [[pad_token] * (width - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(input_ids, device=device), torch.tensor(mask, device=device)
 
 
 def _draw(scores: Tensor) -> Tensor:
-    """One token [B] of each row of logits [B, V]: where the cumulative probability passes a random number.
+    """One token [B] of each row of logits [B, V]: the first whose cumulative probability exceeds a
+    uniform random number.
 
-    torch.multinomial draws a random number for each token instead, which takes longer than the model's forward pass on a
-    CPU. Sums are in double precision, so that the rarest tokens keep their share.
+    torch.multinomial draws a random number for each token of the vocabulary. On a CPU this takes
+    longer than the model's forward pass. Sums are in double precision, so that the rarest tokens
+    keep their share.
     """
-    passed = scores.softmax(1).cumsum(1, dtype=torch.float64)
-    at = torch.rand(len(scores), 1, dtype=torch.float64, device=scores.device) * passed[:, -1:]
-    return torch.searchsorted(passed, at, right=True)[:, 0].clamp(max=scores.shape[1] - 1)
-
-
-def stop_tokens(policy: Policy) -> list[int]:
-    """End-of-sequence ids: the tokenizer's, and those that the model's generation config adds (chat models' end of turn)."""
-    extra = getattr(policy.model.generation_config, "eos_token_id", None)
-    extra = extra if isinstance(extra, list) else [] if extra is None else [extra]
-    return list(dict.fromkeys([policy.tokenizer.eos_token_id, *extra]))
+    cumulative = scores.softmax(1).cumsum(1, dtype=torch.float64)
+    uniform = torch.rand(len(scores), 1, dtype=torch.float64, device=scores.device)
+    threshold = uniform * cumulative[:, -1:]  # rounding may leave the last sum a little off 1
+    tokens = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+    return tokens.clamp(max=scores.shape[1] - 1)
 
 
 def _warpers(params: SamplingParams) -> LogitsProcessorList:

@@ -1,130 +1,151 @@
-"""The batches of a run, each prepared while the one before it trains: the prompts always, the rollouts where asked for."""
+"""Prompts and rollouts, step after step. Prepares the next batch while the current one trains."""
 
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
+from typing import Any
 
 from srt_fast.config import Config
 from srt_fast.model.policy import Policy, longest_prompt
 from srt_fast.sampling.base import PendingRollouts, Sampler, SamplerError, SamplingParams
-from srt_fast.tasks.prompt import prompt_ids
+from srt_fast.sampling.prompts import fitting_prompts
+from srt_fast.sampling.vllm_common import VLLMSamplerBase
 from srt_fast.tasks.stream import PromptStream
-from srt_fast.types import Prompts, Rollouts
+from srt_fast.types import Problem, Prompts, Rollouts
 
 
 class BatchPrefetcher:
-    """Prompts and rollouts, step after step.
+    """Gives each step its prompts and rollouts.
 
-    `next()` gives a step's batch. `ahead()` starts to prepare the one after it, in a thread of its own; with
-    vllm.one_step_off the engine begins to sample it too, with the weights that it has at the call. `settle()` waits until
-    the engine is idle, so that it can take new weights. The order of the prompts and the seeds do not depend on how far
-    ahead is prepared: state_dict() is that of a run that prepares nothing.
+    `prefetch` starts a thread that prepares the next prompts. With vllm.one_step_off, the engine
+    also begins to sample the next batch, with the weights that it has at that call. `wait` returns
+    when the engine is idle and can take new weights.
+
+    Prefetching changes neither the order of the prompts nor the seeds: `state_dict` is that of a
+    run that prefetches nothing.
     """
 
-    def __init__(self, config: Config, stream: PromptStream, policy: Policy, sampler: Sampler):
-        self._config, self._stream, self._policy, self._sampler = config, stream, policy, sampler
+    def __init__(
+        self, config: Config, stream: PromptStream, policy: Policy, sampler: Sampler
+    ) -> None:
+        self._config = config
+        self._stream = stream
+        self._policy = policy
+        self._sampler = sampler
         self._params = SamplingParams.of_training(config.sampling)
-        self.max_prompt = longest_prompt(policy, config.sampling)
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="prompts")
-        self._prepared: Future | None = None
-        self._sampled: tuple[Prompts, Rollouts | PendingRollouts] | None = None
+        self.max_prompt_tokens = longest_prompt(policy, config.sampling)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="prompts")
+        self._prompts: Future[Prompts] | None = None  # the next ones, being prepared
+        self._batch: tuple[Prompts, Rollouts] | None = None  # the next one
+        self._pending: tuple[Prompts, PendingRollouts] | None = None  # the same, being sampled
 
-    def next(self) -> tuple[Prompts, Rollouts]:
-        """A step's prompts and their rollouts, sampled now if they have not been."""
-        self.settle()
-        sampled, self._sampled = self._sampled, None
-        if sampled:
-            return sampled
+    def next_batch(self) -> tuple[Prompts, Rollouts]:
+        """A step's prompts and their rollouts. Samples them now if they were not prefetched."""
+        self.wait()
+        batch = self._batch
+        self._batch = None
+        if batch:
+            return batch
         prompts = self._next_prompts()
         return prompts, self._sampler.sample(prompts.token_ids, self._params)
 
-    def ahead(self) -> None:
-        """Prepare the batch after the last one that `next` gave."""
+    def prefetch(self) -> None:
+        """Start to prepare the batch after the last one of `next_batch`."""
         if self._config.vllm.one_step_off:
+            assert isinstance(self._sampler, VLLMSamplerBase)  # the configuration checks it
             prompts = self._next_prompts()
-            self._sampled = prompts, self._sampler.start(prompts.token_ids, self._params)
-        self._prepared = self._worker.submit(self._prepare)
+            self._pending = prompts, self._sampler.start(prompts.token_ids, self._params)
+        self._prompts = self._executor.submit(self._prepare_prompts)
 
-    def settle(self) -> None:
-        """Wait for rollouts that are being sampled. Where the engine fails, their prompts are the next ones again."""
-        if self._sampled and isinstance(self._sampled[1], PendingRollouts):
-            prompts, pending = self._sampled
-            try:
-                self._sampled = prompts, pending.result()
-            except SamplerError:
-                self.load_state_dict({"prompts": prompts.position, "rollouts": None})
-                raise
+    def wait(self) -> None:
+        """Wait for rollouts that are being sampled.
 
-    def again(self) -> None:
-        """Give up rollouts that wait: their prompts are the next ones again, to be sampled with other weights."""
-        self.settle()
-        if self._sampled:
-            self.load_state_dict({"prompts": self._sampled[0].position, "rollouts": None})
+        If the engine fails, their prompts become the next ones again.
+        """
+        if self._pending is None:
+            return
+        prompts, pending = self._pending
+        try:
+            self._batch = prompts, pending.result()
+        except SamplerError:
+            self._restart_at(prompts)
+            raise
+        self._pending = None
 
-    def state_dict(self) -> dict:
-        """What load_state_dict needs to give the same batches: prompts as a place in the stream, rollouts as they are."""
-        self.settle()
-        if self._sampled:
-            prompts, rollouts = self._sampled
-            tensors = {
-                field.name: getattr(rollouts, field.name)
-                for field in fields(Rollouts)
-                if field.name != "prompts"
-            }
+    def discard(self) -> None:
+        """Drop prefetched rollouts. Their prompts become the next ones again.
+
+        Call it before the sampler takes weights that the rollouts must come from.
+        """
+        self.wait()
+        if self._batch:
+            prompts, _ = self._batch
+            self._restart_at(prompts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to give the same batches.
+
+        "prompts": the place of the next ones in the stream. "rollouts": the tensors of prefetched
+        ones, or None.
+        """
+        self.wait()
+        if self._batch:
+            prompts, rollouts = self._batch
+            names = [field.name for field in fields(Rollouts) if field.name != "prompts"]
+            tensors = {name: getattr(rollouts, name) for name in names}
             return {"prompts": prompts.position, "rollouts": tensors}
-        prepared = self._prepared.result() if self._prepared else None
-        return {
-            "prompts": prepared.position if prepared else self._stream.state_dict(),
-            "rollouts": None,
-        }
+        position = self._prompts.result().position if self._prompts else self._stream.state_dict()
+        return {"prompts": position, "rollouts": None}
 
-    def load_state_dict(self, state: dict) -> None:
-        """What is being prepared is given up."""
-        if self._sampled and isinstance(self._sampled[1], PendingRollouts):
-            self._sampled[1].cancel()
-        if self._prepared:
-            self._prepared.result()
-        self._prepared = self._sampled = None
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Drop what is being prepared, and continue from `state`."""
+        if self._pending:
+            _, pending = self._pending
+            pending.cancel()
+        if self._prompts:
+            self._prompts.result()
+        self._pending = None
+        self._prompts = None
+        self._batch = None
         self._stream.load_state_dict(state["prompts"])
         if state["rollouts"]:
             prompts = self._next_prompts()
-            tensors = {
-                name: tensor.to(self._policy.device) for name, tensor in state["rollouts"].items()
-            }
-            self._sampled = prompts, Rollouts(**tensors, prompts=prompts.token_ids)
+            device = self._policy.device
+            tensors = {name: tensor.to(device) for name, tensor in state["rollouts"].items()}
+            self._batch = prompts, Rollouts(**tensors, prompts=prompts.token_ids)
 
     def close(self) -> None:
         """End the thread."""
-        self._worker.shutdown(cancel_futures=True)
+        self._executor.shutdown(cancel_futures=True)
+
+    def _restart_at(self, prompts: Prompts) -> None:
+        self.load_state_dict({"prompts": prompts.position, "rollouts": None})
 
     def _next_prompts(self) -> Prompts:
-        prepared, self._prepared = self._prepared, None
-        return prepared.result() if prepared else self._prepare()
+        future = self._prompts
+        self._prompts = None
+        return future.result() if future else self._prepare_prompts()
 
-    def _prepare(self) -> Prompts:
-        """The stream's next prompts and their token ids; prompts that are too long are dropped, replaced and counted."""
-        wanted, position, kept, dropped = (
-            self._config.train.prompts_per_step,
-            self._stream.state_dict(),
-            [],
-            0,
-        )
-        while len(kept) < wanted:
-            for problem in self._stream.next(wanted - len(kept)):
-                ids = prompt_ids(problem, self._config.task, self._policy.tokenizer)
-                if len(ids) <= self.max_prompt:
-                    kept.append((problem, ids))
-                else:
-                    dropped += 1
-            if dropped > 20 * wanted and not kept:
+    def _prepare_prompts(self) -> Prompts:
+        """The stream's next prompts. Drops, replaces and counts prompts that are too long.
+
+        Raises ValueError if all of many prompts are too long.
+        """
+        count = self._config.train.prompts_per_step
+        position = self._stream.state_dict()
+        problems: list[Problem] = []
+        token_ids: list[list[int]] = []
+        dropped = 0
+        while len(problems) < count:
+            candidates = self._stream.next(count - len(problems))
+            fitting, fitting_ids = fitting_prompts(candidates, self._config, self._policy)
+            problems += fitting
+            token_ids += fitting_ids
+            dropped += len(candidates) - len(fitting)
+            if dropped > 20 * count and not problems:
                 raise ValueError(
-                    f"sampling.max_prompt_tokens: expected prompts of at most {self.max_prompt} tokens, "
-                    f"got {dropped} longer ones in a row"
+                    "sampling.max_prompt_tokens: expected prompts of at most "
+                    f"{self.max_prompt_tokens} tokens, got {dropped} longer ones in a row"
                 )
-        return Prompts(
-            problems=[problem for problem, _ in kept],
-            token_ids=[ids for _, ids in kept],
-            dropped=dropped,
-            position=position,
-        )
+        return Prompts(problems=problems, token_ids=token_ids, dropped=dropped, position=position)

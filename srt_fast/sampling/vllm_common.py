@@ -1,4 +1,4 @@
-"""What the samplers with an engine of their own share: requests checked and seeded, and the check against the policy."""
+"""What the two vLLM samplers share: validation and seeds of requests, and the log-prob check."""
 
 from __future__ import annotations
 
@@ -10,20 +10,30 @@ import torch
 
 from srt_fast.config import SamplingConfig, VLLMConfig
 from srt_fast.model.policy import Policy, longest_prompt
-from srt_fast.sampling.base import PendingRollouts, SamplingParams
-from srt_fast.sampling.hf import stop_tokens
-from srt_fast.sampling.logprob_check import SEED, LogprobCheck, LogprobMismatch
+from srt_fast.sampling.base import (
+    Completion,
+    LogprobMismatch,
+    PendingRollouts,
+    SamplingParams,
+    pack_completions,
+    stop_tokens,
+)
+from srt_fast.sampling.logprob_check import CHECK_SEED, LogprobCheck
 from srt_fast.types import Rollouts
 
-POLL = (
-    0.2  # seconds between looks at signals and deadlines; results and failures are noticed at once
-)
+POLL_SECONDS = 0.2
+"""Time between two looks at signals and time limits. Results and failures are noticed at once."""
+MIN_TEMPERATURE = 0.01
+"""vLLM samples with this temperature if it is asked for a lower one above 0."""
 
 
 class VLLMSamplerBase:
-    """The part of a Sampler that is the same wherever vLLM runs. A subclass says how to `_begin` and makes `_gap`."""
+    """The part of a Sampler that does not depend on where vLLM runs.
 
-    _gap: LogprobCheck
+    A subclass implements `_submit`, `sleep`, `sync` and `close`, and sets `_logprob_check`.
+    """
+
+    _logprob_check: LogprobCheck
 
     def __init__(
         self,
@@ -31,82 +41,115 @@ class VLLMSamplerBase:
         sampling: SamplingConfig,
         config: VLLMConfig,
         checkpoint: Callable[[], None],
-    ):
-        self._policy, self._sampling, self._config, self._checkpoint = (
-            policy,
-            sampling,
-            config,
-            checkpoint,
-        )
-        self._stop_tokens, self._max_prompt = stop_tokens(policy), longest_prompt(policy, sampling)
+    ) -> None:
+        self._policy = policy
+        self._sampling = sampling
+        self._config = config
+        self._checkpoint = checkpoint
+        self._stop_tokens = stop_tokens(policy)
+        self._max_prompt_tokens = longest_prompt(policy, sampling)
+
+    def sleep(self) -> None:
+        """See Sampler.sleep."""
+        raise NotImplementedError
+
+    def sync(self, policy: Policy) -> None:
+        """See Sampler.sync."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """See Sampler.close."""
+        raise NotImplementedError
 
     def sample(self, prompts: list[list[int]], params: SamplingParams) -> Rollouts:
-        """As Sampler.sample. ValueError for a prompt or a length that the engine was not made for."""
+        """See Sampler.sample.
+
+        Raises ValueError for a prompt, length or temperature that the engine does not support.
+        """
         return self.start(prompts, params).result(interruptible=True)
 
     def start(self, prompts: list[list[int]], params: SamplingParams) -> PendingRollouts:
-        """Begin to sample, with the weights of the last sync."""
-        if 0 < params.temperature < 0.01:
+        """Begin to sample with the weights of the last sync. Raises ValueError as `sample` does."""
+        self._validate(prompts, params)
+        # One seed for each prompt, from torch's generator: runs repeat and resume. vLLM adds the
+        # index of the sample.
+        seeds = torch.randint(2**31, (len(prompts),)).tolist()
+        settings = asdict(params) | {"stop_token_ids": self._stop_tokens, "logprobs": 0}
+        if params.temperature == 0:
+            settings["n"] = 1  # vLLM refuses several greedy completions
+        return self._submit(prompts, params.n, [settings | {"seed": seed} for seed in seeds])
+
+    def check(self, policy: Policy, prompts: list[list[int]]) -> LogprobMismatch:
+        """See Sampler.check. Every call uses the same seeds and restores the random state."""
+        # Without truncation: the trainer scores with the whole vocabulary.
+        params = SamplingParams(
+            temperature=self._sampling.temperature,
+            max_tokens=min(self._config.check_tokens, self._sampling.max_new_tokens),
+        )
+        prompts = self._repeat_for_servers(prompts[: self._config.check_prompts])
+        with torch.random.fork_rng([]):
+            torch.manual_seed(CHECK_SEED)
+            # `result` stays inside: VLLMSampler's sets the generator to its state at `start`.
+            rollouts = self.start(prompts, params).result()
+        return self._logprob_check(policy, rollouts)
+
+    def _validate(self, prompts: list[list[int]], params: SamplingParams) -> None:
+        if 0 < params.temperature < MIN_TEMPERATURE:
             raise ValueError(
-                f"temperature: expected 0 (greedy) or at least 0.01, which vLLM takes for less, got {params.temperature}"
+                f"temperature: expected 0 (greedy) or at least {MIN_TEMPERATURE:g}, which vLLM "
+                f"takes for less, got {params.temperature}"
             )
         if params.max_tokens > self._sampling.max_new_tokens:
             raise ValueError(
-                f"max_tokens: expected at most {self._sampling.max_new_tokens}, which the engine was made for, "
-                f"got {params.max_tokens}"
+                f"max_tokens: expected at most {self._sampling.max_new_tokens}, which the engine "
+                f"was made for, got {params.max_tokens}"
             )
-        longest = max(map(len, prompts))
-        if longest > self._max_prompt:
+        longest = max(len(prompt) for prompt in prompts)
+        if longest > self._max_prompt_tokens:
             raise ValueError(
-                f"prompts: expected at most {self._max_prompt} tokens, got one of {longest}"
+                f"prompts: expected at most {self._max_prompt_tokens} tokens, got one of {longest}"
             )
-        # One seed a prompt (vLLM adds the sample's number), from torch's generator: runs repeat and resume.
-        seeds = torch.randint(2**31, (len(prompts),)).tolist()
-        n = params.n if params.temperature > 0 else 1  # vLLM refuses several greedy completions
-        settings = asdict(params) | {"n": n, "stop_token_ids": self._stop_tokens, "logprobs": 0}
-        return self._begin(prompts, params.n, [settings | {"seed": seed} for seed in seeds])
 
-    def check(self, policy: Policy, prompts: list[list[int]]) -> LogprobMismatch:
-        """As Sampler.check, on the same completions' seeds at every call. Leaves the random state as it was."""
-        with torch.random.fork_rng([]):
-            torch.manual_seed(SEED)
-            # Without truncation: the trainer scores with the whole vocabulary.
-            params = SamplingParams(
-                temperature=self._sampling.temperature,
-                max_tokens=min(self._config.check_tokens, self._sampling.max_new_tokens),
-            )
-            pending = self.start(self._probes(prompts[: self._config.check_prompts]), params)
-            return self._gap(
-                policy, pending.result()
-            )  # still with the check's generator, which a sampler may put back
-
-    def _arguments(self) -> dict[str, Any]:
+    def _engine_arguments(self) -> dict[str, Any]:
         """vLLM's arguments that this run needs, wherever the engine runs."""
-        policy, longest = self._policy, self._max_prompt + self._sampling.max_new_tokens
-        on_cpu = policy.device.type == "cpu"
-        cache = self._config.kv_cache_gib or (1.0 if on_cpu else None)
+        policy = self._policy
+        is_on_cpu = policy.device.type == "cpu"
+        max_model_len = self._max_prompt_tokens + self._sampling.max_new_tokens
+        cache_gib = self._config.kv_cache_gib or (1.0 if is_on_cpu else None)
         arguments = {
             "dtype": str(policy.compute_dtype).removeprefix("torch."),
-            "max_model_len": longest,
+            "max_model_len": max_model_len,
             "max_num_seqs": self._sampling.max_sequences,
-            "kv_cache_memory_bytes": cache and int(cache * 2**30),
+            "kv_cache_memory_bytes": cache_gib and int(cache_gib * 2**30),
             "logprobs_mode": "processed_logprobs",
             "generation_config": "vllm",
             "skip_tokenizer_init": True,
             "trust_remote_code": policy.trust_remote_code,
         }
-        if on_cpu:  # vLLM's CPU runner fails on a seeded request whose prompt it reads in pieces
-            arguments |= {
-                "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(8192, longest),
-            }
+        if is_on_cpu:
+            # vLLM's CPU runner fails on a seeded request whose prompt it reads in chunks.
+            arguments["enable_chunked_prefill"] = False
+            arguments["max_num_batched_tokens"] = max(8192, max_model_len)
         return arguments
 
-    def _probes(self, prompts: list[list[int]]) -> list[list[int]]:
+    def _repeat_for_servers(self, prompts: list[list[int]]) -> list[list[int]]:
+        """The prompts of a check, repeated until each server has one."""
         return prompts
 
-    def _begin(
-        self, prompts: list[list[int]], samples: int, params: list[dict[str, Any]]
+    def _submit(
+        self, prompts: list[list[int]], samples: int, settings: list[dict[str, Any]]
     ) -> PendingRollouts:
-        """Send a request for each prompt, with vLLM's sampling parameters."""
+        """Begin to sample. settings: vLLM's sampling parameters for each prompt.
+
+        The rollouts have `samples` completions of each prompt.
+        """
         raise NotImplementedError
+
+    def _pack(
+        self, groups: list[list[Completion]], prompts: list[list[int]], samples: int
+    ) -> Rollouts:
+        """Pack the completions of each prompt. Repeats a greedy completion `samples` times."""
+        completions = []
+        for group in groups:
+            completions += group * (samples // len(group))
+        return pack_completions(completions, prompts, samples=samples, device=self._policy.device)

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from srt_fast.config import Config
+from srt_fast.tasks.arithmetic import ArithmeticTask
 from srt_fast.tasks.base import Task
+from srt_fast.tasks.dataset import DatasetTask
+from srt_fast.tasks.reasoning_gym import GymTask
 
 
 def make_task(config: Config) -> Task:
-    """The task that config.task describes; ValueError where it cannot be had."""
+    """The task that config.task describes. Raises ValueError if it cannot be made."""
     if config.task.kind == "arithmetic":
-        from srt_fast.tasks.arithmetic import ArithmeticTask
-
         return ArithmeticTask(config.task)
     if config.task.kind == "reasoning_gym":
-        from srt_fast.tasks.reasoning_gym import GymTask
-
-        return GymTask(
-            config.task,
-            config.evaluation.prompts + (config.monitor.prompts if config.monitor.every else 0),
-        )
-    from srt_fast.tasks.files import FileTask
-
-    return FileTask(config.task)
+        probe_prompts = config.monitor.prompts if config.monitor.every else 0
+        return GymTask(config.task, held_out_count=config.evaluation.prompts + probe_prompts)
+    return DatasetTask(config.task)

@@ -1,16 +1,24 @@
-"""From a problem to the token ids that the model is asked to continue."""
+"""Where a prompt becomes tokens."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from srt_fast.config import TaskConfig
 from srt_fast.types import Problem
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def prompt_ids(problem: Problem, config: TaskConfig, tokenizer) -> list[int]:
-    """The problem in the task's template, inside the tokenizer's chat template if config.chat, as token ids.
 
-    Without a chat template the tokenizer adds the special tokens that it adds to any text (such as a beginning of
-    sequence), but never an end-of-sequence token: the model is to go on.
+def tokenize_prompt(
+    problem: Problem, config: TaskConfig, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    """Token ids of the problem in config.template, and in the chat template if config.chat.
+
+    Without a chat template the tokenizer adds its usual special tokens, such as a beginning of
+    sequence. It never adds an end of sequence, because the model continues the prompt. Raises
+    ValueError if config.chat needs a chat template and the tokenizer has none.
     """
     text = config.template.replace("{prompt}", problem.prompt)
     if config.chat:
@@ -19,10 +27,15 @@ def prompt_ids(problem: Problem, config: TaskConfig, tokenizer) -> list[int]:
                 "task.chat: expected a tokenizer with a chat template, got one without; "
                 "set task.chat to false and word the prompt with task.template"
             )
-        system = [] if config.system is None else [{"role": "system", "content": config.system}]
-        messages = [*system, {"role": "user", "content": text}]
-        return list(
-            tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        messages = [{"role": "user", "content": text}]
+        if config.system is not None:
+            messages.insert(0, {"role": "system", "content": config.system})
+        chat_ids: Any = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False
         )
-    ids = list(tokenizer(text)["input_ids"])
-    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+        return list(chat_ids)
+    text_ids: Any = tokenizer(text)["input_ids"]
+    token_ids = list(text_ids)
+    if token_ids and token_ids[-1] == tokenizer.eos_token_id:
+        token_ids.pop()
+    return token_ids

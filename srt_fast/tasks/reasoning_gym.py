@@ -1,4 +1,4 @@
-"""Any reasoning-gym dataset by name, with its difficulty settings. Generated on the fly, offline."""
+"""Any reasoning-gym dataset by name, with its difficulty settings. Generated as needed, offline."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from typing import Any
 
 from srt_fast.config import TaskConfig
 from srt_fast.tasks.scorer_process import ScorerProcess
-from srt_fast.tasks.verifiers import make_verifier
+from srt_fast.tasks.verifiers import Verifier, make_verifier
 from srt_fast.types import Problem
 
 logger = logging.getLogger(__name__)
 
-# Numbers below HELD_OUT_FROM are training problems, the others held out. Most datasets generate problem i from the
-# seed + i; acre, gsm_symbolic and list_functions prepare a list of `size` problems up front, and word_ladder allows
-# 20,000: so they are made in blocks of BLOCK problems, block b from seed b * BLOCK. numpy takes seeds below 2**32.
-HELD_OUT_FROM = 2**31
+# Entries below HELD_OUT_START are for training, the others are held out.
+# Most datasets generate problem i from the seed + i. But acre, gsm_symbolic and list_functions
+# prepare a list of `size` problems first, and word_ladder allows 20,000. So entries are made in
+# blocks: block b has BLOCK entries and the seed b * BLOCK. numpy takes seeds below 2**32.
+HELD_OUT_START = 2**31
 BLOCK = 4096
+STRIDE = 1009  # a prime: from any place, steps of it visit the whole block
 
-# Their generators walk over sets of strings (reasoning-gym 0.1.25), whose order changes with PYTHONHASHSEED.
+# Their generators walk over sets of strings (reasoning-gym 0.1.25). The order of such a set changes
+# with PYTHONHASHSEED.
 HASH_ORDERED = {
     "isomorphic_strings",
     "knight_swap",
@@ -32,76 +35,82 @@ HASH_ORDERED = {
     "word_ladder",
 }
 
+Entry = dict[str, Any]
+
 
 class GymTask:
-    """A reasoning-gym dataset; endless, or its first config.size problems.
+    """A reasoning-gym dataset: endless, or its first config.size problems.
 
-    Up to `held_out_count` problems with different prompts are held out; a training problem whose prompt is among them
-    is replaced by another one, always the same. Gold is the dataset's own answer; some datasets have none, because
-    many answers are right, and need verifier "task".
+    Up to `held_out_count` problems with different prompts are held out. A training problem with one
+    of their prompts is replaced by another one, always the same. Gold is the dataset's own answer.
+    Some datasets have none, because many answers are right. They need the verifier "task".
     """
 
-    has_gold = train_has_gold = True
+    has_gold = True
+    train_has_gold = True
 
-    def __init__(self, config: TaskConfig, held_out_count: int):
-        self.name, self.params = config.name, dict(config.params)
+    def __init__(self, config: TaskConfig, held_out_count: int) -> None:
+        assert config.name is not None
+        self.name = config.name
+        self.params = dict(config.params)
         self.train_size = config.size or None
         self._held_out_count = held_out_count
         _check(self.name, self.params)
         self._block = lru_cache(maxsize=8)(self._make_block)
         if self.name in HASH_ORDERED and os.environ.get("PYTHONHASHSEED", "random") == "random":
             logger.warning(
-                "%s generates other problems in every process, so a resumed run differs from an unbroken "
-                "one; start Python with PYTHONHASHSEED=0",
+                "%s generates other problems in every process, so a resumed run differs from an "
+                "unbroken one; start Python with PYTHONHASHSEED=0",
                 self.name,
             )
-        if config.verifier != "task" and self._entry(0)["answer"] is None:
-            got = repr(config.verifier)
-            raise ValueError(
-                f"task.verifier: {self.name} has no single answer: expected 'task', got {got}"
-            )
-        if config.verifier == "task":
-            judge = ScorerProcess(
-                "reasoning-gym", self.name, self.params | {"seed": 0, "size": BLOCK}
-            )
-            self.correct = lambda answer, problem: (
-                answer is not None and judge.ask(answer, problem.row)
-            )
-        else:
-            self.correct = make_verifier(config.verifier)
+        self.correct = self._make_verifier(config.verifier)
 
     def train(self, index: int) -> Problem:
-        """Training problem `index`."""
-        block, place = divmod(index % HELD_OUT_FROM, BLOCK)
-        for attempt in range(BLOCK):  # 1009 is prime: the attempts visit the whole block
-            entry = self._entry(block * BLOCK + (place + 1009 * attempt) % BLOCK)
-            if entry["question"] not in self._set_aside:
-                return self._problem(f"{self.name}/{index}", entry)
+        """Training problem `index`. Raises ValueError if its whole block is held out."""
+        block, place = divmod(index % HELD_OUT_START, BLOCK)
+        for attempt in range(BLOCK):
+            entry = self._entry(block * BLOCK + (place + STRIDE * attempt) % BLOCK)
+            if entry["question"] not in self._held_out_entries:
+                return _problem(f"{self.name}/{index}", entry)
         raise ValueError(
-            f"task.name: expected {self.name} to have other prompts than the {len(self._set_aside)} held-out ones, "
-            f"got none in {BLOCK}; lower evaluation.prompts or raise the difficulty in task.params"
+            f"task.name: expected {self.name} to have other prompts than the "
+            f"{len(self._held_out_entries)} held-out ones, got none in {BLOCK}; "
+            "lower evaluation.prompts or raise the difficulty in task.params"
         )
 
     def held_out(self, count: int) -> list[Problem]:
-        """Up to `count` held-out problems; never more than were set aside."""
-        entries = list(self._set_aside.values())[:count]
-        return [
-            self._problem(f"{self.name}/held-out/{i}", entry) for i, entry in enumerate(entries)
-        ]
+        """Up to `count` held-out problems. There are at most `held_out_count`."""
+        entries = list(self._held_out_entries.values())[:count]
+        return [_problem(f"{self.name}/held-out/{i}", entry) for i, entry in enumerate(entries)]
+
+    def _make_verifier(self, kind: str) -> Verifier:
+        if kind != "task":
+            if self._entry(0)["answer"] is None:
+                raise ValueError(
+                    f"task.verifier: expected 'task', because {self.name} has no single answer, "
+                    f"got {kind!r}"
+                )
+            return make_verifier(kind)
+        scorer = ScorerProcess("reasoning-gym", self.name, self.params | {"seed": 0, "size": BLOCK})
+        return lambda answer, problem: answer is not None and scorer.accepts(answer, problem.row)
 
     @cached_property
-    def _set_aside(self) -> dict[str, dict[str, Any]]:
+    def _held_out_entries(self) -> dict[str, Entry]:
         """Held-out entries by prompt."""
-        entries: dict[str, dict[str, Any]] = {}
-        for number in range(HELD_OUT_FROM, HELD_OUT_FROM + 20 * self._held_out_count):
+        entries: dict[str, Entry] = {}
+        for number in range(HELD_OUT_START, HELD_OUT_START + 20 * self._held_out_count):
             if len(entries) == self._held_out_count:
                 break
             entry = self._entry(number)
             entries.setdefault(entry["question"], entry)
         return entries
 
-    def _entry(self, number: int) -> dict[str, Any]:
-        """Entry `number`. A few generators draw from Python's global random numbers: seeded here, and restored."""
+    def _entry(self, number: int) -> Entry:
+        """Entry `number`.
+
+        A few generators draw from Python's global random generator. It is seeded for the call, and
+        restored.
+        """
         state = random.getstate()
         random.seed(number)
         try:
@@ -109,47 +118,51 @@ class GymTask:
         finally:
             random.setstate(state)
 
-    def _make_block(self, block: int):
+    def _make_block(self, block: int) -> Any:
         import reasoning_gym
 
         return reasoning_gym.create_dataset(
             self.name, seed=block * BLOCK, size=BLOCK, **self.params
         )
 
-    @staticmethod
-    def _problem(name: str, entry: dict[str, Any]) -> Problem:
-        return Problem(id=name, prompt=entry["question"], gold=entry["answer"], row=entry)
+
+def _problem(name: str, entry: Entry) -> Problem:
+    return Problem(id=name, prompt=entry["question"], gold=entry["answer"], row=entry)
 
 
 def _check(name: str, params: dict[str, Any]) -> None:
-    """A ValueError for a missing package, an unknown name or parameter, or a value that the dataset refuses."""
+    """Raise ValueError for a missing package, an unknown name, or params that do not fit."""
     try:
         from reasoning_gym.factory import DATASETS
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"task.kind: 'reasoning_gym' needs the package reasoning-gym ({error}): pip install 'srt-fast[gym]'"
+            f"task.kind: 'reasoning_gym' needs the package reasoning-gym ({error}): "
+            "pip install 'srt-fast[gym]'"
         ) from error
     if name not in DATASETS:
-        close = (
-            ", ".join(difflib.get_close_matches(name, DATASETS, n=5, cutoff=0.4))
-            or "no name is close to it"
-        )
+        close_names = difflib.get_close_matches(name, DATASETS, n=5, cutoff=0.4)
+        hint = ", ".join(close_names) or "no name is close to it"
         raise ValueError(
-            f"task.name: expected one of {len(DATASETS)} reasoning-gym datasets, got {name!r}; {close}"
+            f"task.name: expected one of {len(DATASETS)} reasoning-gym datasets, "
+            f"got {name!r}; {hint}"
         )
-    config_class = DATASETS[name][1]
-    fields = {
-        field.name: field
+    _check_params(name, params, DATASETS[name][1])
+
+
+def _check_params(name: str, params: dict[str, Any], config_class: Any) -> None:
+    """Raise ValueError for an unknown param, a wrong type, or a value that the dataset refuses."""
+    defaults = {
+        field.name: field.default
         for field in dataclasses.fields(config_class)
         if field.name not in ("seed", "size")
     }
-    unknown = sorted(params.keys() - fields.keys())
+    unknown = sorted(params.keys() - defaults.keys())
     if unknown:
         raise ValueError(
-            f"task.params: {name} knows {', '.join(fields) or 'none'}, got {', '.join(unknown)}"
+            f"task.params: {name} knows {', '.join(defaults) or 'none'}, got {', '.join(unknown)}"
         )
     for key, value in params.items():
-        expected = type(fields[key].default)
+        expected = type(defaults[key])
         accepted = (int, float) if expected is float else expected
         if expected in (bool, int, float, str) and not isinstance(value, accepted):
             raise ValueError(
@@ -160,5 +173,5 @@ def _check(name: str, params: dict[str, Any]) -> None:
         if hasattr(config, "validate"):
             config.validate()
     except (AssertionError, TypeError, ValueError) as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in params.items()) or "no params"
-        raise ValueError(f"task.params: {name} refuses {given}: {error}") from error
+        values = ", ".join(f"{key}={value!r}" for key, value in params.items()) or "no params"
+        raise ValueError(f"task.params: {name} refuses {values}: {error}") from error

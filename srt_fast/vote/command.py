@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--limit: expected at least 0, got {options.limit}")
     # These import torch, which takes seconds. `srt-fast vote --help` must not need it.
     from srt_fast.vote.completions import Fields, read_groups
-    from srt_fast.vote.table import vote_table
+    from srt_fast.vote.table import print_votes
     from srt_fast.vote.vote import summary, vote, write_rows
 
     fields = Fields(completions=options.completions, group_by=options.group_by, gold=options.gold)
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     votes = vote(groups, options.rule, options.share_over)
     if options.out:
         write_rows(Path(options.out), votes)
-    vote_table(votes, options.limit, summary(votes, fields.gold))
+    print_votes(votes, options.limit, summary(votes, fields.gold))
     return 0
 
 

@@ -1,11 +1,14 @@
 r"""Saved completions of any system: JSON lines in, groups of texts out. Plain Python.
 
-Two shapes, recognised by the value of the field that holds the completions. A list is one prompt's whole group:
+There are two shapes of a row. The value of the field with the completions tells them apart. A list
+is the whole group of one prompt:
     {"prompt": "1/2+1/2=", "completions": ["\\boxed{1}", "\\boxed{2}"], "gold": "1"}
-Anything else is one completion, and a second field says which of them belong together, in any order:
+Anything else is one completion. A second field says which completions belong together, in any
+order:
     {"id": 7, "response": "\\boxed{1}"}
-A completion is a text, an object that holds one (text, content, generated_text or message.content), or a list of chat
-messages, whose last assistant message counts. A null text is a completion that says nothing.
+A completion is a text, an object that holds one (text, content, generated_text or
+message.content), or a list of chat messages, of which the last assistant message counts. A null is
+a completion without text.
 """
 
 from __future__ import annotations
@@ -44,16 +47,17 @@ _TEXT_FIELDS = ("text", "content", "generated_text", "message")
 class SavedGroup:
     """The completions of one prompt."""
 
-    name: (
-        Any  # the group field's value as it came, or the line's number where there is no such field
-    )
+    name: Any  # the value of the group field as it is in the file; without one, the line's number
     texts: list[str] = field(default_factory=list)
     gold: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fields:
-    """Names of fields; None: the first row decides. A dotted name goes into objects: response.body.choices."""
+    """Names of fields. None: the first row decides.
+
+    A dotted name goes into objects: response.body.choices.
+    """
 
     completions: str | None = None
     group_by: str | None = None
@@ -61,139 +65,162 @@ class Fields:
 
 
 def read_groups(path: str, fields: Fields) -> tuple[list[SavedGroup], Fields]:
-    """The groups of a JSONL file ("-": standard input) in order of first appearance, and the fields that were used.
+    """Reads a JSONL file ("-": standard input). Returns its groups, and the fields that were used.
 
-    ValueError names file, line, expected and got.
+    The groups are in order of first appearance. A ValueError names file, line, expected and got.
     """
     if path == "-":
-        return _grouped("<stdin>", sys.stdin.buffer, fields)
+        return _group_rows("<stdin>", sys.stdin.buffer, fields)
     if not Path(path).is_file():
         raise ValueError(
-            f"expected a file of JSON lines, or - for standard input, got {path!r}, which is no file"
+            f"expected a file of JSON lines, or - for standard input, got {path!r}, which is no "
+            "file"
         )
     with open(path, "rb") as file:
-        return _grouped(path, file, fields)
+        return _group_rows(path, file, fields)
 
 
-def _grouped(source: str, lines: BinaryIO, asked: Fields) -> tuple[list[SavedGroup], Fields]:
+def _group_rows(source: str, lines: BinaryIO, requested: Fields) -> tuple[list[SavedGroup], Fields]:
     groups: dict[Any, SavedGroup] = {}
-    used = differs = None
+    fields: Fields | None = None
+    conflict: str | None = None  # the first line whose gold answer differs from its group's
     for number, where, row in _rows(source, lines):
-        used = used or _choose(where, row, asked)
-        failed = (
-            row.get(used.completions, 0) is None
-        )  # a request that came to nothing: a completion that says nothing
-        value = None if failed else _get(where, row, used.completions, "completions")
-        many = isinstance(value, list) and not _is_chat(value)
-        if not many and used.group_by is None:
-            raise ValueError(
-                f"{where}: expected a field that says which completions belong together "
-                f"({', '.join(GROUP_FIELDS)}), got fields {_names(row)}; name it with --group-by"
-            )
-        name = number if used.group_by is None else _get(where, row, used.group_by, "group-by")
-        alone = many and asked.group_by is None  # a row that holds a group is that group
-        group = groups.setdefault(
-            number if alone else json.dumps(name, sort_keys=True), SavedGroup(name=name)
-        )
-        place = f"{where}, field {used.completions!r}"
-        group.texts += [_text(place, item) for item in (value if many else [value])]
-        gold = _gold(where, row, used.gold, insist=asked.gold is not None) if used.gold else None
-        group.gold = gold if group.gold is None else group.gold
-        if gold is not None and gold != group.gold:
-            if asked.gold:
+        fields = fields or _choose_fields(where, row, requested)
+        completions, is_list = _completions(where, row, fields)
+        name = number
+        if fields.group_by is not None:
+            name = _get(where, row, fields.group_by, "group-by")
+        is_whole_group = is_list and requested.group_by is None
+        key = number if is_whole_group else json.dumps(name, sort_keys=True)
+        group = groups.setdefault(key, SavedGroup(name=name))
+        place = f"{where}, field {fields.completions!r}"
+        group.texts += [_text(place, completion) for completion in completions]
+        gold = _gold(where, row, fields, is_requested=requested.gold is not None)
+        if group.gold is None:
+            group.gold = gold
+        elif gold is not None and gold != group.gold:
+            if requested.gold:
                 raise ValueError(
-                    f"{where}: expected one gold answer in a group, got {_shown(gold)} after {_shown(group.gold)}"
+                    f"{where}: expected one gold answer in a group, got {_preview(gold)} after "
+                    f"{_preview(group.gold)}"
                 )
-            differs = differs or where
-    if used is None:
+            conflict = conflict or where
+    if fields is None:
         raise ValueError(f"{source}: expected at least one JSON object, got an empty file")
     if len(groups) > 1 and all(len(group.texts) <= 1 for group in groups.values()):
         logger.warning(
-            "%s: every group has one completion, so there is nothing to vote on (--group-by names a field that joins "
-            "rows)",
+            "%s: every group has one completion, so there is nothing to vote on (--group-by names "
+            "a field that joins rows)",
             source,
         )
-    if differs:
-        logger.warning(
-            "%s: field %r differs within a group, so it is not taken for gold (--gold names one that is)",
-            differs,
-            used.gold,
-        )
-        used = replace(used, gold=None)
-        groups = {key: replace(group, gold=None) for key, group in groups.items()}
-    return list(groups.values()), used
+    if conflict is None:
+        return list(groups.values()), fields
+    logger.warning(
+        "%s: field %r differs within a group, so it is not taken for gold (--gold names one that "
+        "is)",
+        conflict,
+        fields.gold,
+    )
+    return [replace(group, gold=None) for group in groups.values()], replace(fields, gold=None)
 
 
 def _rows(source: str, lines: Iterable[bytes]) -> Iterator[tuple[int, str, dict]]:
+    """Number, place for messages, and JSON object of each line that is not blank."""
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"{source}, line {number}"
         try:
             row = json.loads(line)
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # not JSON, not UTF-8, or nested a thousand deep
+        except (ValueError, RecursionError) as error:
+            # Not JSON, not UTF-8, or nested a thousand deep.
             raise ValueError(
-                f"{where}: expected a JSON object, got {_shown(line.strip())} ({error})"
+                f"{where}: expected a JSON object, got {_preview(line.strip())} ({error})"
             ) from error
         if not isinstance(row, dict):
-            raise ValueError(f"{where}: expected a JSON object, got {_shown(row)}")
+            raise ValueError(f"{where}: expected a JSON object, got {_preview(row)}")
         yield number, where, row
 
 
-def _choose(where: str, row: dict, asked: Fields) -> Fields:
-    """The fields to use, from the first row and what was asked for."""
-    completions = asked.completions or next(
-        (
-            name
-            for names, types in ((LISTS, list), (SINGLES, str | dict | list))
-            for name in names
-            if isinstance(row.get(name), types)
-        ),
-        None,
-    )
+def _choose_fields(where: str, row: dict, requested: Fields) -> Fields:
+    """The fields to use, from the first row and the requested ones."""
+    completions = requested.completions or _completions_field(row)
     if completions is None:
         raise ValueError(
             f"{where}: expected a field with completions ({', '.join(LISTS)}) or one completion "
-            f"({', '.join(SINGLES)}), got fields {_names(row)}; name it with --completions"
+            f"({', '.join(SINGLES)}), got fields {_field_names(row)}; name it with --completions"
         )
-    free = [name for name, value in row.items() if name != completions and value is not None]
-    group_by = asked.group_by or next((name for name in GROUP_FIELDS if name in free), None)
-    golds = (
-        name for name in GOLD_FIELDS if name in free and name != group_by and _is_answer(row[name])
-    )
-    return Fields(completions=completions, group_by=group_by, gold=asked.gold or next(golds, None))
+    others = [name for name, value in row.items() if name != completions and value is not None]
+    group_by = requested.group_by
+    if not group_by:
+        group_by = next((name for name in GROUP_FIELDS if name in others), None)
+    gold = requested.gold
+    if not gold:
+        golds = [name for name in GOLD_FIELDS if name in others and name != group_by]
+        gold = next((name for name in golds if _is_answer(row[name])), None)
+    return Fields(completions=completions, group_by=group_by, gold=gold)
+
+
+def _completions_field(row: dict) -> str | None:
+    for name in LISTS:
+        if isinstance(row.get(name), list):
+            return name
+    for name in SINGLES:
+        if isinstance(row.get(name), str | dict | list):
+            return name
+    return None
+
+
+def _completions(where: str, row: dict, fields: Fields) -> tuple[list[Any], bool]:
+    """The completions of a row, and whether the row has a list of them."""
+    assert fields.completions is not None
+    value = None
+    is_failed_request = row.get(fields.completions, 0) is None  # it has a completion without text
+    if not is_failed_request:
+        value = _get(where, row, fields.completions, "completions")
+    if isinstance(value, list) and not _is_chat(value):
+        return value, True
+    if fields.group_by is None:
+        raise ValueError(
+            f"{where}: expected a field that says which completions belong together "
+            f"({', '.join(GROUP_FIELDS)}), got fields {_field_names(row)}; name it with --group-by"
+        )
+    return [value], False
 
 
 def _get(where: str, row: dict, name: str, option: str) -> Any:
-    """The value of a field, which must be there and not null."""
-    value = row
+    """The value of a field. Raises ValueError if it is missing or null."""
+    value: Any = row
     for part in [name] if name in row else name.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     if value is None:
-        got = "null" if row.get(name, 0) is None else f"fields {_names(row)}"
+        is_null = name in row and row[name] is None
+        got = "null" if is_null else f"fields {_field_names(row)}"
         raise ValueError(f"{where}: expected a value in field {name!r} (--{option}), got {got}")
     return value
 
 
-def _gold(where: str, row: dict, name: str, *, insist: bool) -> str | None:
-    """A row's gold answer; null is none. A field that nobody named may also be missing or hold something else."""
-    if name in row and row[name] is None or not insist and not _is_answer(row.get(name)):
+def _gold(where: str, row: dict, fields: Fields, *, is_requested: bool) -> str | None:
+    """The gold answer of a row. A null is none.
+
+    A field that --gold does not name may also be missing or hold something else.
+    """
+    name = fields.gold
+    if not name or name in row and row[name] is None:
+        return None
+    if not is_requested and not _is_answer(row.get(name)):
         return None
     value = _get(where, row, name, "gold")
     if not _is_answer(value):
         raise ValueError(
-            f"{where}: expected text or a number in field {name!r} (--gold), got {_shown(value)}"
+            f"{where}: expected text or a number in field {name!r} (--gold), got {_preview(value)}"
         )
     return str(value)
 
 
 def _is_answer(value: Any) -> bool:
-    return (
-        isinstance(value, str | int | float) and not isinstance(value, bool) and value == value
-    )  # NaN: a missing number
+    """Whether it is text or a number. NaN is a missing number."""
+    return isinstance(value, str | int | float) and not isinstance(value, bool) and value == value
 
 
 def _text(where: str, value: Any) -> str:
@@ -209,19 +236,13 @@ def _text(where: str, value: Any) -> str:
             if message["role"] == "assistant":
                 return _text(where, message.get("content"))
         raise ValueError(
-            f"{where}: expected an assistant message among the chat's, got {_shown(value)}"
+            f"{where}: expected an assistant message among the chat's, got {_preview(value)}"
         )
-    if (
-        isinstance(value, list)
-        and value
-        and all(isinstance(part, dict) and "type" in part for part in value)
-    ):
-        return "".join(
-            _text(where, part["text"]) for part in value if part["type"] == "text"
-        )  # a message in parts
+    if isinstance(value, list) and _is_message_in_parts(value):
+        return "".join(_text(where, part["text"]) for part in value if part["type"] == "text")
     raise ValueError(
-        f"{where}: expected text, an object with text, content or message.content, or a list of chat messages, "
-        f"got {_shown(value)}"
+        f"{where}: expected text, an object with text, content or message.content, or a list of "
+        f"chat messages, got {_preview(value)}"
     )
 
 
@@ -229,10 +250,14 @@ def _is_chat(value: list) -> bool:
     return bool(value) and all(isinstance(message, dict) and "role" in message for message in value)
 
 
-def _names(row: dict) -> str:
+def _is_message_in_parts(value: list) -> bool:
+    return bool(value) and all(isinstance(part, dict) and "type" in part for part in value)
+
+
+def _field_names(row: dict) -> str:
     return ", ".join(row) or "none"
 
 
-def _shown(value: Any) -> str:
+def _preview(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -9,13 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.paths import DATA
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from srt_kernels.answers import extract as module
-from srt_kernels.answers.extract import answer_key, canonical_answer, read_answer
+from srt_kernels.answers.canonical import answer_key, canonical_answer
+from srt_kernels.answers.extract import read_answer
 from srt_kernels.answers.reader import AnswerReader
+from support.paths import DATA
 
 
 def rows(name):

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from srt_kernels import majority_vote
-from srt_kernels.answers.extract import RULES, answer_key, read_answer
+from srt_kernels.answers.canonical import answer_key
+from srt_kernels.answers.extract import RULES, read_answer
 from srt_kernels.answers.reader import AnswerReader
 from srt_kernels.testing import random_tokens
 

@@ -1,35 +1,32 @@
-"""bench/bench_trainers.py: each way trains, and says what the tables need."""
+"""bench/bench_trainers.py: each trainer runs, and returns what the tables need."""
 
 import pytest
 
 from srt_fast.config import override
 
 pytest.importorskip("trl")
-from bench_trainers import run, summarise, table  # noqa: E402
+from bench_trainers import summarise, table
+from trainer_runs import run
 
 
-@pytest.mark.filterwarnings("ignore")  # what transformers and TRL deprecate in themselves
-def test_the_ways_train_the_same(tiny_config):
-    """Two seeds of each. Prompts, lengths, reward and loss are the same, so TRL's two ways sample completions of one length."""
+@pytest.mark.filterwarnings("ignore")  # of transformers and TRL about themselves
+def test_the_trainers_train_the_same(tiny_config):
+    """Two seeds of each. TRL and patched TRL sample completions of the same length."""
     ways = ("trl", "trl_patched", "srt_fast")
-    rows = [
-        run(way, override(tiny_config, {"train.seed": seed, "run_dir": None}), 8)
-        for seed in (0, 1)
-        for way in ways
-    ]
-    assert all(
-        len(row["seconds"]) == len(row["sampling"]) == tiny_config.train.steps - 1 for row in rows
-    )
-    assert all(
-        0 < sampling < whole
-        for row in rows
-        for sampling, whole in zip(row["sampling"], row["seconds"], strict=True)
-    )
-    assert rows[0]["tokens"] == rows[1]["tokens"]
-    plain, *others = summarise(rows, "tiny")
-    assert plain["times_trl"] == 1 and all(
-        row["times_trl"] == plain["seconds_a_step"] / row["seconds_a_step"] for row in others
-    )
-    assert all(len(row["accuracies"]) == 2 for row in (plain, *others))
-    name, columns, lines = table("tiny", [plain, *others])
-    assert name == "tiny" and all(len(line) == len(columns) for line in lines)
+    runs = []
+    for seed in (0, 1):
+        config = override(tiny_config, {"train.seed": seed, "run_dir": None})
+        runs += [run(way, config, micro_batch=8) for way in ways]
+    for figures in runs:
+        assert len(figures["seconds"]) == tiny_config.train.steps - 1
+        for sampling, whole in zip(figures["sampling"], figures["seconds"], strict=True):
+            assert 0 < sampling < whole
+    assert runs[0]["tokens"] == runs[1]["tokens"]
+    rows = summarise(runs, "tiny")
+    assert rows[0]["times_trl"] == 1
+    for row in rows:
+        assert row["times_trl"] == rows[0]["seconds_a_step"] / row["seconds_a_step"]
+        assert len(row["accuracies"]) == 2
+    title, columns, lines = table("tiny", rows)
+    assert title == "tiny"
+    assert all(len(line) == len(columns) for line in lines)

@@ -10,7 +10,7 @@ from srt_fast.config.fields import field_docs
 from srt_fast.config.recipes import quickstart
 from srt_fast.config.task import AnswerRule
 from srt_fast.config.train import AdvantageKind, ObjectiveName
-from srt_kernels.answers.extract import RULES
+from srt_kernels.answers.extract import ANSWER_RULES
 from srt_kernels.groups.group_advantage import KINDS
 from srt_kernels.objective.objective import PRESETS
 
@@ -87,7 +87,7 @@ def test_allowed_values_are_those_of_the_kernels():
     """The schema spells them again: an import of srt_kernels brings torch."""
     assert get_args(ObjectiveName) == tuple(PRESETS)
     assert get_args(AdvantageKind) == KINDS
-    assert get_args(AnswerRule) == RULES
+    assert get_args(AnswerRule) == ANSWER_RULES
 
 
 @pytest.mark.parametrize("name", get_args(ObjectiveName))

@@ -1,9 +1,9 @@
 import pytest
-from support.experiment import FALLING, RISING, WARNINGS, make_run
 
 from srt_fast.experiment import compare
 from srt_fast.experiment.grid import Arm
 from srt_fast.experiment.measure import ALARM, measure
+from support.experiment import FALLING, RISING, WARNINGS, make_run
 
 
 def test_warnings_before_and_after_a_fall_and_false_alarms():

@@ -1,7 +1,7 @@
 import pytest
-from support.experiment import FALLING, RISING, WARNINGS, make_run
 
 from srt_fast.experiment.measure import ALARM, measure
+from support.experiment import FALLING, RISING, WARNINGS, make_run
 
 
 def test_a_run_that_rises_falls_and_collapses():

@@ -1,10 +1,10 @@
 import json
 
 import pytest
-from support.experiment import FALLING, RISING, WARNINGS, make_run, save_run
 
 from srt_fast.experiment.grid import collapse_grid
 from srt_fast.experiment.page import write_page
+from support.experiment import FALLING, RISING, WARNINGS, make_run, save_run
 
 
 def test_the_page_shows_finished_runs_and_names_missing_ones(tmp_path):

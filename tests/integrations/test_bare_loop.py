@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from support.paths import ROOT
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -16,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from srt_fast.integrations.padded import Packed, pack
 from srt_kernels import Objective, linear_policy_loss
 from srt_kernels.testing import assert_close
+from support.paths import ROOT
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore"

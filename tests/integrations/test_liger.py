@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srt_fast.integrations import liger as module
-from srt_fast.integrations.liger import FusedLinearGRPOLoss, Packed
+from srt_fast.integrations.liger import FusedLinearGRPOLoss
+from srt_fast.integrations.liger_inputs import ComputedTokens
 from srt_kernels.lm_head.linear_logprob import linear_logprob
 from srt_kernels.testing import packed_rollouts, relative_error
 
@@ -376,13 +377,13 @@ def test_does_not_import_liger(monkeypatch):
     spec.loader.exec_module(sys.modules[spec.name])
 
 
-def test_packed():
-    packed = Packed.of(
-        torch.tensor([[1, 1, 0], [0, 0, 0], [1, 0, 1]], dtype=torch.bool)
-    )  # the example in its docstring
-    assert [
-        t.tolist() for t in (packed.rows, packed.cu_seqlens, packed.rollouts, packed.segments)
-    ] == [[0, 1, 6, 8], [0, 2, 4], [0, 2], [0, 0, 1, 1]]
+def test_computed_tokens():
+    """The example in its docstring."""
+    mask = torch.tensor([[1, 1, 0], [0, 0, 0], [1, 0, 1]], dtype=torch.bool)
+    tokens = ComputedTokens.of(mask)
+    assert tokens.packed.row_index.tolist() == [0, 1, 6, 8]
+    assert tokens.packed.cu_seqlens.tolist() == [0, 2, 2, 4]
+    assert tokens.completion_index.tolist() == [0, 0, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ import torch.multiprocessing as mp
 trl = pytest.importorskip("trl")
 from accelerate.state import AcceleratorState  # noqa: E402
 from datasets import Dataset  # noqa: E402
-from support.paths import ROOT
 from transformers import (  # noqa: E402
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -35,6 +34,7 @@ from transformers import (  # noqa: E402
 
 from srt_fast.integrations.fused_forward import pack_rows  # noqa: E402
 from srt_fast.integrations.trl import SRTGRPOTrainer, majority_reward  # noqa: E402
+from support.paths import ROOT
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore"

@@ -4,6 +4,7 @@ import re
 import runpy
 
 import pytest
+
 from support.paths import ROOT
 
 pytest.importorskip("trl")

@@ -17,12 +17,12 @@ from srt_kernels.testing import assert_close, packed_rollouts
 core_algos = pytest.importorskip(
     "verl.trainer.ppo.core_algos", reason="verl is not installed: make test brings it"
 )
-from support.paths import ROOT
 from verl.models.transformers import dense_common  # noqa: E402
 from verl.utils.experimental.torch_functional import FusedLinearForPPO  # noqa: E402
 from verl.workers.config import ActorConfig, PolicyLossConfig  # noqa: E402
 
 from srt_fast.integrations import verl as ours  # noqa: E402
+from support.paths import ROOT
 
 EXAMPLE = ROOT / "examples" / "verl_loss.py"
 LENGTHS = [3, 1, 5, 0, 7, 1, 9, 2]

@@ -1,5 +1,8 @@
-"""What bench/aot.py asks of every kernel, here of each kernel's largest variant on each GPU: no spills, 128-bit loads,
-shared memory that the chip has, tensor cores. No GPU is needed: the kernels are compiled and not run."""
+"""The rules of bench/aot.py, for each kernel's largest variant on each GPU.
+
+No spills, 128-bit loads, shared memory that the chip has, tensor cores. Needs no GPU: the kernels
+are compiled and not run.
+"""
 
 import importlib
 import pkgutil
@@ -11,24 +14,22 @@ triton = pytest.importorskip("triton")
 if triton.knobs.runtime.interpret:
     pytest.skip("TRITON_INTERPRET=1: the interpreter compiles nothing", allow_module_level=True)
 
-import aot  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
+import aot  # noqa: E402
 import srt_kernels  # noqa: E402
-from srt_kernels.lm_head import logits_kernel as row_kernel  # noqa: E402
+from srt_kernels.lm_head import logits_kernel  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-FIRST = {
-    variant.kernel: variant for variant in reversed(aot.VARIANTS)
-}  # of a kernel's variants, the largest
+# Of a kernel's variants, the largest one comes first.
+FIRST = {variant.kernel: variant for variant in reversed(aot.VARIANTS)}
 ONES = {variant.kernel: variant for variant in aot.VARIANTS if "one " in variant.name}
 HOPPER = aot.CHIPS["90"]
 
 
 def variant_of(kernel, name):
-    return next(
-        variant for variant in aot.VARIANTS if (variant.kernel, variant.name) == (kernel, name)
-    )
+    [variant] = [v for v in aot.VARIANTS if (v.kernel, v.name) == (kernel, name)]
+    return variant
 
 
 def check(variant, chip):
@@ -57,13 +58,16 @@ def test_rules(kernel, chip):
 
 @pytest.mark.parametrize("kernel", ONES)
 def test_sizes_of_one(kernel):
-    """The JIT makes a constant of an argument that is 1, which Triton's language treats otherwise than a number."""
+    """The JIT makes a constant of an argument that is 1.
+
+    Triton's language treats it differently.
+    """
     check(ONES[kernel], HOPPER)
 
 
 def test_wide_vocabulary_block_spills(monkeypatch):
     """The rule sees spills where there are some."""
-    monkeypatch.setattr(row_kernel, "BLOCK", 8 * row_kernel.BLOCK)
+    monkeypatch.setattr(logits_kernel, "BLOCK", 8 * logits_kernel.BLOCK)
     variant = variant_of("stats_kernel", "plain")
     compiled = aot.compile_variant(variant, HOPPER)
     assert compiled.spilled > 0 and compiled.spills > 0
@@ -71,7 +75,7 @@ def test_wide_vocabulary_block_spills(monkeypatch):
 
 
 def test_odd_vocabulary_has_no_wide_loads():
-    """The rule sees narrow loads: of 50257 logits no four are known to be inside together."""
+    """The rule sees narrow loads. Of 50257 logits no four are known to be inside together."""
     variant = replace(variant_of("stats_kernel", "V 50257"), streams=1)
     compiled = aot.compile_variant(variant, HOPPER)
     assert compiled.wide_loads == 0 and compiled.narrow_loads >= 16
@@ -81,7 +85,7 @@ def test_odd_vocabulary_has_no_wide_loads():
 @pytest.mark.parametrize(
     "arch, registers, shared, warps, occupancy",
     [
-        ("90", 32, 0, 4, 64),  # all 64: 128 would find registers
+        ("90", 32, 0, 4, 64),  # all 64: there are registers for 128
         ("90", 255, 0, 8, 8),  # two warps in each quarter of the registers: one block of eight
         ("90", 129, 0, 4, 12),  # 136 are taken: three in each quarter
         ("90", 32, 112 << 10, 4, 8),  # two blocks of 113 KiB in 228

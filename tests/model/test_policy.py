@@ -19,7 +19,7 @@ from srt_fast.model.policy import Policy
 from srt_fast.quickstart import build_tokenizer
 from srt_fast.sampling.base import SamplingParams
 from srt_fast.sampling.hf import HFSampler
-from srt_fast.tasks.prompt import prompt_ids
+from srt_fast.tasks.prompt import tokenize_prompt
 from srt_fast.types import Problem
 
 SMALL = dict(
@@ -145,7 +145,7 @@ def test_the_smollm_recipe_loads_its_gguf_and_answers_in_the_chat_template():
     config = RECIPES["smollm"]()
     policy = load_policy(config.model.path, config.model)
     problem = Problem(id="", prompt="What is the capital of France?")
-    prompt = prompt_ids(problem, config.task, policy.tokenizer)
+    prompt = tokenize_prompt(problem, config.task, policy.tokenizer)
     rollouts = HFSampler(policy, 4).sample(
         [prompt], SamplingParams(n=1, temperature=0.0, max_tokens=24)
     )

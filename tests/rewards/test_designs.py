@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from support.paths import ROOT
-from support.rollouts import make_groups
 
 from srt_fast.config import REWARD_KINDS, override
 from srt_fast.files import read_rows
 from srt_fast.rewards import make_reward_function
 from srt_fast.train import Trainer
+from support.paths import ROOT
+from support.rollouts import make_groups
 
 A, B, C, D = 11, 22, 33, 44
 # Three prompts of 4, 4 and 2 rollouts. Majority shares are 3/4, 2/4 (a tie: the earlier answer
@@ -172,7 +172,7 @@ def test_the_constant_answer_has_weight_zero_in_base_rate():
         (
             "frozen",
             {"samples": 2, "file": "labels.jsonl"},
-            "expected at least 0, and 0 with a file",
+            "samples: expected at least 0, and 0 with",
         ),
         ("ema", {"decay": 2.0}, "expected decay and final_decay from 0 to 1"),
         ("verify", {"question": "{prompt}"}, "question: expected {completion} exactly once"),

@@ -20,12 +20,12 @@ from srt_fast.rewards.base import (
 from srt_fast.rewards.inputs import RewardInputs
 from srt_fast.rewards.self_verification import judge_rollouts, sample_verification
 from srt_fast.rewards.teacher import Teacher, decay_at
-from srt_fast.sampling.base import pack_completions
+from srt_fast.sampling.base import Completion, pack_completions
 from srt_fast.sampling.hf import HFSampler
 from srt_fast.train import Trainer
 from srt_fast.types import Problem
 from srt_kernels import AnswerReader
-from srt_kernels.answers.extract import answer_key
+from srt_kernels.answers.canonical import answer_key
 from support.rollouts import random_rollouts
 
 PROMPTS = ("1+2=", "30+4=")
@@ -92,10 +92,9 @@ def test_verification_asks_about_both_kinds(tiny_policy, tiny_config, agreeing, 
     one = tiny_policy.tokenizer("1", add_special_tokens=False)["input_ids"]
 
     def answer_one(prompts, params):
-        count = len(prompts) * params.n
-        completions = [torch.tensor(one)] * count
-        zeros = [torch.zeros(1)] * count
-        return pack_completions(completions, zeros, [False] * count, prompts, params.n)
+        completion = Completion(torch.tensor(one), logprobs=torch.zeros(1), truncated=False)
+        completions = [completion] * len(prompts) * params.n
+        return pack_completions(completions, prompts, samples=params.n)
 
     rollouts, reward = sample_verification(
         VerificationTask(question="{prompt}{completion}?", solutions=4, samples=2),

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.rollouts import make_groups, random_rollouts
 
 from srt_fast.config import Config, override
 from srt_fast.files import read_rows
@@ -16,6 +15,7 @@ from srt_fast.rewards.pipeline import concatenate
 from srt_fast.rewards.weighting import head_tail
 from srt_fast.train import Trainer
 from srt_fast.types import Reward
+from support.rollouts import make_groups, random_rollouts
 
 
 def train_rows(folder) -> list[dict]:

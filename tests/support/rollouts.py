@@ -3,7 +3,7 @@
 import torch
 
 from srt_fast.model.policy import Policy
-from srt_fast.sampling.base import pack_completions
+from srt_fast.sampling.base import Completion, pack_completions
 from srt_fast.types import Groups, Rollouts
 from srt_kernels import majority_vote
 
@@ -26,11 +26,9 @@ def random_rollouts(policy: Policy, samples: int, prompts: tuple[str, ...]) -> R
     """Random completions of 1, 2, 3 ... tokens."""
     torch.manual_seed(1)
     count = samples * len(prompts)
-    completions = [torch.randint(10, 200, (1 + number,)) for number in range(count)]
-    return pack_completions(
-        completions,
-        [torch.zeros(len(completion)) for completion in completions],
-        [False] * count,
-        [policy.tokenizer(prompt)["input_ids"] for prompt in prompts],
-        samples,
-    )
+    completions = []
+    for number in range(count):
+        tokens = torch.randint(10, 200, (1 + number,))
+        completions.append(Completion(tokens, logprobs=torch.zeros(1 + number), truncated=False))
+    token_ids = [policy.tokenizer(prompt)["input_ids"] for prompt in prompts]
+    return pack_completions(completions, token_ids, samples=samples)

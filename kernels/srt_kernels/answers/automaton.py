@@ -1,187 +1,235 @@
-r"""Regular expressions over bytes -> one deterministic automaton that finds the longest match, as a lexer does.
+r"""Compiles regular expressions over bytes into one deterministic automaton, as a lexer has.
 
-Patterns: literals (in UTF-8), `[a-z]`, `[^a-z]`, `.` (any byte), `|`, `(...)`, `*`, `+`, `?`, `\` before a character that
-is meant as it is or `\xhh`, and `$`: one symbol more, which follows the last byte. Braces are literals.
+The automaton finds the longest match of all patterns. A pattern consists of
+
+    abc  π        literals, in UTF-8; braces are literals
+    \+  \x01      a sign as it is written; a byte by its code
+    [a-z] [^a-z]  one byte of a set; one byte outside of it
+    .             any byte
+    $             END, the symbol that follows the last byte
+    | (...) * + ? as usual
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-END = 256  # the symbol after the last byte
-DEAD, START = 0, 1
+END = 256
+"""The symbol after the last byte."""
+
+DEAD = 0
+START = 1
+
+Edge = tuple[frozenset[int] | None, int]
+"""The symbols of an edge (None: the edge reads no symbol) and the state that it leads to."""
 
 
 @dataclass(frozen=True)
 class Automaton:
-    """symbols are bytes and END; states are numbered from START, and from DEAD nothing matches."""
+    """A deterministic automaton. Symbols are bytes and END. From the state DEAD nothing matches."""
 
-    classes: list[int]  # [257] symbol -> class of symbols that no pattern tells apart
-    following: list[list[int]]  # [states][classes] -> state
-    accepts: list[int]  # [states] -> the first pattern that what was read matches, or -1
+    classes: list[int]  # [257] symbol -> class; no pattern tells the symbols of a class apart
+    transitions: list[list[int]]  # [states][classes] -> state
+    accepts: list[int]  # [states] -> the first pattern that matches the symbols so far, or -1
 
-    def longest(self, symbols: bytes, start: int) -> tuple[int, int]:
-        """The pattern that matches the most symbols (by their classes) from `start` on, the first of equals; how many."""
-        state, best, length = START, -1, 0
-        for at in range(start, len(symbols)):
-            state = self.following[state][symbols[at]]
+    def longest_match(self, symbols: bytes, start: int) -> tuple[int, int]:
+        """The pattern with the longest match from `start` on, and its length in symbols.
+
+        symbols: their classes. Of patterns that match equally many symbols, the first one wins.
+        """
+        state = START
+        pattern = -1
+        length = 0
+        for position in range(start, len(symbols)):
+            state = self.transitions[state][symbols[position]]
             if state == DEAD:
                 break
             if self.accepts[state] >= 0:
-                best, length = self.accepts[state], at + 1 - start
-        return best, length
+                pattern = self.accepts[state]
+                length = position + 1 - start
+        return pattern, length
 
     def symbols(self, data: bytes) -> bytes:
-        """The class of each byte, and of END."""
+        """The class of each byte, and then the class of END."""
         return data.translate(bytes(self.classes[:END])) + bytes(self.classes[END:])
 
 
 def compile_patterns(patterns: list[str]) -> Automaton:
-    """Every symbol must have a pattern of its own, so that a match is always found."""
+    """The automaton of the patterns.
+
+    Each symbol needs a pattern of its own: a match then always exists.
+    """
     nfa = _Nfa()
-    accepting = {
-        nfa.add(pattern): number for number, pattern in reversed(list(enumerate(patterns)))
-    }
-    alphabets = list({symbols for edges in nfa.edges for symbols, _ in edges if symbols})
-    signatures = [tuple(symbol in alphabet for alphabet in alphabets) for symbol in range(END + 1)]
+    pattern_of = {}  # accepting state -> pattern
+    for number, pattern in reversed(list(enumerate(patterns))):
+        pattern_of[nfa.add(pattern)] = number
+    classes = _symbol_classes(nfa)
+    subsets, transitions = _determinize(nfa, classes)
+    accepts = [
+        min((pattern_of[state] for state in subset if state in pattern_of), default=-1)
+        for subset in subsets
+    ]
+    unmatched = [
+        symbol for symbol in range(END + 1) if accepts[transitions[START][classes[symbol]]] < 0
+    ]
+    assert not unmatched, f"expected a pattern for each symbol, got none for {unmatched}"
+    return Automaton(classes=classes, transitions=transitions, accepts=accepts)
+
+
+def _symbol_classes(nfa: _Nfa) -> list[int]:
+    """[257] symbol -> class.
+
+    Two symbols share a class if every edge has both of them or neither.
+    """
+    edge_sets = list({symbols for edges in nfa.edges for symbols, _ in edges if symbols})
+    signatures = [tuple(symbol in edge_set for edge_set in edge_sets) for symbol in range(END + 1)]
     numbers = {signature: number for number, signature in enumerate(dict.fromkeys(signatures))}
-    classes = [numbers[signature] for signature in signatures]
+    return [numbers[signature] for signature in signatures]
+
+
+def _determinize(nfa: _Nfa, classes: list[int]) -> tuple[list[frozenset[int]], list[list[int]]]:
+    """
+
+    he subset construction: for each deterministic state its states of the NFA, and its transitions.
+    """
     edges = [
-        [({classes[s] for s in symbols}, to) for symbols, to in some if symbols]
-        for some in nfa.edges
+        [({classes[symbol] for symbol in symbols}, target) for symbols, target in edges if symbols]
+        for edges in nfa.edges
     ]
-    start = nfa.closure(frozenset([0]))
-    subsets, states, following, accepts = (
-        [frozenset(), start],
-        {frozenset(): DEAD, start: START},
-        [],
-        [],
-    )
-    for subset in subsets:  # which grows
-        moves: list[set[int]] = [set() for _ in numbers]
-        for some, to in itertools.chain.from_iterable(edges[state] for state in subset):
-            for number in some:
-                moves[number].add(to)
-        following.append([])
-        for moved in map(nfa.closure, map(frozenset, moves)):
-            if moved not in states:
-                states[moved] = len(subsets)
-                subsets.append(moved)
-            following[-1].append(states[moved])
-        accepts.append(
-            min((accepting[state] for state in subset if state in accepting), default=-1)
-        )
-    missing = [
-        symbol for symbol in range(END + 1) if accepts[following[START][classes[symbol]]] < 0
-    ]
-    assert not missing, f"expected a pattern for each symbol, got none for {missing}"
-    return Automaton(classes=classes, following=following, accepts=accepts)
+    initial = nfa.closure([0])
+    subsets = [frozenset(), initial]
+    number_of = {frozenset(): DEAD, initial: START}
+    transitions = []
+    for subset in subsets:  # The loop appends to `subsets`.
+        targets: list[set[int]] = [set() for _ in range(max(classes) + 1)]
+        for edge_classes, target in itertools.chain.from_iterable(edges[state] for state in subset):
+            for number in edge_classes:
+                targets[number].add(target)
+        row = []
+        for closure in map(nfa.closure, targets):
+            if closure not in number_of:
+                number_of[closure] = len(subsets)
+                subsets.append(closure)
+            row.append(number_of[closure])
+        transitions.append(row)
+    return subsets, transitions
 
 
 class _Nfa:
-    """Thompson's construction. edges[state]: pairs of symbols (None: no symbol is read) and the state they lead to."""
+    """A nondeterministic automaton by Thompson's construction. Its first state is 0."""
 
-    def __init__(self):
-        self.edges: list[list[tuple[frozenset[int] | None, int]]] = [[]]
-        self.closures: dict[frozenset[int], frozenset[int]] = {}
+    def __init__(self) -> None:
+        self.edges: list[list[Edge]] = [[]]  # of each state
+        self._closures: dict[frozenset[int], frozenset[int]] = {}
+        self._input: list[str] = []  # characters of the pattern that are not yet parsed, reversed
 
     def add(self, pattern: str) -> int:
-        """Lead from state 0 along `pattern` to a new state, which is returned."""
-        self.rest = list(reversed(pattern))
+        """Adds a path from state 0 that matches `pattern`. Returns the state at its end."""
+        self._input = list(reversed(pattern))
         start, end = self._alternatives()
-        assert not self.rest, f"expected {pattern!r} to end after {pattern[: -len(self.rest)]!r}"
-        self._edge(0, None, start)
+        rest = "".join(reversed(self._input))
+        assert not rest, f"expected the end of the pattern {pattern!r}, got {rest!r}"
+        self._connect(0, None, start)
         return end
 
-    def closure(self, states: frozenset[int]) -> frozenset[int]:
-        """The states that `states` lead to without a symbol."""
-        if states not in self.closures:
-            found, waiting = set(states), list(states)
-            while waiting:
-                reached = {
-                    to for symbols, to in self.edges[waiting.pop()] if symbols is None
-                } - found
-                found |= reached
-                waiting += reached
-            self.closures[states] = frozenset(found)
-        return self.closures[states]
+    def closure(self, states: Iterable[int]) -> frozenset[int]:
+        """`states` and the states that they lead to without a symbol."""
+        origin = frozenset(states)
+        if origin not in self._closures:
+            reached = set(origin)
+            pending = list(origin)
+            while pending:
+                targets = {
+                    target for symbols, target in self.edges[pending.pop()] if symbols is None
+                }
+                pending += targets - reached
+                reached |= targets
+            self._closures[origin] = frozenset(reached)
+        return self._closures[origin]
 
-    def _state(self) -> int:
+    def _new_state(self) -> int:
         self.edges.append([])
         return len(self.edges) - 1
 
-    def _edge(self, start: int, symbols: frozenset[int] | None, end: int) -> None:
+    def _connect(self, start: int, symbols: frozenset[int] | None, end: int) -> None:
         self.edges[start].append((symbols, end))
 
     def _peek(self) -> str:
-        return self.rest[-1] if self.rest else ""
+        return self._input[-1] if self._input else ""
 
     def _alternatives(self) -> tuple[int, int]:
-        start, end = self._state(), self._state()
+        start = self._new_state()
+        end = self._new_state()
         while True:
             first, last = self._sequence()
-            self._edge(start, None, first)
-            self._edge(last, None, end)
+            self._connect(start, None, first)
+            self._connect(last, None, end)
             if self._peek() != "|":
                 return start, end
-            self.rest.pop()
+            self._input.pop()
 
     def _sequence(self) -> tuple[int, int]:
-        start = end = self._state()
+        start = end = self._new_state()
         while self._peek() and self._peek() not in "|)":
             first, last = self._item()
-            operator = self.rest.pop() if self._peek() and self._peek() in "*+?" else ""
-            if operator and operator in "*?":
-                self._edge(first, None, last)
-            if operator and operator in "*+":
-                self._edge(last, None, first)
-            self._edge(end, None, first)
-            end = self._state()  # so that a loop's end is not what follows it
-            self._edge(last, None, end)
+            operator = self._input.pop() if self._peek() and self._peek() in "*+?" else None
+            if operator in ("*", "?"):
+                self._connect(first, None, last)
+            if operator in ("*", "+"):
+                self._connect(last, None, first)
+            self._connect(end, None, first)
+            end = self._new_state()  # A loop's end must not be the state of the next item.
+            self._connect(last, None, end)
         return start, end
 
     def _item(self) -> tuple[int, int]:
-        token = self.rest.pop()
-        if token == "(":
-            found = self._alternatives()
-            assert self.rest.pop() == ")"
-            return found
-        if token == "$":
-            return self._symbols(frozenset([END]))
-        if token == ".":
-            return self._symbols(frozenset(range(END)))
-        if token == "[":
-            return self._symbols(self._set())
-        start = end = self._state()
-        for byte in self._literal(token).encode():
-            end, before = self._state(), end
-            self._edge(before, frozenset([byte]), end)
+        char = self._input.pop()
+        if char == "(":
+            group = self._alternatives()
+            assert self._input.pop() == ")"
+            return group
+        if char == "$":
+            return self._one_of(frozenset([END]))
+        if char == ".":
+            return self._one_of(frozenset(range(END)))
+        if char == "[":
+            return self._one_of(self._set())
+        start = end = self._new_state()
+        for byte in self._literal(char).encode():
+            target = self._new_state()
+            self._connect(end, frozenset([byte]), target)
+            end = target
         return start, end
 
-    def _symbols(self, symbols: frozenset[int]) -> tuple[int, int]:
-        start, end = self._state(), self._state()
-        self._edge(start, symbols, end)
+    def _one_of(self, symbols: frozenset[int]) -> tuple[int, int]:
+        start = self._new_state()
+        end = self._new_state()
+        self._connect(start, symbols, end)
         return start, end
 
     def _set(self) -> frozenset[int]:
-        negated = self._peek() == "^" and bool(self.rest.pop())
-        found: set[int] = set()
-        while (token := self.rest.pop()) != "]":
-            first = last = ord(self._literal(token))
-            if self._peek() == "-" and self.rest[-2] != "]":
-                self.rest.pop()
-                last = ord(self._literal(self.rest.pop()))
+        """The bytes of a set, whose opening bracket is parsed."""
+        negated = self._peek() == "^"
+        if negated:
+            self._input.pop()
+        members: set[int] = set()
+        while (char := self._input.pop()) != "]":
+            first = last = ord(self._literal(char))
+            if self._peek() == "-" and self._input[-2] != "]":
+                self._input.pop()
+                last = ord(self._literal(self._input.pop()))
             assert last < END, "expected a byte in [...]"
-            found |= set(range(first, last + 1))
-        return frozenset(set(range(END)) - found) if negated else frozenset(found)
+            members |= set(range(first, last + 1))
+        return frozenset(set(range(END)) - members if negated else members)
 
-    def _literal(self, token: str) -> str:
-        """The character that `token` begins."""
-        if token != "\\":
-            return token
-        token = self.rest.pop()
-        assert token == "x" or not token.isalnum(), (
-            f"expected a sign or xhh after a backslash, got {token!r}"
-        )
-        return chr(int(self.rest.pop() + self.rest.pop(), 16)) if token == "x" else token
+    def _literal(self, char: str) -> str:
+        """The character that `char` begins, of one or more characters of the pattern."""
+        if char != "\\":
+            return char
+        char = self._input.pop()
+        if char == "x":
+            return chr(int(self._input.pop() + self._input.pop(), 16))
+        assert not char.isalnum(), f"expected a sign or xhh after a backslash, got {char!r}"
+        return char

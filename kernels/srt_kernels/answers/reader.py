@@ -1,189 +1,199 @@
-"""TODO."""
+"""Token ids of packed completions -> their final answers, or the 64-bit keys of these on the device
+of the tokens.
+
+PyTorch finds the marks of answers (hints.py) in all tokens at once. Plain Python then reads the
+text around them. On a GPU Triton does both (kernel/).
+"""
 
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from srt_kernels.answers.canonical import SPACES
-from srt_kernels.answers.extract import _decoded, _finder, answer_key
+from srt_kernels.answers.canonical import answer_key
+from srt_kernels.answers.extract import finder_of
+from srt_kernels.answers.hints import HAS_MARK, MAY_HAVE_MARK, MAY_PRECEDE_MARK, token_hint
 from srt_kernels.answers.token_bytes import token_bytes
-from srt_kernels.core.backend import on_its_device, use_triton
+from srt_kernels.answers.utf8 import SPACES, to_text
+from srt_kernels.core.backend import on_device_of_tensors, use_triton
 from srt_kernels.core.checks import check_offsets, check_range, check_tensor, check_tensors, expect
-from srt_kernels.core.segments import ranges
+from srt_kernels.core.segments import chunk_slices
 
-YES, MAYBE, BEFORE = 1, 2, 4  # bits of a hint; above them a number of bytes
+SLICE = 1 << 20
+"""Tokens that are looked at together.
+
+Their buffers are used again; those of a whole batch would be new pages each time.
+"""
+
+NEARBY = 16
+"""Tokens before the last mark that are read first, and tokens after it that a number may reach."""
+
+WIDENING = 16
+"""How much farther each next reading goes."""
+
+CPU = torch.device("cpu")
 
 
-_ENDS_OF_BOX = re.compile(rb"(?:d|ed|xed|oxed|boxed|x|ox|box|fbox)(?![A-Za-z])")
+class VocabularyTables(NamedTuple):
+    """Bytes and hints of V token ids, and then of one more: an id beyond the vocabulary, which has
+    no bytes.
 
-
-_IN_TAGS = (b"/answer", b"answer")
-
-
-def _hint(token: bytes, rule: str) -> int:
-    r"""Whether `token` can hold what an answer's place is known by: the x of `\boxed`, the last > of `</answer>`, a digit.
-
-    boxed: YES, or MAYBE where the token begins inside the command; BEFORE where the token before such a one ends so.
-    Above these bits, how many of the token's first bytes a search from the end of the text has to read: the others
-    change nothing about braces and are no part of a command.
+    A model with a padded vocabulary may sample such ids.
     """
-    read = len(token)
-    if rule == "boxed":
-        hint = BEFORE if token[-1:] in b"\\bof" else 0  # also where it is empty
-        for before, after in (
-            (token[:at], token[at + 1 :]) for at, byte in enumerate(token) if byte == ord("x")
-        ):
-            for head, tail in ((b"\\bo", b"ed"), (b"\\fbo", b"")):
-                if after.startswith(tail) or tail.startswith(after):
-                    hint |= YES * before.endswith(head) | MAYBE * head.endswith(before)
-        if not re.search(rb"[\\{}]", token) and not _ENDS_OF_BOX.match(token):
-            read = min(read, len(token) - len(token.lstrip(SPACES)) + 1)
-    elif rule == "tag":
-        hint = YES * (b">" in token)
-        read *= bool(re.search(b"[<>]", token)) or any(token in name for name in _IN_TAGS)
-    else:
-        hint = YES * (rule == "whole" or re.search(b"[0-9]", token) is not None)
-        read *= hint
-    return hint | read << 3
 
-
-SLICE = (
-    1 << 20
-)  # tokens: memory of this size is used again, where that of a whole batch is new pages each time
-
-
-def _marks(tokens: Tensor, hints: Tensor) -> Tensor:
-    """Positions of the tokens whose hints say so, in order."""
-    found_in = [tokens.new_empty(0)]
-    for part in ranges(len(tokens), SLICE):
-        first = max(part.start - 1, 0)  # with the token before
-        found = hints.index_select(0, tokens[first : part.stop].clamp(max=len(hints) - 1))
-        marks = (found & (YES | MAYBE)).nonzero().squeeze(1)
-        likely = (found[marks] & YES > 0) | (found[(marks - 1).clamp(min=0)] & BEFORE > 0)
-        found_in.append(marks[likely & (marks >= part.start - first)] + first)
-    return torch.cat(found_in)
-
-
-@lru_cache(maxsize=16)
-def _table(blob: Tensor, offsets: Tensor) -> list[bytes]:
-    """The bytes of each token again, of tensors that are never written."""
-    data, bounds = blob.numpy().tobytes(), offsets.tolist()
-    return [data[start:end] for start, end in itertools.pairwise(bounds)]
-
-
-def _answers(
-    tokens: Tensor, cu_seqlens: Tensor, blob: Tensor, offsets: Tensor, hints: Tensor, rule: str
-) -> Iterator[bytes]:
-    """The answers as they are written, stripped; b"" for none. Looks at the text around the last mark, then farther."""
-    finder, table, beyond = _finder(rule), _table(blob, offsets), len(hints) - 1
-
-    def text(first: int, last: int) -> bytes:
-        return b"".join(map(table.__getitem__, tokens[first:last].clamp(max=beyond).tolist()))
-
-    marks = _marks(tokens, hints)
-    last_marks = torch.cat([marks.new_full((1,), -1), marks])[
-        torch.searchsorted(marks, cu_seqlens[1:].long())
-    ]
-    for start, end, mark in zip(
-        cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), last_marks.tolist(), strict=True
-    ):
-        found, width = None, 16
-        while found is None and mark >= start:
-            first = start if rule == "whole" else max(start, mark - width)
-            found = finder(
-                text(first, end if rule != "last_number" else min(end, mark + 16)), first == start
-            )
-            if first == start:
-                break
-            width *= 16
-        yield (found or b"").strip(SPACES)
-
-
-@torch.library.custom_op(
-    "srt_kernels::answer_keys",
-    mutates_args=(),
-    schema="(Tensor tokens, Tensor cu_seqlens, Tensor blob, Tensor offsets, Tensor hints, str rule) -> Tensor",
-)
-@on_its_device
-def _answer_keys(tokens, cu_seqlens, blob, offsets, hints, rule):
-    _check(tokens, cu_seqlens)
-    if use_triton(tokens):
-        from srt_kernels.answers.kernel import answer_keys
-
-        return answer_keys(tokens, cu_seqlens, blob, offsets, hints, rule)
-    keys = [
-        answer_key(answer) for answer in _answers(tokens, cu_seqlens, blob, offsets, hints, rule)
-    ]
-    return torch.tensor(keys, dtype=torch.int64, device=tokens.device)
-
-
-@_answer_keys.register_fake
-def _(tokens, cu_seqlens, blob, offsets, hints, rule):
-    return tokens.new_empty(len(cu_seqlens) - 1)
+    blob: Tensor  # uint8: the bytes of all tokens back to back
+    offsets: Tensor  # [V+2] int32: where the bytes of a token begin
+    hints: Tensor  # [V+1] int32: see hints.py
 
 
 class AnswerReader:
     """Reads the final answers of packed completions.
 
-    tokenizer: a Hugging Face tokenizer that token_bytes takes, or the bytes of each token id; rule: see read_answer.
+    tokenizer: a Hugging Face tokenizer that token_bytes takes, or a list with the bytes of each
+    token id. rule: where a completion's answer is, one of ANSWER_RULES; see extract.read_answer.
+    Raises ValueError for an unknown rule or tokenizer.
     """
 
-    def __init__(self, tokenizer, rule: str):
-        _finder(rule)
+    def __init__(self, tokenizer: Any, rule: str):
+        finder_of(rule)
         table = tokenizer if isinstance(tokenizer, list) else token_bytes(tokenizer)
-        other = next(
-            (type(token).__name__ for token in table if not isinstance(token, bytes)), None
+        others = ", ".join(
+            {type(token).__name__ for token in table if not isinstance(token, bytes)}
         )
-        expect(other is None, "tokenizer", "a tokenizer or a list of bytes", f"a list with {other}")
+        expect(not others, "tokenizer", "a tokenizer or a list of bytes", f"a list with {others}")
         self.rule = rule
-        table = [
-            *table,
-            b"",
-        ]  # the last: of ids beyond, which a model with a padded vocabulary may have
-        offsets = [0, *itertools.accumulate(map(len, table))]
-        tensors = (
-            torch.frombuffer(bytearray(b"".join(table)) or bytearray(1), dtype=torch.uint8),
-            torch.tensor(
-                offsets, dtype=torch.int32, device="cpu"
-            ),  # whatever the default device is
-            torch.tensor([_hint(token, rule) for token in table], dtype=torch.int32, device="cpu"),
-        )
-        self._copies = {torch.device("cpu"): tensors}
+        self._copies = {CPU: _vocabulary_tables([*table, b""], rule)}
 
-    def _tables(self, device: torch.device) -> tuple[Tensor, ...]:
-        """blob, offsets, hints on a device, copied there once."""
+    def tables(self, device: torch.device) -> VocabularyTables:
+        """The tables on a device. They are copied there once."""
         if device not in self._copies:
-            copies = tuple(tensor.to(device) for tensor in self._copies[torch.device("cpu")])
-            if any(type(copy) is not Tensor for copy in copies):  # of a fake device
+            copies = VocabularyTables(*(tensor.to(device) for tensor in self._copies[CPU]))
+            if any(type(copy) is not Tensor for copy in copies):  # a fake device: nothing to keep
                 return copies
             self._copies[device] = copies
         return self._copies[device]
 
     def read(self, tokens: Tensor, cu_seqlens: Tensor) -> list[str | None]:
-        """The answers as texts, on the host. tokens [N] int64, cu_seqlens [R+1]; R answers, None where there is none."""
-        check_tensors(tokens=tokens, cu_seqlens=cu_seqlens)
-        _check(tokens, cu_seqlens)
-        tokens, cu_seqlens = tokens.cpu(), cu_seqlens.cpu()
-        answers = _answers(tokens, cu_seqlens, *self._tables(tokens.device), self.rule)
-        return [_decoded(answer) or None for answer in answers]
+        """The answers [R] as texts on the host; None where there is no answer.
 
-    def keys(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """The answers' keys [R] int64 on the device of `tokens`, 0 where there is no answer; see answer_key.
-
-        tokens [N] int64, cu_seqlens [R+1] int32 or int64. No host sync off a CPU, but for the
-        first call on a device, which copies the tables there. Raises ValueError for a bad shape, dtype, device or offset.
+        tokens [N] int64, cu_seqlens [R+1] int32 or int64. Raises ValueError as `keys` does.
         """
         check_tensors(tokens=tokens, cu_seqlens=cu_seqlens)
-        return _answer_keys(tokens, cu_seqlens, *self._tables(tokens.device), self.rule)
+        _check(tokens, cu_seqlens)
+        answers = find_answers(tokens.cpu(), cu_seqlens.cpu(), self.tables(CPU), self.rule)
+        return [to_text(answer) or None for answer in answers]
+
+    def keys(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """The keys [R] int64 of the answers, on the device of `tokens`; 0 where there is no answer.
+
+        A key is canonical.answer_key of the answer. tokens [N] int64, cu_seqlens [R+1] int32 or
+        int64. Synchronises with the host only for CPU tensors, and for the first call on a device,
+        which copies the tables. Raises ValueError for a bad shape, dtype, device or offset.
+        """
+        check_tensors(tokens=tokens, cu_seqlens=cu_seqlens)
+        return _answer_keys(tokens, cu_seqlens, *self.tables(tokens.device), self.rule)
+
+
+def find_answers(
+    tokens: Tensor, cu_seqlens: Tensor, tables: VocabularyTables, rule: str
+) -> Iterator[bytes]:
+    """The answers of CPU tensors as they are written, stripped; b"" where there is none.
+
+    It reads the text around the last mark of a rollout first, and then farther towards the start.
+    """
+    finder = finder_of(rule)
+    token_texts = _token_texts(tables.blob, tables.offsets)
+    last_id = len(tables.hints) - 1
+
+    def text(first: int, last: int) -> bytes:
+        ids = tokens[first:last].clamp(max=last_id).tolist()
+        return b"".join(map(token_texts.__getitem__, ids))
+
+    marks = _last_marks(tokens, cu_seqlens, tables.hints).tolist()
+    for (start, end), mark in zip(itertools.pairwise(cu_seqlens.tolist()), marks, strict=True):
+        answer = None
+        width = NEARBY
+        while answer is None and mark >= start:
+            first = start if rule == "whole" else max(start, mark - width)
+            last = min(end, mark + NEARBY) if rule == "last_number" else end
+            answer = finder(text(first, last), first == start)
+            if first == start:
+                break
+            width *= WIDENING
+        yield (answer or b"").strip(SPACES)
+
+
+def _last_marks(tokens: Tensor, cu_seqlens: Tensor, hints: Tensor) -> Tensor:
+    """
+
+    R] position of the last mark before the end of a rollout, perhaps before its start; -1: none.
+    """
+    parts = [tokens.new_full((1,), -1)]
+    for part in chunk_slices(len(tokens), SLICE):
+        first = max(part.start - 1, 0)  # with the token before the part
+        part_hints = hints.index_select(0, tokens[first : part.stop].clamp(max=len(hints) - 1))
+        marks = (part_hints & (HAS_MARK | MAY_HAVE_MARK)).nonzero().squeeze(1)
+        has_mark = part_hints[marks] & HAS_MARK > 0
+        follows = part_hints[(marks - 1).clamp(min=0)] & MAY_PRECEDE_MARK > 0
+        in_part = marks >= part.start - first
+        parts.append(marks[(has_mark | follows) & in_part] + first)
+    marks = torch.cat(parts)
+    return marks[torch.searchsorted(marks[1:], cu_seqlens[1:].long())]
+
+
+@lru_cache(maxsize=16)
+def _token_texts(blob: Tensor, offsets: Tensor) -> list[bytes]:
+    """The bytes of each token, from tensors that are never written to."""
+    data = blob.numpy().tobytes()
+    return [data[start:end] for start, end in itertools.pairwise(offsets.tolist())]
+
+
+def _vocabulary_tables(table: list[bytes], rule: str) -> VocabularyTables:
+    """On the CPU, whatever the default device is."""
+    blob = bytearray(b"".join(table)) or bytearray(1)
+    offsets = [0, *itertools.accumulate(map(len, table))]
+    hints = [token_hint(token, rule) for token in table]
+    return VocabularyTables(
+        blob=torch.frombuffer(blob, dtype=torch.uint8),
+        offsets=torch.tensor(offsets, dtype=torch.int32, device=CPU),
+        hints=torch.tensor(hints, dtype=torch.int32, device=CPU),
+    )
 
 
 def _check(tokens: Tensor, cu_seqlens: Tensor) -> None:
     check_tensor("tokens", tokens, (None,), (torch.int64,), tokens.device)
     check_range("tokens", tokens, 2**31)
     check_offsets("cu_seqlens", cu_seqlens, len(tokens), tokens.device)
+
+
+@torch.library.custom_op(
+    "srt_kernels::answer_keys",
+    mutates_args=(),
+    schema="(Tensor tokens, Tensor cu_seqlens, Tensor blob, Tensor offsets, Tensor hints, str rule)"
+    " -> Tensor",
+)
+@on_device_of_tensors
+def _answer_keys(
+    tokens: Tensor, cu_seqlens: Tensor, blob: Tensor, offsets: Tensor, hints: Tensor, rule: str
+) -> Tensor:
+    _check(tokens, cu_seqlens)
+    if use_triton(tokens):
+        # Triton is not installed on every machine with a CPU only.
+        from srt_kernels.answers.kernel.keys import answer_keys
+
+        return answer_keys(tokens, cu_seqlens, blob, offsets, hints, rule)
+    answers = find_answers(tokens, cu_seqlens, VocabularyTables(blob, offsets, hints), rule)
+    keys = [answer_key(answer) for answer in answers]
+    return torch.tensor(keys, dtype=torch.int64, device=tokens.device)
+
+
+@_answer_keys.register_fake
+def _(
+    tokens: Tensor, cu_seqlens: Tensor, blob: Tensor, offsets: Tensor, hints: Tensor, rule: str
+) -> Tensor:
+    return tokens.new_empty(len(cu_seqlens) - 1)

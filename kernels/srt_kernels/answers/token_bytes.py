@@ -1,9 +1,16 @@
-r"""The bytes of every token of a vocabulary: text can then be read where the token ids are, without a tokenizer.
+r"""The bytes of every token of a vocabulary. With them, text can be read where the token ids are,
+without a tokenizer.
 
-The decoders of `tokenizers` are read as the specification and each of their steps is done token by token. Left out on
-purpose, as they are not a token's: what decode does only at the two ends of a text. It drops the space at the start
-(Strip, no decoder, WordPiece, and Metaspace, which drops every U+2581 of a first token), keeps the `##` of a first
-word piece, and drops the space of a last `</w>`. A joined table has that leading or trailing space, and no `##`.
+The decoders of the `tokenizers` library are the specification. Each of their steps is done token by
+token. Left out on purpose is what decode does only at the two ends of a text, since it depends on
+more than a token. There, decode
+
+    drops the leading space    with Strip, without a decoder, with WordPiece, and with Metaspace,
+                               which drops every U+2581 of a first token
+    keeps the `##`             of a first word piece
+    drops the trailing space   of a last `</w>`
+
+Bytes that are joined from the table have that leading or trailing space, and no `##`.
 """
 
 from __future__ import annotations
@@ -11,19 +18,25 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from itertools import islice
+from typing import Any
 
 from srt_kernels.core.checks import expect
 
+Step = Callable[[str], str | bytes]
+"""One step of a decoder, for one token. Bytes are final."""
+
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+_NOT_PRINTABLE = [byte for byte in range(256) if byte not in _PRINTABLE]
 BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {
-    chr(256 + i): byte for i, byte in enumerate(_OTHERS)
+    chr(256 + i): byte for i, byte in enumerate(_NOT_PRINTABLE)
 }
-"""The 256-character alphabet of byte-level vocabularies (GPT-2's): a printable byte is its own character."""
+"""The 256-character alphabet of byte-level vocabularies (GPT-2's).
+
+A printable byte is its own character.
+"""
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_CLEANUP = (
+_WORD_PIECE_CLEANUP = (
     (" .", "."),
     (" ?", "?"),
     (" !", "!"),
@@ -44,114 +57,158 @@ _SENTENCEPIECE = {
         {"type": "Fuse"},
     ],
 }
-_THEN = {
+_STEPS_AFTER = {
     "ByteFallback": ("Fuse", "Metaspace", "Replace"),
     "Fuse": ("Fuse", "Strip", "Replace", "ByteLevel"),
     "ByteLevel": ("Fuse", "Strip"),
 }
-"""Steps that join tokens, and those that may follow: they can still be done token by token, or only touch the ends."""
+"""Steps that join tokens -> steps that may follow.
 
-_SAMPLE = 200  # token ids, and as many added tokens, that a new table is checked on
+These can still be done token by token, or only touch the ends.
+"""
+
+_SUPPORTED_STEPS = (
+    "ByteLevel, ByteFallback, Fuse, Metaspace, Replace of a string, Strip, WordPiece, BPEDecoder, "
+    "Sequence"
+)
+
+_SAMPLE = 200  # how many token ids, and how many added tokens, a new table is checked with
 _PROBES = (
     r"so \boxed{\frac{1}{2}}, 12,345.67 -  x_{10}^3 ",
     "isn't a naïve π ≤ 日本語 🙂 e\u0301\n\tnext\r\n\x7f ▁ 3 .",
 )
 
 
-def token_bytes(tokenizer) -> list[bytes]:
-    r"""The UTF-8 text of each token id of a Hugging Face tokenizer; joined over a completion it is its decoded text.
+def token_bytes(tokenizer: Any) -> list[bytes]:
+    r"""The UTF-8 text of each token id of a Hugging Face tokenizer. Joined over a completion, it is
+    the decoded text.
 
-    Entry i is what token i adds in the middle of a text: `Ġx` is b" x", `▁x` b" x", `<0x0A>` b"\n", of WordPiece `x` is
-    b" x" and `##x` b"x". Special tokens and ids that are no token are b"". Bytes that are no UTF-8 stay as they are, where
-    decode writes U+FFFD (ByteFallback one for each byte of a run of byte tokens, good ones too). Otherwise the same as
-    decode(skip_special_tokens=True, clean_up_tokenization_spaces=False), but for the ends of the text (see above).
-    At least len(tokenizer) entries and one for the greatest id; a model may have more logits, which are no tokens.
+    Entry i is what token i adds in the middle of a text. `Ġx` is b" x", `▁x` is b" x", `<0x0A>` is
+    b"\n". Of WordPiece, `x` is b" x" and `##x` is b"x". Special tokens and ids without a token are
+    b"". The list has at least len(tokenizer) entries, and one for the greatest id. A model may have
+    more logits; these are no tokens.
 
-    Fast tokenizers with the decoders ByteLevel, ByteFallback, Fuse, Metaspace, Replace (of a string), Strip, WordPiece,
-    BPEDecoder, Sequences of them or none; slow ones with GPT-2's `byte_decoder`, or with a SentencePiece `sp_model`.
-    ValueError for other ones, and where the table does not give what tokenizer.decode gives for a sample of tokens.
+    The joined bytes equal decode(skip_special_tokens=True, clean_up_tokenization_spaces=False),
+    except
+
+    - at the ends of the text (see the module), and
+    - where bytes are invalid UTF-8. They stay as they are; decode writes U+FFFD. ByteFallback
+      writes one U+FFFD for each byte of a run of byte tokens, for valid ones too.
+
+    Supported are fast tokenizers without a decoder or with the steps ByteLevel, ByteFallback, Fuse,
+    Metaspace, Replace (of a string), Strip, WordPiece, BPEDecoder and Sequence; slow tokenizers
+    with GPT-2's `byte_decoder` or with a SentencePiece `sp_model`. Raises ValueError for others,
+    and where the table and tokenizer.decode differ on a sample of tokens.
     """
     steps = list(_steps(_decoder(tokenizer)))
-    tokens, special = _tokens(tokenizer), _special_ids(tokenizer)
-    text = [i for i, token in enumerate(tokens) if token is not None and i not in special]
-    table = [b""] * len(tokens)
-    for i in text:
-        table[i] = _bytes(tokens[i], steps)
-    _check(tokenizer, tokens, table, text)
+    tokens = _tokens(tokenizer)
+    special_ids = _special_ids(tokenizer)
+    table = [
+        b"" if token is None or i in special_ids else _decode_token(token, steps)
+        for i, token in enumerate(tokens)
+    ]
+    ids = [i for i, token in enumerate(tokens) if token is not None and i not in special_ids]
+    _check(tokenizer, tokens, table, ids)
     return table
 
 
-def _tokens(tokenizer) -> list[str | None]:
+def _tokens(tokenizer: Any) -> list[str | None]:
+    """The token of each id, None for an id without a token."""
     vocab = tokenizer.get_vocab()
     ids = range(max(len(tokenizer), max(vocab.values(), default=-1) + 1))
     if hasattr(tokenizer, "backend_tokenizer"):
-        return list(
-            map(tokenizer.backend_tokenizer.id_to_token, ids)
-        )  # as decode looks them up, duplicates too
+        # As decode looks them up. It finds duplicate tokens too, which the vocabulary lacks.
+        return [tokenizer.backend_tokenizer.id_to_token(i) for i in ids]
     token_of = {i: token for token, i in vocab.items()}
     return [token_of.get(i) for i in ids]
 
 
-def _special_ids(tokenizer) -> set[int]:
-    """What decode skips. A fast tokenizer goes by the added tokens alone, also where `pad_token` was set to a common word."""
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return (
-        special
-        if hasattr(tokenizer, "backend_tokenizer")
-        else special | set(tokenizer.all_special_ids)
-    )
+def _special_ids(tokenizer: Any) -> set[int]:
+    """The ids that decode skips.
+
+    A fast tokenizer skips special added tokens alone. If `pad_token` is set to a common word, it
+    still decodes the word.
+    """
+    special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if hasattr(tokenizer, "backend_tokenizer"):
+        return special_ids
+    return special_ids | set(tokenizer.all_special_ids)
 
 
-def _decoder(tokenizer) -> dict | None:
-    """The decoder as tokenizer.json has it, of a slow tokenizer one that does the same. None: tokens joined by spaces."""
+def _decoder(tokenizer: Any) -> dict | None:
+    """The decoder as in tokenizer.json; of a slow tokenizer an equal one.
+
+    None: spaces join the tokens.
+    """
     if hasattr(tokenizer, "backend_tokenizer"):
         decoder = tokenizer.backend_tokenizer.decoder
-        custom = (
-            type(decoder).__name__ == "Decoder"
-        )  # the bare base class wraps a decoder written in Python
-        expect(
-            not custom, "tokenizer", "a decoder of the tokenizers library", "one written in Python"
-        )
-        return decoder and json.loads(
-            decoder.__getstate__()
-        )  # its part of tokenizer.json, without the vocabulary
+        # The bare base class wraps a decoder that is written in Python.
+        is_python = type(decoder).__name__ == "Decoder"
+        expected = "a decoder of the tokenizers library"
+        expect(not is_python, "tokenizer", expected, "one written in Python")
+        # __getstate__ is the decoder's part of tokenizer.json, without the vocabulary.
+        return decoder and json.loads(decoder.__getstate__())
     if getattr(tokenizer, "byte_decoder", None) == BYTE_OF:
         return {"type": "ByteLevel"}
-    supported = (
+    expected = (
         "a fast tokenizer, or a slow one with GPT-2's byte_decoder or a SentencePiece sp_model"
     )
-    expect(hasattr(tokenizer, "sp_model"), "tokenizer", supported, type(tokenizer).__name__)
+    expect(hasattr(tokenizer, "sp_model"), "tokenizer", expected, type(tokenizer).__name__)
     return _SENTENCEPIECE
 
 
-def _steps(decoder: dict | None) -> Iterator[Callable[[str], str | bytes]]:
-    """One function for each step of the decoder, in order; none for those that only touch the ends of a text."""
+def _steps(decoder: dict | None) -> Iterator[Step]:
+    """One function for each step of the decoder, in order.
+
+    Steps that only touch the ends of a text have none.
+    """
     if decoder is None:
         yield " {}".format
         return
-    joined = None
+    joining = None  # the last step so far that joins tokens
     for step in _flat(decoder):
         kind = step["type"]
-        if joined:
-            harmless = kind in _THEN[joined]
-            harmless &= kind != "Replace" or _is_one_character(step["pattern"])
-            harmless &= kind != "Strip" or step["content"].isspace()
-            expect(harmless, "tokenizer", f"no decoder step across tokens after {joined}", step)
-        if kind != "Fuse" and not (joined and kind == "Strip"):
+        if joining:
+            expect(
+                _works_by_token(step, joining),
+                "tokenizer",
+                f"no decoder step across tokens after {joining}",
+                step,
+            )
+        if kind != "Fuse" and not (joining and kind == "Strip"):
             yield _step(step)
-        joined = kind if kind in _THEN else joined
+        if kind in _STEPS_AFTER:
+            joining = kind
 
 
 def _flat(decoder: dict) -> list[dict]:
-    return sum(map(_flat, decoder["decoders"]), []) if decoder["type"] == "Sequence" else [decoder]
+    if decoder["type"] != "Sequence":
+        return [decoder]
+    return [step for part in decoder["decoders"] for step in _flat(part)]
+
+
+def _works_by_token(step: dict, joining: str) -> bool:
+    """
+
+    hether a step after `joining` can be done token by token, or only touches the ends of a text.
+    """
+    kind = step["type"]
+    if kind == "Replace" and not _is_one_character(step["pattern"]):
+        return False
+    if kind == "Strip" and not step["content"].isspace():
+        return False
+    return kind in _STEPS_AFTER[joining]
 
 
 def _is_one_character(pattern: dict) -> bool:
-    """One that no single byte token spells: what byte tokens have become is not read again here."""
+    """Whether it is one character that no single byte token spells.
+
+    Bytes are final here and not replaced again.
+    """
     return len(pattern.get("String", "")) == 1 and not pattern["String"].isascii()
 
 
-def _step(step: dict) -> Callable[[str], str | bytes]:
+def _step(step: dict) -> Step:
     match step:
         case {"type": "ByteLevel"}:
             return _byte_level
@@ -165,15 +222,13 @@ def _step(step: dict) -> Callable[[str], str | bytes]:
             return lambda token: _word_piece(token, prefix, cleanup)
         case {"type": "Strip", "content": char, "start": start, "stop": stop}:
             return lambda token: _strip(token, char, start, stop)
-    supported = "ByteLevel, ByteFallback, Fuse, Metaspace, Replace of a string, Strip, WordPiece, BPEDecoder, Sequence"
-    raise ValueError(f"tokenizer: expected decoder steps among {supported}, got {step}")
+    raise ValueError(f"tokenizer: expected decoder steps among {_SUPPORTED_STEPS}, got {step}")
 
 
 def _byte_level(token: str) -> bytes:
-    values = [BYTE_OF.get(char) for char in token]
-    return (
-        token.encode() if None in values else bytes(values)
-    )  # an added token with, say, a space is its own text
+    if all(char in BYTE_OF for char in token):
+        return bytes(BYTE_OF[char] for char in token)
+    return token.encode()  # An added token with a space, for example, is its own text.
 
 
 def _byte_fallback(token: str) -> str | bytes:
@@ -182,58 +237,80 @@ def _byte_fallback(token: str) -> str | bytes:
 
 
 def _word_piece(token: str, prefix: str, cleanup: bool) -> str:
-    token = token[len(prefix) :] if token.startswith(prefix) else " " + token
-    for old, new in _CLEANUP if cleanup else ():
-        token = token.replace(old, new)
-    return token
+    text = token.removeprefix(prefix) if token.startswith(prefix) else " " + token
+    if cleanup:
+        for old, new in _WORD_PIECE_CLEANUP:
+            text = text.replace(old, new)
+    return text
 
 
 def _strip(token: str, char: str, start: int, stop: int) -> str:
     """Without up to `start` leading and `stop` trailing characters `char`."""
-    token = token[min(start, len(token) - len(token.lstrip(char))) :]
-    return token[: len(token) - min(stop, len(token) - len(token.rstrip(char)))]
+    leading = len(token) - len(token.lstrip(char))
+    token = token[min(start, leading) :]
+    trailing = len(token) - len(token.rstrip(char))
+    return token[: len(token) - min(stop, trailing)]
 
 
-def _bytes(token: str, steps: list[Callable]) -> bytes:
+def _decode_token(token: str, steps: list[Step]) -> bytes:
+    text: str | bytes = token
     for step in steps:
-        if isinstance(token, bytes):
-            break
-        token = step(token)
-    return token if isinstance(token, bytes) else token.encode()
+        if isinstance(text, bytes):
+            return text
+        text = step(text)
+    return text if isinstance(text, bytes) else text.encode()
 
 
-def _check(tokenizer, tokens: list[str | None], table: list[bytes], text: list[int]) -> None:
-    """Raise ValueError unless decode gives what the table gives, for tokens of all the vocabulary between two words."""
-    sample = (
-        text[:: max(len(text) // _SAMPLE, 1)]
-        + [i for i in tokenizer.added_tokens_decoder if table[i]][:_SAMPLE]
-    )
-    words = (
-        i for i in sample if table[i].strip().isalnum() and not _BYTE_TOKEN.fullmatch(tokens[i])
-    )
-    word = list(islice((i for i in words if _decoded(tokenizer, [i]) == _joined(table, [i])), 1))
-    for ids in [*([i] for i in sample), *(_encoded(tokenizer, probe) for probe in _PROBES)]:
-        ids = [*word, *ids, *word]
-        expected, got = _joined(table, ids), _decoded(tokenizer, ids)
-        expect(
-            got == expected,
-            "tokenizer",
-            f"ids {ids} decoded as {expected!r} (by the table of its bytes)",
-            repr(got),
-        )
+def _check(
+    tokenizer: Any, tokens: list[str | None], table: list[bytes], text_ids: list[int]
+) -> None:
+    """Raises ValueError unless decode gives the bytes of the table.
+
+    It checks a sample of the whole vocabulary, each token between two words, and encoded texts.
+    """
+    added_ids = [i for i in tokenizer.added_tokens_decoder if table[i]]
+    sample = text_ids[:: max(len(text_ids) // _SAMPLE, 1)] + added_ids[:_SAMPLE]
+    word = _word_id(tokenizer, tokens, table, sample)
+    probes = [_encode(tokenizer, probe) for probe in _PROBES]
+    for probe in [*([i] for i in sample), *probes]:
+        ids = [*word, *probe, *word]
+        expected = _join(table, ids)
+        decoded = _decode(tokenizer, ids)
+        if decoded != expected:
+            raise ValueError(
+                f"tokenizer: expected ids {ids} decoded as {expected!r} (by the table of its "
+                f"bytes), got {decoded!r}"
+            )
 
 
-def _decoded(tokenizer, ids: list[int]) -> str:
+def _word_id(
+    tokenizer: Any, tokens: list[str | None], table: list[bytes], sample: list[int]
+) -> list[int]:
+    """
+
+    he id of a word of the sample that decode gives as the table does; empty if there is none.
+    """
+    for i in sample:
+        is_word = table[i].strip().isalnum() and not _BYTE_TOKEN.fullmatch(tokens[i] or "")
+        if is_word and _decode(tokenizer, [i]) == _join(table, [i]):
+            return [i]
+    return []
+
+
+def _decode(tokenizer: Any, ids: list[int]) -> str:
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text.replace("\ufffd", "").strip(" ")
 
 
-def _joined(table: list[bytes], ids: list[int]) -> str:
-    return b"".join(table[i] for i in ids).decode(errors="replace").replace("\ufffd", "").strip(" ")
+def _join(table: list[bytes], ids: list[int]) -> str:
+    text = b"".join(table[i] for i in ids).decode(errors="replace")
+    return text.replace("\ufffd", "").strip(" ")
 
 
-def _encoded(tokenizer, text: str) -> list[int]:
+def _encode(tokenizer: Any, text: str) -> list[int]:
     try:
         return tokenizer.encode(text, add_special_tokens=False)
-    except Exception:  # the only type that tokenizers raises where a vocabulary has neither a character nor an unknown token
+    except Exception:
+        # The only type that `tokenizers` raises where the vocabulary has neither a character nor an
+        # unknown token.
         return []

@@ -1,76 +1,89 @@
-"""Where Triton meets PyTorch: which tensors run kernels, and functions that both sides share."""
+"""Where Triton meets PyTorch: which tensors run kernels, and arithmetic that both sides share."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from types import FunctionType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 try:
     import triton
-except ImportError:  # a CPU needs none
+    import triton.knobs
+except ImportError:  # Triton is optional: a CPU does not need it.
     triton = None
 
-OPTIONS = {
-    "enable_fp_fusion": True
-}  # of every launch: a * b + c in one instruction, which Triton 3.10 stops doing by default
+Result = TypeVar("Result")
+
+LAUNCH_OPTIONS = {"enable_fp_fusion": True}
+"""Options of every launch. a * b + c is one instruction; Triton 3.10 turns that off by default."""
 
 
 def use_triton(tensor: Tensor) -> bool:
-    """Whether ops on `tensor` run Triton kernels: on a GPU, and on a CPU in Triton's interpreter (TRITON_INTERPRET=1).
+    """Whether ops on `tensor` run Triton kernels.
 
-    float64 runs the PyTorch path everywhere. Raises ValueError for a GPU tensor where Triton is not installed.
+    They do on a GPU, and on a CPU in Triton's interpreter (TRITON_INTERPRET=1). float64 always runs
+    the PyTorch path. Raises ValueError for a GPU tensor if Triton is not installed.
     """
-    on_gpu = tensor.device.type == "cuda"
-    if on_gpu and triton is None:
+    is_on_gpu = tensor.device.type == "cuda"
+    if is_on_gpu and triton is None:
         raise ValueError(
             f"device: expected triton to be installed for tensors on {tensor.device}, got no triton"
         )
-    interpreted = (
+    is_interpreted = (
         triton is not None and tensor.device.type == "cpu" and triton.knobs.runtime.interpret
     )
-    return (on_gpu or interpreted) and tensor.dtype != torch.float64
+    return (is_on_gpu or is_interpreted) and tensor.dtype != torch.float64
 
 
-def on_its_device(function: Callable) -> Callable:
-    """For an op's body: Triton launches on the current GPU, which need not be that of the tensors."""
+def on_device_of_tensors(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Run an op's body with the GPU of its first tensor as the current GPU, where Triton
+    launches.
+    """
 
     @functools.wraps(function)
-    def run(*arguments):
-        with torch.cuda.device_of(
-            next(argument for argument in arguments if isinstance(argument, Tensor))
-        ):
+    def run(*arguments: Any) -> Result:
+        tensor = next(argument for argument in arguments if isinstance(argument, Tensor))
+        with torch.cuda.device_of(tensor):
             return function(*arguments)
 
     return run
 
 
-def shared(function: Callable) -> Callable:
-    """Mark arithmetic that Triton kernels call as it is and that PyTorch runs through on_torch.
+def kernel_function(function: Any) -> Any:
+    """Mark arithmetic that Triton kernels call directly and that PyTorch runs through `as_torch`.
 
-    Such a function uses `tl` for what TensorLanguage has, operators, other shared functions, and `if` over constexprs.
+    Its body may have operators, members of `tl` that TensorLanguage has, other kernel functions,
+    and `if` over constants.
     """
     if triton is not None:
         return triton.jit(function)
-    function.fn = function  # as triton.jit has it
+    function.fn = function  # triton.jit has this attribute too
     return function
 
 
 class TensorLanguage:
-    """What shared functions may ask of triton.language, on tensors."""
+    """The members of triton.language that kernel functions may use, for tensors."""
 
-    abs, exp, sigmoid, where = torch.abs, torch.exp, torch.sigmoid, torch.where
+    abs = torch.abs
+    exp = torch.exp
+    sigmoid = torch.sigmoid
+    where = torch.where
 
 
 @functools.cache
-def on_torch(function: Callable) -> Callable:
-    """A shared function over tensors: the same code, with TensorLanguage for `tl` in it and in what it calls."""
+def as_torch(function: Any) -> Callable:
+    """A kernel function that computes with tensors.
+
+    It has the same code. TensorLanguage stands for `tl` in it and in the kernel functions that it
+    calls.
+    """
     plain = function.fn
     scope = dict(plain.__globals__, tl=TensorLanguage)
     for name in plain.__code__.co_names:
         if callable(scope.get(name)) and hasattr(scope[name], "fn"):
-            scope[name] = on_torch(scope[name])
+            scope[name] = as_torch(scope[name])
     return FunctionType(plain.__code__, scope, plain.__name__, plain.__defaults__)

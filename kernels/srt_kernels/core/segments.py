@@ -1,4 +1,7 @@
-"""Reductions over the segments of a packed tensor, in a fixed order and without a host sync."""
+"""Reductions over the segments of a packed tensor, in a fixed order.
+
+They do not synchronise with the host.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,26 @@ from torch import Tensor
 
 
 def segment_ids(offsets: Tensor, total: int) -> Tensor:
-    """[S+1] offsets -> [total] int64, which segment each element is in. No host sync, as the size is known."""
+    """[total] int64: the segment of each element, from offsets [S+1].
+
+    Does not synchronise with the host, because the size is known.
+    """
     segments = torch.arange(len(offsets) - 1, device=offsets.device)
     return torch.repeat_interleave(segments, offsets.diff().long(), output_size=total)
 
 
 def segment_reduce(values: Tensor, how: str, offsets: Tensor, initial: float = 0.0) -> Tensor:
-    """[total] -> [S] fp64, `initial` where a segment is empty. In order of the elements, so the same on every run."""
+    """[S] fp64: values [total] reduced over each segment by `how` ("sum", "max", "min").
+
+    Empty segments get `initial`. Elements are taken in order: the result is the same on every run.
+    """
     if len(offsets) == 1:
-        return values.double()  # no segments, so no values either
+        return values.double()  # There are no segments, so there are no values.
     return torch.segment_reduce(
         values.double(), how, offsets=offsets.long(), initial=initial, unsafe=True
     )
 
 
-def ranges(total: int, size: int) -> list[slice]:
-    """[0, total) in parts of `size`, the last one perhaps smaller."""
+def chunk_slices(total: int, size: int) -> list[slice]:
+    """[0, total) in slices of `size`. The last one may be smaller."""
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]

@@ -1,4 +1,10 @@
-"""Triton: rewards -> advantages, one program per group of any size. Sums in fp64; lanes keep their own, then a tree."""
+"""Triton: rewards -> advantages, one program per group of any size.
+
+Sums are in fp64: each lane has its own, which a tree combines.
+"""
+
+# The types of jit functions are not those of their calls.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
 
 from __future__ import annotations
 
@@ -7,69 +13,79 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from srt_kernels.core.backend import OPTIONS
+from srt_kernels.core.backend import LAUNCH_OPTIONS
 
-BLOCK, WARPS = 128, 1
+BLOCK = 128
+WARPS = 1
 
 
 @triton.jit
-def load_group(reward_ptr, at, stop):
-    """-> rewards in fp64, 0 where there is none or NaN; which are known."""
-    reward = tl.load(reward_ptr + at, mask=at < stop, other=float("nan")).to(tl.float64)
-    known = reward == reward
-    return tl.where(known, reward, 0.0), known
+def load_rewards(reward_ptr, index, stop):
+    """Return rewards in fp64 (0 if outside or NaN) and whether they are known."""
+    reward = tl.load(reward_ptr + index, mask=index < stop, other=float("nan")).to(tl.float64)
+    is_known = reward == reward
+    return tl.where(is_known, reward, 0.0), is_known
 
 
 @triton.jit
 def group_kernel(
-    reward_ptr, offset_ptr, advantage_ptr, eps, KIND: tl.constexpr, BLOCK: tl.constexpr
+    # data
+    reward_ptr,
+    cu_groups_ptr,
+    advantage_ptr,
+    # constants
+    eps,
+    KIND: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    start = tl.load(offset_ptr + tl.program_id(0)).to(tl.int64)
-    stop = tl.load(offset_ptr + tl.program_id(0) + 1).to(tl.int64)
+    start = tl.load(cu_groups_ptr + tl.program_id(0)).to(tl.int64)
+    stop = tl.load(cu_groups_ptr + tl.program_id(0) + 1).to(tl.int64)
     lanes = tl.arange(0, BLOCK)
-    count = tl.zeros((BLOCK,), tl.float64)
-    total = tl.zeros((BLOCK,), tl.float64)
+    lane_count = tl.zeros((BLOCK,), tl.float64)
+    lane_sum = tl.zeros((BLOCK,), tl.float64)
     highest = tl.full((BLOCK,), float("-inf"), tl.float64)
     lowest = tl.full((BLOCK,), float("inf"), tl.float64)
     for first in range(start, stop, BLOCK):
-        reward, known = load_group(reward_ptr, first + lanes, stop)
-        count += tl.where(known, 1.0, 0.0)
-        total += reward
-        highest = tl.maximum(highest, tl.where(known, reward, float("-inf")))
-        lowest = tl.minimum(lowest, tl.where(known, reward, float("inf")))
-    n = tl.sum(count, 0)
-    mean = tl.sum(total, 0) / tl.maximum(n, 1.0)
-    # The mean of equal rewards need not be that reward (3 x 0.1): compare the rewards themselves.
-    differ = tl.max(highest, 0) > tl.min(lowest, 0)
-    scale = n * 0 + 1
+        reward, is_known = load_rewards(reward_ptr, first + lanes, stop)
+        lane_count += tl.where(is_known, 1.0, 0.0)
+        lane_sum += reward
+        highest = tl.maximum(highest, tl.where(is_known, reward, float("-inf")))
+        lowest = tl.minimum(lowest, tl.where(is_known, reward, float("inf")))
+    count = tl.sum(lane_count, 0)
+    mean = tl.sum(lane_sum, 0) / tl.maximum(count, 1.0)
+    # The rewards are compared, because the mean of equal rewards need not be that reward (3 x 0.1).
+    has_gradient = tl.max(highest, 0) > tl.min(lowest, 0)
+    scale = count * 0 + 1
     if KIND == "rloo":
-        scale = n / tl.maximum(n - 1, 1.0)
+        scale = count / tl.maximum(count - 1, 1.0)
     if KIND == "grpo":
-        squares = tl.zeros((BLOCK,), tl.float64)
+        lane_squares = tl.zeros((BLOCK,), tl.float64)
         for first in range(start, stop, BLOCK):
-            reward, known = load_group(reward_ptr, first + lanes, stop)
-            squares += tl.where(known, (reward - mean) * (reward - mean), 0.0)
-        scale = 1 / (tl.sqrt(tl.sum(squares, 0) / tl.maximum(n - 1, 1.0)) + eps)
-    scale = tl.where(differ, scale, 0.0)
+            reward, is_known = load_rewards(reward_ptr, first + lanes, stop)
+            lane_squares += tl.where(is_known, (reward - mean) * (reward - mean), 0.0)
+        variance = tl.sum(lane_squares, 0) / tl.maximum(count - 1, 1.0)
+        scale = 1 / (tl.sqrt(variance) + eps)
+    scale = tl.where(has_gradient, scale, 0.0)
     for first in range(start, stop, BLOCK):
-        reward, known = load_group(reward_ptr, first + lanes, stop)
-        advantage = tl.where(known, (reward - mean) * scale, 0.0)
-        tl.store(advantage_ptr + first + lanes, advantage.to(tl.float32), mask=first + lanes < stop)
+        index = first + lanes
+        reward, is_known = load_rewards(reward_ptr, index, stop)
+        advantage = tl.where(is_known, (reward - mean) * scale, 0.0)
+        tl.store(advantage_ptr + index, advantage.to(tl.float32), mask=index < stop)
 
 
 def group_advantages(rewards: Tensor, cu_groups: Tensor, kind: str, eps: float) -> Tensor:
-    """[R] fp32; for kind "batch" before it is divided by the batch's root mean square."""
+    """[R] fp32 advantages. Those of kind "batch" are not yet divided by their root mean square."""
     advantages = torch.empty_like(rewards, dtype=torch.float32)
     groups = len(cu_groups) - 1
     if groups and len(rewards):
         group_kernel[(groups,)](
-            rewards.contiguous(),
-            cu_groups.contiguous(),
-            advantages,
-            eps,
+            reward_ptr=rewards.contiguous(),
+            cu_groups_ptr=cu_groups.contiguous(),
+            advantage_ptr=advantages,
+            eps=eps,
             KIND=kind,
             BLOCK=BLOCK,
             num_warps=WARPS,
-            **OPTIONS,
+            **LAUNCH_OPTIONS,
         )
     return advantages

@@ -1,4 +1,10 @@
-"""Triton: answer keys -> majority, shares and rewards, one program per group of any size: a block of keys against each key."""
+"""Triton: answer keys -> majority, shares and rewards, one program per group of any size.
+
+A block of keys is compared with each key of the group.
+"""
+
+# The types of jit functions are not those of their calls.
+# pyright: reportArgumentType=false, reportCallIssue=false
 
 from __future__ import annotations
 
@@ -7,91 +13,113 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from srt_kernels.core.backend import OPTIONS
+from srt_kernels.core.backend import LAUNCH_OPTIONS
 
-BLOCK, WARPS = 256, 4
+BLOCK = 256
+WARPS = 4
 
 
 @triton.jit
-def count(key_ptr, weight_ptr, key, start, stop, WEIGHTED: tl.constexpr, SILENCE: tl.constexpr):
-    """-> the group's votes for each of `key`, the group's votes. Summed rollout after rollout, so that equal sums tie."""
-    votes = tl.zeros(key.shape, tl.float64)
-    total = tl.full((), 0.0, tl.float64)
-    for at in range(start, stop):
-        other = tl.load(key_ptr + at)
+def count_votes(
+    key_ptr,
+    weight_ptr,
+    keys,
+    start,
+    stop,
+    HAS_WEIGHTS: tl.constexpr,
+    SHARE_OVER_ALL: tl.constexpr,
+):
+    """Return the group's votes for each of `keys`, and all votes that shares divide by.
+
+    Summed rollout after rollout, so that equal sums tie.
+    """
+    votes = tl.zeros(keys.shape, tl.float64)
+    all_votes = tl.full((), 0.0, tl.float64)
+    for index in range(start, stop):
+        key = tl.load(key_ptr + index)
         weight = 1.0
-        if WEIGHTED:
-            weight = tl.load(weight_ptr + at).to(tl.float64)
-        votes += tl.where(key == other, weight, 0.0)
-        total += tl.where((other != 0) | SILENCE, weight, 0.0)
-    return tl.where(key != 0, votes, 0.0), total
+        if HAS_WEIGHTS:
+            weight = tl.load(weight_ptr + index).to(tl.float64)
+        votes += tl.where(keys == key, weight, 0.0)
+        all_votes += tl.where((key != 0) | SHARE_OVER_ALL, weight, 0.0)
+    return tl.where(keys != 0, votes, 0.0), all_votes
 
 
 @triton.jit
 def vote_kernel(
+    # data
     key_ptr,
     weight_ptr,
-    offset_ptr,
+    cu_groups_ptr,
     majority_ptr,
     share_ptr,
     runner_up_ptr,
     reward_ptr,
-    WEIGHTED: tl.constexpr,
-    SILENCE: tl.constexpr,
+    # constants
+    HAS_WEIGHTS: tl.constexpr,
+    SHARE_OVER_ALL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     group = tl.program_id(0)
-    start = tl.load(offset_ptr + group).to(tl.int64)
-    stop = tl.load(offset_ptr + group + 1).to(tl.int64)
+    start = tl.load(cu_groups_ptr + group).to(tl.int64)
+    stop = tl.load(cu_groups_ptr + group + 1).to(tl.int64)
     lanes = tl.arange(0, BLOCK)
     majority = tl.full((), 0, tl.int64)
-    top = tl.full((), 0.0, tl.float64)
-    second = tl.full((), 0.0, tl.float64)
-    total = tl.full((), 0.0, tl.float64)
-    for begin in range(start, stop, BLOCK):
-        at = begin + lanes
-        key = tl.load(key_ptr + at, mask=at < stop, other=0)
-        votes, total = count(key_ptr, weight_ptr, key, start, stop, WEIGHTED, SILENCE)
-        most = tl.max(votes, 0)
-        earliest = tl.min(tl.where(votes == most, at, stop), 0)
-        leads = most > top
-        majority = tl.where(leads, tl.sum(tl.where(at == earliest, key, 0), 0), majority)
-        second = tl.where(leads, top, second)
-        top = tl.maximum(top, most)
-        second = tl.maximum(second, tl.max(tl.where(key == majority, 0.0, votes), 0))
-    total = tl.where(total > 0, total, 1.0)
-    tl.store(majority_ptr + group, majority)
-    tl.store(share_ptr + group, (top / total).to(tl.float32))
-    tl.store(runner_up_ptr + group, (second / total).to(tl.float32))
-    for begin in range(start, stop, BLOCK):
-        at = begin + lanes
-        key = tl.load(key_ptr + at, mask=at < stop, other=0)
-        tl.store(
-            reward_ptr + at, tl.where((key == majority) & (key != 0), 1.0, 0.0), mask=at < stop
+    most_votes = tl.full((), 0.0, tl.float64)
+    second_votes = tl.full((), 0.0, tl.float64)
+    all_votes = tl.full((), 0.0, tl.float64)
+    for first in range(start, stop, BLOCK):
+        index = first + lanes
+        keys = tl.load(key_ptr + index, mask=index < stop, other=0)
+        votes, all_votes = count_votes(
+            key_ptr, weight_ptr, keys, start, stop, HAS_WEIGHTS, SHARE_OVER_ALL
         )
+        block_most = tl.max(votes, 0)
+        earliest = tl.min(tl.where(votes == block_most, index, stop), 0)
+        block_majority = tl.sum(tl.where(index == earliest, keys, 0), 0)
+        is_leading = block_most > most_votes
+        majority = tl.where(is_leading, block_majority, majority)
+        second_votes = tl.where(is_leading, most_votes, second_votes)
+        most_votes = tl.maximum(most_votes, block_most)
+        block_second = tl.max(tl.where(keys == majority, 0.0, votes), 0)
+        second_votes = tl.maximum(second_votes, block_second)
+    all_votes = tl.where(all_votes > 0, all_votes, 1.0)
+    tl.store(majority_ptr + group, majority)
+    tl.store(share_ptr + group, (most_votes / all_votes).to(tl.float32))
+    tl.store(runner_up_ptr + group, (second_votes / all_votes).to(tl.float32))
+    for first in range(start, stop, BLOCK):
+        index = first + lanes
+        keys = tl.load(key_ptr + index, mask=index < stop, other=0)
+        reward = tl.where((keys == majority) & (keys != 0), 1.0, 0.0)
+        tl.store(reward_ptr + index, reward, mask=index < stop)
 
 
 def vote_by_comparing(
-    keys: Tensor, cu_groups: Tensor, weights: Tensor | None, silence: bool
+    keys: Tensor, cu_groups: Tensor, weights: Tensor | None, share_over_all: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """majority [P] int64, share [P] fp32, runner_up [P] fp32, rewards [R] fp32. silence: its votes are in the divisor."""
+    """Return majority [P] int64, share [P] fp32, runner_up [P] fp32 and rewards [R] fp32.
+
+    share_over_all: rollouts without an answer count in what shares divide by.
+    """
     groups = len(cu_groups) - 1
-    majority, rewards = keys.new_empty(groups), torch.empty_like(keys, dtype=torch.float32)
-    share, runner_up = (keys.new_empty(groups, dtype=torch.float32) for _ in range(2))
+    majority = keys.new_empty(groups)
+    share = torch.empty_like(majority, dtype=torch.float32)
+    runner_up = torch.empty_like(share)
+    rewards = torch.empty_like(keys, dtype=torch.float32)
     if groups:
         keys = keys.contiguous()
         vote_kernel[(groups,)](
-            keys,
-            keys if weights is None else weights.contiguous(),
-            cu_groups.contiguous(),
-            majority,
-            share,
-            runner_up,
-            rewards,
-            WEIGHTED=weights is not None,
-            SILENCE=silence,
+            key_ptr=keys,
+            weight_ptr=keys if weights is None else weights.contiguous(),
+            cu_groups_ptr=cu_groups.contiguous(),
+            majority_ptr=majority,
+            share_ptr=share,
+            runner_up_ptr=runner_up,
+            reward_ptr=rewards,
+            HAS_WEIGHTS=weights is not None,
+            SHARE_OVER_ALL=share_over_all,
             BLOCK=BLOCK,
             num_warps=WARPS,
-            **OPTIONS,
+            **LAUNCH_OPTIONS,
         )
     return majority, share, runner_up, rewards

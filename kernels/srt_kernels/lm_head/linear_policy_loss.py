@@ -1,245 +1,170 @@
 """linear_policy_loss: hidden states, LM head and packed rollouts -> loss, with three GEMMs.
 
-The derivative of a token-level objective by a token's log-prob depends on that log-prob and on what is known before,
-so the gradient is formed in the chunk where the logits live: logits, dX, dW, and nothing is computed again in backward,
-which only scales what forward saved (dX [M, H] in hidden's dtype, dW [V, H] in weight's). Where it depends on a whole
-completion (sequence ratio, or sequence correction without old_logprobs) chunks hold whole completions; one that is
-longer than a chunk has a pass for its log-probs first: four GEMMs for that one.
+The derivative of a token-level objective by a token's log-prob depends on that log-prob and on what
+is known before. So the gradient is formed in the chunk that has the logits: logits, dX, dW.
+Backward computes nothing again. It scales what forward saved (dX [M, H] in hidden's dtype, dW [V,
+H] in weight's).
+
+If the derivative depends on a whole completion (sequence ratio, or sequence correction without
+old_logprobs), chunks hold whole completions. A completion that is longer than a chunk has a pass
+for its log-probs first: four GEMMs for that one.
 """
 
 from __future__ import annotations
-
-import itertools
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from srt_kernels.core.backend import on_its_device
-from srt_kernels.core.checks import check_settings, check_tensors, expect
+from srt_kernels.core.autograd import scale_saved_gradients
+from srt_kernels.core.backend import on_device_of_tensors
+from srt_kernels.core.checks import check_tensors
 from srt_kernels.core.segments import segment_reduce
-from srt_kernels.lm_head.linear_logprob import HEAD, group_name, make_named_head
+from srt_kernels.lm_head.gradient_sources import needs_whole_rollouts
+from srt_kernels.lm_head.head_gradients import LEAVES, HeadGradients, empty_gradients, leaf_dtypes
 from srt_kernels.lm_head.lm_head import (
-    HeadGradients,
-    KnownGradient,
+    HEAD_SCHEMA,
     LMHead,
     check_finite,
-    head_logprobs,
-    head_pass,
+    check_settings,
+    group_name,
+    make_head,
 )
+from srt_kernels.lm_head.passes import objective_pass
 from srt_kernels.objective.objective import Objective
-from srt_kernels.objective.policy_loss import (
-    ROLLOUTS,
-    PolicyLoss,
+from srt_kernels.objective.policy_loss import PolicyLoss
+from srt_kernels.objective.token_inputs import (
+    ROLLOUT_SCHEMA,
     TokenInputs,
     check_objective,
-    differentiable_once,
-    finish,
+    make_token_inputs,
     split_normalizer,
-    token_inputs,
-    token_terms,
 )
+from srt_kernels.objective.token_terms import reduce_terms, token_terms
 
-LEAVES = (0, 1, 3)  # places of hidden, weight and bias among the op's arguments
-
-
-class ObjectiveGradient:
-    """Gradients of rows from an objective, where the rows' log-probs are."""
-
-    g = h = None
-
-    def __init__(self, objective: Objective, inputs: TokenInputs):
-        self.objective, self.inputs = objective, inputs
-        self.row_local = not _needs_whole_rollouts(objective, inputs)
-
-    def grads(self, part: slice, logprobs: Tensor) -> tuple[Tensor, Tensor | None]:
-        inputs = self.inputs.select(part)
-        return token_terms(self.objective, logprobs, inputs).grads, _dentropies(
-            self.objective, inputs
-        )
+HEAD_ARGUMENTS = 9  # number of arguments in HEAD_SCHEMA
+ROWS_OF_A_CHECK = 1 << 13  # hidden rows that are checked for nan and inf at a time
 
 
-def _needs_whole_rollouts(objective: Objective, inputs: TokenInputs) -> bool:
-    return objective.ratio == "sequence" or (
-        objective.correction.startswith("sequence") and inputs.correction is None
-    )
+def _saved_dtypes(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> list[torch.dtype]:
+    """Types of the saved gradients: those of the leaves, but fp32 for fp16.
+
+    In fp16 the gradients of a mean over many tokens would vanish before backward multiplies them by
+    a gradient scaler's factor.
+    """
+    return [
+        torch.float32 if dtype == torch.float16 else dtype
+        for dtype in leaf_dtypes(hidden, weight, bias)
+    ]
 
 
-def _dentropies(objective: Objective, inputs: TokenInputs) -> Tensor | None:
-    return -objective.entropy_coef * inputs.weights if objective.entropy_coef > 0 else None
+def _largest_gradient(objective: Objective, inputs: TokenInputs) -> Tensor:
+    """0-dim, about the largest |dL/dlogprob|; 1 without tokens."""
+    coefficients = objective.entropy_coef + objective.kl_coef
+    sizes = inputs.weights * (inputs.advantages.abs() + coefficients)
+    return sizes.max() if len(sizes) else sizes.new_ones(())
 
 
-def _active(objective: Objective, inputs: TokenInputs) -> Tensor:
-    """[N] bool: the tokens whose loss has a gradient, as far as is known before the log-probs are."""
-    active = inputs.advantages != 0
+def _scatter(values: Tensor, index: Tensor, total: int) -> Tensor:
+    """[total] with values [n] at index [n] and nan elsewhere."""
+    return values.new_full((total,), torch.nan).index_copy_(0, index, values)
+
+
+def _active_tokens(objective: Objective, inputs: TokenInputs) -> Tensor:
+    """[N] bool: tokens whose loss has a gradient, as far as is known before their log-probs."""
+    is_active = inputs.advantages != 0
     if inputs.correction is not None:
-        active = active & (inputs.correction != 0)
+        is_active = is_active & (inputs.correction != 0)
     if objective.kl_coef > 0 or objective.entropy_coef > 0:
-        return torch.ones_like(active)
-    if _needs_whole_rollouts(objective, inputs):
-        return segment_reduce(active, "max", inputs.cu_seqlens)[inputs.rollout] > 0
-    return active
+        return torch.ones_like(is_active)
+    if needs_whole_rollouts(objective, inputs):
+        has_active = segment_reduce(is_active, "max", inputs.cu_seqlens) > 0
+        return has_active[inputs.rollout_index]
+    return is_active
 
 
-def _active_rows(active: Tensor, head: LMHead) -> Tensor:
-    """[n] int64 positions of the active tokens. On a GPU the one host sync: how many, and is there nan among them?"""
-    if not active.is_cuda or len(active) == 0:
-        return active.nonzero().squeeze(1)
-    spoilt = ~torch.cat([rows.isfinite().all(1) for rows in head.hidden.split(1 << 13)])
-    spoilt = active & (spoilt if head.rows is None else spoilt[head.rows])
-    count, bad, first = torch.stack([active.sum(), spoilt.sum(), spoilt.long().argmax()]).tolist()
-    if bad:
-        expect(False, "hidden", "finite values", f"nan or inf in the hidden row of token {first}")
-    return active.nonzero_static(size=count).squeeze(1)
+def _active_index(is_active: Tensor, head: LMHead) -> Tensor:
+    """[n] int64 positions of the active tokens.
 
-
-def _whole_rollouts(bounds: list[int], chunk: int) -> list[slice]:
-    """Chunks that end where rollouts end, of at most `chunk` rows each."""
-    parts, start = [], 0
-    for stop, following in zip(bounds[1:], [*bounds[2:], None], strict=False):
-        if stop > start and (following is None or following - start > chunk):
-            parts.append(slice(start, stop))
-            start = stop
-    return parts
-
-
-def _solve_rollouts(
-    objective: Objective, head: LMHead, inputs: TokenInputs, grads: HeadGradients
-) -> tuple[Tensor, Tensor]:
-    """head_pass for an objective that needs whole rollouts."""
-    bounds = inputs.cu_seqlens.tolist()  # a host sync
-    if all(stop - start <= head.chunk for start, stop in itertools.pairwise(bounds)):
-        return head_pass(
-            head, ObjectiveGradient(objective, inputs), grads, _whole_rollouts(bounds, head.chunk)
+    On a GPU this is the one host sync. It brings the number of active tokens, and raises ValueError
+    if their hidden rows have nan or inf.
+    """
+    if not is_active.is_cuda or len(is_active) == 0:
+        return is_active.nonzero().squeeze(1)
+    is_finite = torch.cat([rows.isfinite().all(1) for rows in head.hidden.split(ROWS_OF_A_CHECK)])
+    is_bad = ~is_finite if head.row_index is None else ~is_finite[head.row_index]
+    is_bad = is_active & is_bad
+    figures = torch.stack([is_active.sum(), is_bad.sum(), is_bad.long().argmax()])
+    count, bad_count, first_bad = figures.tolist()
+    if bad_count:
+        raise ValueError(
+            f"hidden: expected finite values, got nan or inf in the hidden row of token {first_bad}"
         )
-    results = [torch.empty_like(head.targets, dtype=head.dtype) for _ in range(2)]
-    is_long = (inputs.cu_seqlens.diff() > head.chunk)[inputs.rollout]
-    short, long = (~is_long).nonzero().squeeze(1), is_long.nonzero().squeeze(1)
-    rest = inputs.select(short)
-    parts = _whole_rollouts(rest.cu_seqlens.tolist(), head.chunk)
-    of_short = head_pass(head.select(short), ObjectiveGradient(objective, rest), grads, parts)
-    sub, inputs = head.select(long), inputs.select(long)
-    logprobs, entropies = of_long = head_logprobs(sub)
-    for result, some, others in zip(results, of_short, of_long, strict=True):
-        result.index_copy_(0, short, some).index_copy_(0, long, others)
-    g, h = token_terms(objective, logprobs, inputs).grads, _dentropies(objective, inputs)
-    kept = (
-        g.nonzero().squeeze(1) if h is None else torch.arange(len(g), device=g.device)
-    )  # not the clipped
-    head_pass(sub.select(kept), KnownGradient(g=g[kept], h=None if h is None else h[kept]), grads)
-    return results[0], results[1]
-
-
-def _solve(
-    objective: Objective, head: LMHead, inputs: TokenInputs, grads: HeadGradients | None
-) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies [n]; gradients into `grads` where there are any to take."""
-    if grads is None:
-        return head_logprobs(head)
-    if _needs_whole_rollouts(objective, inputs):
-        return _solve_rollouts(objective, head, inputs, grads)
-    return head_pass(head, ObjectiveGradient(objective, inputs), grads)
+    return is_active.nonzero_static(size=count).squeeze(1)
 
 
 @torch.library.custom_op(
     "srt_kernels::linear_policy_loss",
     mutates_args=(),
-    schema=f"({HEAD}, {ROLLOUTS}, bool all_rows, bool[] wants)"
+    schema=f"({HEAD_SCHEMA}, {ROLLOUT_SCHEMA}, bool all_rows, bool[] needs_grad)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-@on_its_device
-def _forward(
-    hidden, weight, targets, bias, row_index, temperature, softcap, chunk_rows, group, *rest
-):
-    """-> loss, means, log-probs [N], entropies [N], dX, dW, dbias (empty where not wanted)."""
-    *rollouts, all_rows, wants = rest
-    head = make_named_head(
-        hidden, weight, targets, bias, row_index, temperature, softcap, chunk_rows, group
-    )
-    objective, inputs = token_inputs(targets, head.dtype, *rollouts)
+@on_device_of_tensors
+def _forward(*arguments) -> tuple[Tensor, ...]:
+    """Return the loss, its statistics [5], log-probs [N], entropies [N], dX, dW and dbias.
+
+    Gradients that are not needed are empty.
+    """
+    *rollouts, all_rows, needs_grad = arguments[HEAD_ARGUMENTS:]
+    head = make_head(*arguments[:HEAD_ARGUMENTS])
+    hidden, weight, targets, bias = arguments[:4]
+    objective, inputs = make_token_inputs(targets, head.dtype, *rollouts)
+    if all_rows:
+        is_active = torch.ones_like(targets, dtype=torch.bool)
+    else:
+        is_active = _active_tokens(objective, inputs)
     index = None
-    active = torch.ones_like(targets, dtype=torch.bool) if all_rows else _active(objective, inputs)
-    if active.is_cuda or not all_rows:
-        index = _active_rows(active, head)
+    if is_active.is_cuda or not all_rows:
+        index = _active_index(is_active, head)
     if index is not None and len(index) < len(targets):
-        head, inputs = head.select(index), inputs.select(index)
-    sizes = inputs.weights * (inputs.advantages.abs() + objective.entropy_coef + objective.kl_coef)
-    largest = sizes.max() if len(sizes) else sizes.new_ones(())
-    grads = (
-        HeadGradients(head, tuple(wants), largest, _saved_dtypes(hidden, weight, bias))
-        if any(wants)
-        else None
-    )
-    logprobs, entropies = _solve(objective, head, inputs, grads)
+        head = head.select(index)
+        inputs = inputs.select(index)
+    dtypes = _saved_dtypes(hidden, weight, bias)
+    gradients = None
+    if any(needs_grad):
+        largest = _largest_gradient(objective, inputs)
+        gradients = HeadGradients(head, needs_grad, largest, dtypes)
+    logprobs, entropies = objective_pass(objective, head, inputs, gradients)
     if not logprobs.is_cuda:
         check_finite(head, logprobs)
-    loss, means = finish(objective, inputs, token_terms(objective, logprobs, inputs), entropies)
-    if len(logprobs) < len(targets):
-        logprobs, entropies = (
-            t.new_full((len(targets),), torch.nan).index_copy_(0, index, t)
-            for t in (logprobs, entropies)
-        )
-    if grads is None:
-        return loss, means, logprobs, entropies, *(hidden.new_empty(0) for _ in range(3))
-    return loss, means, logprobs, entropies, *grads.finish(head)
+    terms = token_terms(objective, logprobs, inputs)
+    loss, means = reduce_terms(objective, inputs, terms, entropies)
+    if index is not None and len(index) < len(targets):
+        logprobs = _scatter(logprobs, index, len(targets))
+        entropies = _scatter(entropies, index, len(targets))
+    if gradients is None:
+        leaf_gradients = empty_gradients(hidden, weight, bias, needs_grad, dtypes)
+    else:
+        leaf_gradients = gradients.results(head)
+    return loss, means, logprobs, entropies, *leaf_gradients
 
 
 @_forward.register_fake
-def _(hidden, weight, targets, bias, *rest):
-    wants, dtype = rest[-1], torch.promote_types(hidden.dtype, torch.float32)
-    loss, means = hidden.new_empty((), dtype=dtype), hidden.new_empty(5, dtype=torch.float64)
-    logprobs, entropies = (targets.new_empty(targets.shape, dtype=dtype) for _ in range(2))
-    leaves = (hidden, weight, hidden if bias is None else bias)
-    dtypes = _saved_dtypes(hidden, weight, bias) if any(wants) else [hidden.dtype] * 3
-    shapes = [leaf.shape if want else (0,) for want, leaf in zip(wants, leaves, strict=True)]
-    grads = (
-        hidden.new_empty(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True)
-    )
-    return loss, means, logprobs, entropies, *grads
+def _fake_forward(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, *arguments
+) -> tuple[Tensor, ...]:
+    needs_grad = arguments[-1]
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    loss = hidden.new_empty((), dtype=dtype)
+    means = hidden.new_empty(5, dtype=torch.float64)
+    logprobs = targets.new_empty(targets.shape, dtype=dtype)
+    entropies = torch.empty_like(logprobs)
+    dtypes = _saved_dtypes(hidden, weight, bias)
+    leaf_gradients = empty_gradients(hidden, weight, bias, needs_grad, dtypes)
+    return loss, means, logprobs, entropies, *leaf_gradients
 
 
-def _saved_dtypes(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> list[torch.dtype]:
-    """Of the gradients by three leaves: each its own, but fp32 for fp16, where those of a mean over many tokens vanish
-    before backward multiplies them by a gradient scaler's factor."""
-    leaves = (hidden, weight, hidden if bias is None else bias)
-    return [torch.float32 if leaf.dtype == torch.float16 else leaf.dtype for leaf in leaves]
-
-
-def _save(ctx, inputs, output):
-    ctx.inputs = len(inputs)
-    ctx.dtypes = [None if inputs[place] is None else inputs[place].dtype for place in LEAVES]
-    ctx.save_for_backward(*output[4:])
-    ctx.set_materialize_grads(False)
-
-
-def _scaled(gradient: Tensor, factor: Tensor, in_place: bool) -> Tensor:
-    """gradient * factor (0-dim fp32), in fp32: a GPU rounds such a factor to the type of a half tensor."""
-    if not in_place:
-        return (gradient.float() if gradient.dtype.itemsize == 2 else gradient) * factor
-    for rows in gradient.split(1 << 13):
-        rows.copy_(rows * factor if rows.dtype.itemsize > 2 else rows.float().mul_(factor))
-    return gradient
-
-
-def _graph_is_kept() -> bool:
-    """Whether another backward may follow, which needs what forward saved as it is."""
-    asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
-    return torch.compiler.is_compiling() or asked()
-
-
-def _differentiate(ctx, dloss, *others):
-    """Scales what forward saved, in place where no other backward can follow."""
-    differentiable_once(others)
-    grads = [None] * ctx.inputs
-    if dloss is None:
-        return tuple(grads)
-    for place, saved, dtype in zip(LEAVES, ctx.saved_tensors, ctx.dtypes, strict=True):
-        if ctx.needs_input_grad[place]:
-            grads[place] = _scaled(saved, dloss, not _graph_is_kept()).to(dtype)
-    return tuple(grads)
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
+scale_saved_gradients(_forward, leaves=LEAVES, first_output=4)
 
 
 def linear_policy_loss(
@@ -262,17 +187,32 @@ def linear_policy_loss(
     chunk_rows: int | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> PolicyLoss:
-    """Policy-gradient loss of packed completions; differentiable once in hidden, weight and bias.
+    """Policy-gradient loss of packed completions.
 
-    hidden, weight, targets, row_index, temperature, bias, softcap, chunk_rows, group: see linear_logprob. advantages,
-    cu_seqlens, objective, the log-probs and normalizer: see policy_loss. Returns fp32 (fp64 for fp64 hidden states).
+    Differentiable once in hidden, weight and bias. Takes one GEMM under torch.no_grad, two with a
+    frozen weight, else three. A loss without tokens is 0 and still part of the graph.
 
-    Tokens whose loss has no gradient for certain (advantage or correction 0, no KL and no entropy term) are left out
-    before the logits: their gradient is exactly zero, their log-prob and entropy are nan, and the statistics are means
-    over the others. all_rows computes them too. A loss without such tokens is 0 and still part of the graph.
-    Under torch.no_grad one GEMM; with a frozen weight two. On a GPU there is one host sync, for the number of rows and
-    for nan or inf in their hidden states, which are a ValueError; objectives of whole completions have one more, and
-    four where a completion is longer than a chunk.
+    On a GPU there is one synchronisation with the host, for the number of rows and for nan or inf
+    in their hidden states. Objectives of whole completions have one more, and four if a completion
+    is longer than a chunk.
+
+    Args:
+        hidden, weight, targets, row_index, temperature, bias, softcap, chunk_rows, group: see
+            linear_logprob.
+        advantages, cu_seqlens, objective, old_logprobs, ref_logprobs, sampler_logprobs, normalizer:
+            see policy_loss.
+        all_rows: compute all tokens. By default those whose loss certainly has no gradient
+        (advantage
+            or correction 0, no KL and no entropy term) are left out before the logits. Their
+            gradient is exactly zero, their log-prob and entropy are nan, and the statistics are
+            means over the other tokens.
+
+    Returns:
+        A PolicyLoss in fp32, or in fp64 for fp64 hidden states.
+
+    Raises:
+        ValueError: as linear_logprob and policy_loss. On a GPU also for nan or inf in hidden
+        states.
     """
     check_objective(objective)
     check_tensors(
@@ -288,9 +228,10 @@ def linear_policy_loss(
         sampler_logprobs=sampler_logprobs,
     )
     check_settings(temperature, softcap, chunk_rows, group)
-    wants = [
-        torch.is_grad_enabled() and t is not None and t.requires_grad
-        for t in (hidden, weight, bias)
+    number, tensor = split_normalizer(normalizer)
+    needs_grad = [
+        torch.is_grad_enabled() and leaf is not None and leaf.requires_grad
+        for leaf in (hidden, weight, bias)
     ]
     loss, means, logprobs, entropies, *_ = _forward(
         hidden,
@@ -308,8 +249,9 @@ def linear_policy_loss(
         old_logprobs,
         ref_logprobs,
         sampler_logprobs,
-        *split_normalizer(normalizer),
+        number,
+        tensor,
         all_rows,
-        wants,
+        needs_grad,
     )
-    return PolicyLoss.of(loss, means, logprobs, entropies)
+    return PolicyLoss.from_outputs(loss, means, logprobs, entropies)

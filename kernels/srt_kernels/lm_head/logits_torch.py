@@ -1,6 +1,7 @@
-"""PyTorch: what row_kernel.py does to a chunk's logits. Elementwise work goes over slabs that a cache holds.
+"""PyTorch: what logits_kernel.py does to a chunk's logits, for CPUs and fp64.
 
-The logits become e = exp(z - peak) in place, and those the gradient but for a factor of each row.
+Elementwise work goes over slabs that a cache holds. The logits become exps = exp(logits - row_max)
+in place. Then the exps become dlogits in place, but for a factor of each row.
 """
 
 from __future__ import annotations
@@ -8,95 +9,145 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from srt_kernels.core.segments import ranges
+from srt_kernels.core.segments import chunk_slices
+from srt_kernels.lm_head.lm_head import LMHead
+from srt_kernels.lm_head.row_statistics import RowStatistics
 
-SLAB = 8 << 20
-LOWEST = (
-    -1e30
-)  # of the target's place among the others: exp of it is 0, and differences with it are finite
-
-
-def _slabs(z: Tensor) -> list[slice]:
-    return ranges(len(z), max(1, SLAB // (z.shape[1] * z.element_size())))
-
-
-def _own(targets: Tensor, head) -> tuple[Tensor, Tensor]:
-    """[C, 1] the target's place in this shard, 0 where it is in another one; whether it is in this one."""
-    local = targets[:, None] - head.vocab_start
-    here = (local >= 0) & (local < len(head.weight))
-    return local.where(here, 0), here
+# Bytes of logits that a CPU's caches hold. One thread, H = 576, V = 49152, N = 512: 0.77 s with
+# slabs of 1 to 16 MiB, 0.83 s without slabs, 0.96 s with autograd over [N, V]. Small slabs mean
+# many parallel regions. If other processes hold the cores, each region waits for a thread: 5.8 s
+# with slabs of 1 MiB there, 1.3 s with 16 MiB. Large slabs are memory that glibc keeps: 16 MiB took
+# as much time as 8 MiB and 20 to 50 MiB more memory.
+SLAB_BYTES = 8 << 20
+# Logit in the target's column among the others. exp of it is 0, and differences with it are finite.
+LOWEST = -1e30
+# Least value of a divisor: exp(a shard's row_max - the whole vocabulary's).
+LEAST_SCALE = 1e-30
 
 
-def row_stats(z: Tensor, targets: Tensor, head) -> Tensor:
-    """[4, C]: peak, s, dot, z of the target, of raw logits z [C, V], which become exp(z - peak), 0 at the target."""
-    stats = z.new_empty(4, len(z), 1)
-    place, here = _own(targets, head)
-    for slab in _slabs(z):
-        e, peak = z[slab], stats[0, slab]
-        if head.bias is not None:
-            e.add_(head.bias)
-        if head.softcap is not None:
-            e.div_(head.softcap).tanh_().mul_(head.softcap)
-        if head.temperature != 1:
-            e.div_(head.temperature)
-        z_target = e.gather(1, place[slab])
-        stats[3, slab] = z_target.clamp(min=LOWEST).where(here[slab], 0.0)
-        e.scatter_(1, place[slab], z_target.masked_fill(here[slab], LOWEST))
-        torch.amax(e, 1, keepdim=True, out=peak)
-        peak.clamp_(min=LOWEST)
-        u = e - peak
-        if head.bias is not None:
-            u.clamp_(
-                min=-1e4
-            )  # -inf masks a vocabulary entry and must not make 0 * inf below; exp(-1e4) is 0
-        torch.exp(u, out=e)
-        torch.sum(e, 1, keepdim=True, out=stats[1, slab])
-        torch.sum(u.mul_(e), 1, keepdim=True, out=stats[2, slab])
-    return stats.squeeze(2)
+def row_statistics(logits: Tensor, targets: Tensor, head: LMHead) -> Tensor:
+    """[4, C] row_max, sum_exp, sum_exp_logit and target_logit of the GEMM's logits [C, V].
 
-
-def row_dlogits(
-    e: Tensor, targets: Tensor, stats, g: Tensor, h: Tensor | None, head, scale: None = None
-) -> tuple[Tensor, Tensor]:
-    """Turn e [C, V] in place into D and return it with f [C] such that f D is the gradient by the raw logits.
-
-    scale is None: fp16 is cast up here.
-
-    With g = dL/dlogprob and h = dL/dentropy [C]: dz_j = g (1[j is target] - p_j) - h p_j (log p_j + entropy), and
-    p_j = e_j exp(peak - top) / total. Without h and softcap D is e but for the target's element: no pass over it.
+    In place the logits become exp(logits - row_max), 0 at the target.
     """
-    stats = type(stats)(*(row.double() for row in vars(stats).values()))
-    g, h = g.double(), None if h is None else h.double()
-    place, here = _own(targets, head)
-    shrink = (stats.peak - stats.top).exp().clamp(min=FLOOR)
-    log_shrunk = stats.peak - stats.top - stats.total.log()  # log p = u + this
-    if h is None and head.softcap is None:
-        factor = -g * shrink / (stats.total * head.temperature)
-        at_target = -stats.q
+    statistics = logits.new_empty(4, len(logits), 1)
+    row_max, sum_exp, sum_exp_logit, target_logit = statistics
+    column, is_in_shard = _target_columns(targets, head)
+    for slab in _slabs(logits):
+        exps = logits[slab]
+        _apply_options(exps, head)
+        target_logits = exps.gather(1, column[slab])
+        target_logit[slab] = target_logits.clamp(min=LOWEST).where(is_in_shard[slab], 0.0)
+        exps.scatter_(1, column[slab], target_logits.masked_fill(is_in_shard[slab], LOWEST))
+        torch.amax(exps, 1, keepdim=True, out=row_max[slab])
+        row_max[slab].clamp_(min=LOWEST)
+        shifted = exps - row_max[slab]
+        if head.bias is not None:
+            # A bias of -inf masks a vocabulary entry: it must not make 0 * inf below.
+            # exp(-1e4) is 0.
+            shifted.clamp_(min=-1e4)
+        torch.exp(shifted, out=exps)
+        torch.sum(exps, 1, keepdim=True, out=sum_exp[slab])
+        torch.sum(shifted.mul_(exps), 1, keepdim=True, out=sum_exp_logit[slab])
+    return statistics.squeeze(2)
+
+
+def write_dlogits(
+    exps: Tensor,
+    targets: Tensor,
+    statistics: RowStatistics,
+    grad_logprob: Tensor,
+    grad_entropy: Tensor | None,
+    head: LMHead,
+    scale: None = None,
+) -> tuple[Tensor, Tensor]:
+    """Turn exps [C, V] into dlogits in place. Return them and their row factor [C].
+
+    dlogits times the row factor are the gradient by the GEMM's logits:
+
+    grad_logprob (1[j is target] - p_j) - grad_entropy p_j (log p_j + entropy), with
+    p_j = exps_j exp(row_max - full_max) / full_sum_exp
+
+    grad_logprob, grad_entropy: [C]. Without grad_entropy and softcap only the target's element of
+    exps changes: there is no pass over them. scale: None, because fp16 is cast up here.
+    """
+    statistics = statistics.to(torch.float64)
+    grad_logprob = grad_logprob.double()
+    column, is_in_shard = _target_columns(targets, head)
+    shard_scale = (statistics.row_max - statistics.full_max).exp().clamp(min=LEAST_SCALE)
+    if grad_entropy is None and head.softcap is None:
+        row_factor = -grad_logprob * shard_scale / (statistics.full_sum_exp * head.temperature)
+        at_target = -statistics.prob_others
     else:
-        h = torch.zeros_like(g) if h is None else h
-        factor = -shrink / (stats.total * head.temperature)
-        at_target = h * stats.logprobs.exp() * (stats.logprobs + stats.entropies) - g * stats.q
+        grad_entropy = torch.zeros_like(grad_logprob) if grad_entropy is None else grad_entropy
+        grad_entropy = grad_entropy.double()
+        row_factor = -shard_scale / (statistics.full_sum_exp * head.temperature)
+        at_target = _dlogits_at_target(statistics, grad_logprob, grad_entropy, head)
+        _write_other_dlogits(exps, statistics, grad_logprob, grad_entropy, head)
+    at_target = (at_target * statistics.full_sum_exp / shard_scale)[:, None].to(exps.dtype)
+    exps.scatter_(1, column, at_target.where(is_in_shard, exps.gather(1, column)))
+    return exps, row_factor.to(exps.dtype)
+
+
+def _write_other_dlogits(
+    exps: Tensor,
+    statistics: RowStatistics,
+    grad_logprob: Tensor,
+    grad_entropy: Tensor,
+    head: LMHead,
+) -> None:
+    """Turn exps into dlogits in place, but for the row factor and the target's column."""
+    # log p = log exps + log_scale
+    log_scale = statistics.row_max - statistics.full_max - statistics.full_sum_exp.log()
+    offset = grad_logprob + grad_entropy * (statistics.entropies + log_scale)
+    offset = offset.to(exps.dtype)[:, None]
+    grad_entropy = grad_entropy.to(exps.dtype)[:, None]
+    row_max = statistics.row_max.to(exps.dtype)[:, None]
+    tiny = torch.finfo(exps.dtype).tiny
+    for slab in _slabs(exps):
+        dlogits = exps[slab]
+        log_exps = dlogits.clamp(min=tiny).log_()
+        dlogits.mul_((log_exps * grad_entropy[slab]).add_(offset[slab]))
         if head.softcap is not None:  # d softcap(x) / dx = 1 - (softcap(x) / softcap)^2
-            at_target = at_target * (
-                1 - (stats.z_target * head.temperature / head.softcap).square()
-            )
-        offset, h, peak = (
-            (g + h * (stats.entropies + log_shrunk)).to(e.dtype),
-            h.to(e.dtype),
-            stats.peak.to(e.dtype),
-        )
-        tiny = torch.finfo(e.dtype).tiny
-        for slab in _slabs(e):
-            d, column = e[slab], (slab, None)
-            u = d.clamp(min=tiny).log_()
-            d.mul_((u * h[column]).add_(offset[column]))
-            if head.softcap is not None:
-                capped = u.add_(peak[column]).mul_(head.temperature / head.softcap)
-                d.mul_(capped.square_().neg_().add_(1))
-    at_target = (at_target * stats.total / shrink)[:, None].to(e.dtype)
-    e.scatter_(1, place, at_target.where(here, e.gather(1, place)))
-    return e, factor.to(e.dtype)
+            logits = log_exps.add_(row_max[slab])
+            capped = logits.mul_(head.temperature / head.softcap)
+            dlogits.mul_(capped.square_().neg_().add_(1))
 
 
-FLOOR = 1e-30  # of a factor that is divided by: exp of a shard's peak below the peak of the whole vocabulary
+def _dlogits_at_target(
+    statistics: RowStatistics, grad_logprob: Tensor, grad_entropy: Tensor, head: LMHead
+) -> Tensor:
+    """[C] minus the gradient by the target's logit, times the temperature."""
+    probs = statistics.logprobs.exp()
+    by_entropy = grad_entropy * probs * (statistics.logprobs + statistics.entropies)
+    at_target = by_entropy - grad_logprob * statistics.prob_others
+    if head.softcap is not None:
+        capped = statistics.target_logit * head.temperature / head.softcap
+        at_target = at_target * (1 - capped.square())
+    return at_target
+
+
+def _apply_options(logits: Tensor, head: LMHead) -> None:
+    """Bias, softcap and temperature, in place."""
+    if head.bias is not None:
+        logits.add_(head.bias)
+    if head.softcap is not None:
+        logits.div_(head.softcap).tanh_().mul_(head.softcap)
+    if head.temperature != 1:
+        logits.div_(head.temperature)
+
+
+def _target_columns(targets: Tensor, head: LMHead) -> tuple[Tensor, Tensor]:
+    """[C, 1] int64: the target's column in this shard, 0 if it is in another one.
+
+    And [C, 1] bool: whether it is in this shard.
+    """
+    column = targets[:, None] - head.vocab_start
+    is_in_shard = (column >= 0) & (column < len(head.weight))
+    return column.where(is_in_shard, 0), is_in_shard
+
+
+def _slabs(logits: Tensor) -> list[slice]:
+    return chunk_slices(
+        len(logits), max(1, SLAB_BYTES // (logits.shape[1] * logits.element_size()))
+    )

@@ -1,191 +1,201 @@
-"""Triton: the objective from log-probs, one program per rollout, so that means and sums over a rollout stay in it."""
+"""Triton: the objective from log-probs, one program per rollout.
+
+Means and sums over a rollout stay in its program.
+"""
+
+# The types of jit functions are not those of their calls.
+# pyright: reportArgumentType=false, reportCallIssue=false
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from srt_kernels.core.backend import OPTIONS
+from srt_kernels.core.backend import LAUNCH_OPTIONS
 from srt_kernels.objective.objective import Objective
-from srt_kernels.objective.token_loss import SURROGATES, correction_of, token_terms
+from srt_kernels.objective.token_inputs import TokenInputs
+from srt_kernels.objective.token_loss import (
+    loss_choices,
+    loss_numbers,
+    sampler_correction,
+    token_loss,
+)
 
-BLOCK, WARPS = 512, 8  # tokens at a time: rollouts have hundreds to thousands
+BLOCK = 512  # tokens at a time: rollouts have hundreds to thousands
+WARPS = 8
 
 
 @triton.jit
-def load_logprobs(logprob_ptr, old_ptr, at, inside, HAS_OLD: tl.constexpr):
-    """-> log-probs, and the old ones: on policy the same."""
-    logprob = tl.load(logprob_ptr + at, mask=inside, other=0.0)
-    old = logprob
+def load_logprobs(logprob_ptr, old_logprob_ptr, index, is_inside, HAS_OLD: tl.constexpr):
+    """Return log-probs and old log-probs. On policy they are the same."""
+    logprob = tl.load(logprob_ptr + index, mask=is_inside, other=0.0)
+    old_logprob = logprob
     if HAS_OLD:
-        old = tl.load(old_ptr + at, mask=inside, other=0.0)
-    return logprob, old
+        old_logprob = tl.load(old_logprob_ptr + index, mask=is_inside, other=0.0)
+    return logprob, old_logprob
 
 
 @triton.jit
 def policy_kernel(
+    # data
     logprob_ptr,
-    old_ptr,
-    ref_ptr,
+    old_logprob_ptr,
+    ref_logprob_ptr,
+    sampler_logprob_ptr,
     correction_ptr,
-    sampler_ptr,
     advantage_ptr,
     weight_ptr,
     cu_seqlens_ptr,
     terms_ptr,
+    # shapes
     total,
+    # constants of the objective
     clip_low,
     clip_high,
     delta,
     tau_pos,
     tau_neg,
     kl_coef,
-    cap,
-    surrogate: tl.constexpr,
+    correction_cap,
+    SURROGATE: tl.constexpr,
     RATIO: tl.constexpr,
     KL: tl.constexpr,
     KL_BIAS_CORRECTION: tl.constexpr,
     HAS_OLD: tl.constexpr,
     SAMPLER: tl.constexpr,
     MASK: tl.constexpr,
+    # constants of the launch
     BLOCK: tl.constexpr,
 ):
-    """terms [6, total]: dL/dlogprob, loss, ratio, clipped, KL, correction. SAMPLER: how to get the correction from
-    sampler_ptr, "none" (read correction_ptr), "token" or "sequence"."""
+    """Write terms [6, total]: the fields of TokenTerms.
+
+    SAMPLER: "none" loads the correction, "token" and "sequence" compute it from sampler log-probs.
+    """
     rollout = tl.program_id(0)
     start = tl.load(cu_seqlens_ptr + rollout).to(tl.int64)
     stop = tl.load(cu_seqlens_ptr + rollout + 1).to(tl.int64)
-    columns = tl.arange(0, BLOCK)
+    lanes = tl.arange(0, BLOCK)
     mean_log_ratio = 0.0
-    log_correction = 0.0
+    sum_log_correction = 0.0
     if RATIO == "sequence" or SAMPLER == "sequence":
-        sum_log_ratio = tl.zeros((BLOCK,), tl.float64)
-        sum_correction = tl.zeros((BLOCK,), tl.float64)
+        lane_log_ratio = tl.zeros((BLOCK,), tl.float64)
+        lane_log_correction = tl.zeros((BLOCK,), tl.float64)
         for first in range(start, stop, BLOCK):
-            at = first + columns
-            inside = at < stop
-            logprob, old = load_logprobs(logprob_ptr, old_ptr, at, inside, HAS_OLD)
-            sum_log_ratio += (logprob - old).to(tl.float64)
+            index = first + lanes
+            is_inside = index < stop
+            logprob, old_logprob = load_logprobs(
+                logprob_ptr, old_logprob_ptr, index, is_inside, HAS_OLD
+            )
+            lane_log_ratio += (logprob - old_logprob).to(tl.float64)
             if SAMPLER == "sequence":
-                sum_correction += (old - tl.load(sampler_ptr + at, mask=inside, other=0.0)).to(
-                    tl.float64
-                )
+                sampler_logprob = tl.load(sampler_logprob_ptr + index, mask=is_inside, other=0.0)
+                lane_log_correction += (old_logprob - sampler_logprob).to(tl.float64)
         length = tl.maximum(stop - start, 1).to(tl.float64)
-        mean_log_ratio = (tl.sum(sum_log_ratio, 0) / length).to(tl.float32)
-        log_correction = tl.sum(sum_correction, 0).to(tl.float32)
+        mean_log_ratio = (tl.sum(lane_log_ratio, 0) / length).to(tl.float32)
+        sum_log_correction = tl.sum(lane_log_correction, 0).to(tl.float32)
     through_ratio = tl.zeros((BLOCK,), tl.float64)
     for first in range(start, stop, BLOCK):
-        at = first + columns
-        inside = at < stop
-        logprob, old = load_logprobs(logprob_ptr, old_ptr, at, inside, HAS_OLD)
-        ref = logprob
+        index = first + lanes
+        is_inside = index < stop
+        logprob, old_logprob = load_logprobs(
+            logprob_ptr, old_logprob_ptr, index, is_inside, HAS_OLD
+        )
+        ref_logprob = logprob
         if KL != "none":
-            ref = tl.load(ref_ptr + at, mask=inside, other=0.0)
+            ref_logprob = tl.load(ref_logprob_ptr + index, mask=is_inside, other=0.0)
         if SAMPLER == "token":
-            correction = correction_of(
-                old - tl.load(sampler_ptr + at, mask=inside, other=0.0), cap, MASK
-            )
+            sampler_logprob = tl.load(sampler_logprob_ptr + index, mask=is_inside, other=0.0)
+            correction = sampler_correction(old_logprob - sampler_logprob, correction_cap, MASK)
         elif SAMPLER == "sequence":
-            correction = correction_of(log_correction + 0.0 * logprob, cap, MASK)
+            log_correction = sum_log_correction + 0.0 * logprob
+            correction = sampler_correction(log_correction, correction_cap, MASK)
         else:
-            correction = tl.load(correction_ptr + at, mask=inside, other=0.0)
-        log_ratio = logprob - old
+            correction = tl.load(correction_ptr + index, mask=is_inside, other=0.0)
+        log_ratio = logprob - old_logprob
         if RATIO == "sequence":
             log_ratio = mean_log_ratio + 0.0 * logprob
-        loss, dlog_ratio, dlogprob, ratio, clipped, kl = token_terms(
-            logprob,
-            log_ratio,
-            logprob - old,
-            ref,
-            tl.load(advantage_ptr + at, mask=inside, other=0.0),
-            correction,
-            clip_low,
-            clip_high,
-            delta,
-            tau_pos,
-            tau_neg,
-            kl_coef,
-            surrogate,
-            RATIO,
-            KL,
-            KL_BIAS_CORRECTION,
+        advantage = tl.load(advantage_ptr + index, mask=is_inside, other=0.0)
+        loss, dlog_ratio, dlogprob, ratio, is_clipped, kl = token_loss(
+            logprob=logprob,
+            log_ratio=log_ratio,
+            token_log_ratio=logprob - old_logprob,
+            ref_logprob=ref_logprob,
+            advantage=advantage,
+            correction=correction,
+            clip_low=clip_low,
+            clip_high=clip_high,
+            delta=delta,
+            tau_pos=tau_pos,
+            tau_neg=tau_neg,
+            kl_coef=kl_coef,
+            SURROGATE=SURROGATE,
+            RATIO=RATIO,
+            KL=KL,
+            KL_BIAS_CORRECTION=KL_BIAS_CORRECTION,
         )
-        weight = tl.load(weight_ptr + at, mask=inside, other=0.0)
+        weight = tl.load(weight_ptr + index, mask=is_inside, other=0.0)
         if RATIO == "sequence":
             through_ratio += (weight * dlog_ratio).to(tl.float64)
         else:
             dlogprob += dlog_ratio
-        tl.store(terms_ptr + at, weight * dlogprob, mask=inside)
-        tl.store(terms_ptr + total + at, loss, mask=inside)
-        tl.store(terms_ptr + 2 * total + at, ratio, mask=inside)
-        tl.store(terms_ptr + 3 * total + at, clipped.to(tl.float32), mask=inside)
-        tl.store(terms_ptr + 4 * total + at, kl, mask=inside)
-        tl.store(terms_ptr + 5 * total + at, correction, mask=inside)
+        tl.store(terms_ptr + index, weight * dlogprob, mask=is_inside)
+        tl.store(terms_ptr + total + index, loss, mask=is_inside)
+        tl.store(terms_ptr + 2 * total + index, ratio, mask=is_inside)
+        tl.store(terms_ptr + 3 * total + index, is_clipped.to(tl.float32), mask=is_inside)
+        tl.store(terms_ptr + 4 * total + index, kl, mask=is_inside)
+        tl.store(terms_ptr + 5 * total + index, correction, mask=is_inside)
     if RATIO == "sequence":
-        mean = (tl.sum(through_ratio, 0) / tl.maximum(stop - start, 1).to(tl.float64)).to(
-            tl.float32
-        )
-        tl.debug_barrier()  # the stores above, by other threads perhaps
+        length = tl.maximum(stop - start, 1).to(tl.float64)
+        mean = (tl.sum(through_ratio, 0) / length).to(tl.float32)
+        tl.debug_barrier()  # other threads may have made the stores above
         for first in range(start, stop, BLOCK):
-            at = first + columns
-            inside = at < stop
-            tl.store(
-                terms_ptr + at, tl.load(terms_ptr + at, mask=inside, other=0.0) + mean, mask=inside
-            )
+            index = first + lanes
+            is_inside = index < stop
+            grad_logprob = tl.load(terms_ptr + index, mask=is_inside, other=0.0)
+            tl.store(terms_ptr + index, grad_logprob + mean, mask=is_inside)
 
 
-def scalars(objective: Objective) -> dict:
-    """The objective's numbers, by the names that the kernels have for them."""
-    names = ("clip_low", "clip_high", "tau_pos", "tau_neg", "kl_coef")
-    numbers = {name: getattr(objective, name) for name in names} | {"cap": objective.correction_cap}
-    numbers["delta"] = float("inf") if objective.delta is None else objective.delta
-    return {
-        name: float(number) for name, number in numbers.items()
-    }  # the JIT would compile anew for whole numbers
-
-
-def constants(objective: Objective, *, has_old: bool, has_ref: bool) -> dict:
-    """The objective's choices, as compile-time constants of the kernels."""
+def objective_arguments(objective: Objective, inputs: TokenInputs) -> dict[str, Any]:
+    """The constants of the objective that policy_kernel and fused_kernel take."""
+    correction = objective.correction
     return dict(
-        surrogate=SURROGATES[objective.surrogate],
-        RATIO=objective.ratio,
-        KL=objective.kl if has_ref else "none",
-        KL_BIAS_CORRECTION=objective.kl_bias_correction,
-        HAS_OLD=has_old,
-        MASK=objective.correction.endswith("mask"),
+        **loss_numbers(objective),
+        **loss_choices(objective, has_ref=inputs.ref_logprobs is not None),
+        correction_cap=float(objective.correction_cap),
+        HAS_OLD=inputs.old_logprobs is not None,
+        SAMPLER="none" if inputs.correction is not None else correction.split("_")[0],
+        MASK=correction.endswith("mask"),
     )
 
 
-def policy_terms(objective: Objective, logprobs: Tensor, inputs) -> Tensor:
-    """[6, n] fp32 of a TokenInputs and log-probs [n]: see policy_kernel."""
-    total = len(logprobs)
+def policy_terms(objective: Objective, logprobs: Tensor, inputs: TokenInputs) -> Tensor:
+    """[6, n] fp32 from log-probs [n]: the fields of TokenTerms, in order."""
     logprobs = logprobs.contiguous()
-    terms = torch.empty(6, total, dtype=torch.float32, device=logprobs.device)
-    if total == 0:
+    terms = torch.empty(6, len(logprobs), dtype=torch.float32, device=logprobs.device)
+    if len(logprobs) == 0:
         return terms
-    sampler = "none" if inputs.correction is not None else objective.correction.split("_")[0]
 
     def pointer(tensor: Tensor | None) -> Tensor:
         return logprobs if tensor is None else tensor.contiguous()
 
     policy_kernel[(len(inputs.cu_seqlens) - 1,)](
-        logprobs,
-        pointer(inputs.old),
-        pointer(inputs.ref),
-        pointer(inputs.correction),
-        pointer(inputs.sampler),
-        pointer(inputs.advantages),
-        pointer(inputs.weights),
-        pointer(inputs.cu_seqlens),
-        terms,
-        total,
-        **scalars(objective),
-        **constants(objective, has_old=inputs.old is not None, has_ref=inputs.ref is not None),
-        SAMPLER=sampler,
+        logprob_ptr=logprobs,
+        old_logprob_ptr=pointer(inputs.old_logprobs),
+        ref_logprob_ptr=pointer(inputs.ref_logprobs),
+        sampler_logprob_ptr=pointer(inputs.sampler_logprobs),
+        correction_ptr=pointer(inputs.correction),
+        advantage_ptr=pointer(inputs.advantages),
+        weight_ptr=pointer(inputs.weights),
+        cu_seqlens_ptr=pointer(inputs.cu_seqlens),
+        terms_ptr=terms,
+        total=len(logprobs),
+        **objective_arguments(objective, inputs),
         BLOCK=BLOCK,
         num_warps=WARPS,
-        **OPTIONS,
+        **LAUNCH_OPTIONS,
     )
     return terms

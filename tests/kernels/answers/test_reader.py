@@ -7,17 +7,17 @@ import random
 
 import pytest
 import torch
-from conftest import DEVICE
-from support.paths import DATA
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from conftest import DEVICE
 from srt_kernels import group_advantage, majority_vote
-from srt_kernels.answers.canonical import MAX_BYTES
-from srt_kernels.answers.extract import RULES, answer_key, read_answer
+from srt_kernels.answers.canonical import MAX_BYTES, answer_key
+from srt_kernels.answers.extract import RULES, read_answer
 from srt_kernels.answers.reader import AnswerReader
 from srt_kernels.core.backend import triton, use_triton
 from srt_kernels.core.segments import segment_ids
 from srt_kernels.testing import random_tokens
+from support.paths import DATA
 
 INTERPRETED = DEVICE == "cpu" and triton is not None and triton.knobs.runtime.interpret
 SYMBOLS = [*"0123456789" * 2, *".,-+/()[]{}^_= $%°π∞xAbe&<\\\n\0"]

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from support.ops import LENGTHS, head_leaves
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from srt_kernels import (
@@ -15,6 +14,7 @@ from srt_kernels import (
 )
 from srt_kernels.core.backend import use_triton
 from srt_kernels.testing import packed_rollouts
+from support.ops import LENGTHS, head_leaves
 
 pytestmark = pytest.mark.skipif(
     use_triton(torch.zeros(1)) and torch.get_default_device().type == "cpu",
@@ -40,7 +40,7 @@ def step(hidden, weight, bias, targets, keys, cu_seqlens, old, ref):
         ref_logprobs=ref,
     )
     logprobs, entropies = linear_logprob(hidden, weight, targets, bias=bias, temperature=0.7)
-    apart = policy_loss(
+    unfused = policy_loss(
         logprobs,
         advantages,
         cu_seqlens,
@@ -49,12 +49,12 @@ def step(hidden, weight, bias, targets, keys, cu_seqlens, old, ref):
         ref_logprobs=ref,
         entropies=entropies,
     )
-    loss = fused.loss + apart.loss
+    loss = fused.loss + unfused.loss
     return (
         loss,
         fused.logprobs,
         fused.rows,
-        apart.clip_fraction,
+        unfused.clip_fraction,
         vote.majority,
         vote.share,
         vote.runner_up,
@@ -77,7 +77,7 @@ def arguments():
 
 @pytest.mark.filterwarnings("ignore")
 def test_one_graph_and_the_same_results():
-    """backend aot_eager: forward and backward are traced, as for inductor, which only adds code generation."""
+    """backend aot_eager traces forward and backward as inductor's, which adds code generation."""
     results = []
     for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
         inputs = arguments()
@@ -92,12 +92,10 @@ def test_fake_tensors_have_the_shapes_and_types_of_real_ones():
     real = step(*arguments())
     with FakeTensorMode(allow_non_fake_inputs=False) as mode:
         fake = step(*(mode.from_tensor(tensor) for tensor in arguments()))
-    for expected, got in zip(real, fake, strict=True):
-        assert (got.shape, got.dtype, got.device) == (
-            expected.shape,
-            expected.dtype,
-            expected.device,
-        )
+    for expected, actual in zip(real, fake, strict=True):
+        assert actual.shape == expected.shape
+        assert actual.dtype == expected.dtype
+        assert actual.device == expected.device
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -105,8 +103,9 @@ def test_fake_tensors_have_the_shapes_and_types_of_real_ones():
 def test_opcheck(dtype):
     """Schemas, fake kernels and autograd registrations, by torch's own checks."""
     batch = packed_rollouts([3, 2, 4])
-    hidden, weight = (t.to(dtype, copy=True).requires_grad_() for t in (batch.hidden, batch.weight))
-    weight = weight.detach().t().contiguous().t().requires_grad_()  # stored the other way round
+    hidden = batch.hidden.to(dtype, copy=True).requires_grad_()
+    weight = batch.weight.to(dtype).t().contiguous().t()  # stored the other way round
+    weight.requires_grad_()
     head = (hidden, weight, batch.targets, None, None, 1.0, None, 4, "")
     rollouts = (
         batch.advantages,
@@ -119,7 +118,7 @@ def test_opcheck(dtype):
         None,
     )
     ops = torch.ops.srt_kernels
-    # without retracing at other sizes: those of one loss are tied to each other by cu_seqlens' values
+    # Not retraced at other sizes, because the values of cu_seqlens tie the sizes to each other.
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(ops.linear_logprob.default, head, test_utils=checks)
     torch.library.opcheck(

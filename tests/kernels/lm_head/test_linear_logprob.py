@@ -1,24 +1,50 @@
-"""linear_logprob against the fp64 reference: values and gradients, error budgets, GEMMs and memory."""
+"""linear_logprob against the fp64 reference: values, gradients, GEMMs and memory."""
 
 import pytest
 import torch
-from support.ops import LENGTHS, NATS, RELATIVE, Counter, cpu_path, head_leaves
 
 from srt_kernels import linear_logprob, reference
-from srt_kernels.lm_head import logits_torch as torch_rows
-from srt_kernels.lm_head.lm_head import CPU_CHUNK, GPU_CHUNK, make_head
-from srt_kernels.testing import assert_close, packed_rollouts, relative_error
+from srt_kernels.lm_head import logits_torch
+from srt_kernels.lm_head.lm_head import CPU_CHUNK_BYTES, GPU_CHUNK_BYTES, make_head
+from srt_kernels.testing import packed_rollouts
+from support.bounds import (
+    NAMES,
+    UNIT_ROUNDOFF,
+    HeadBounds,
+    assert_rounded,
+    assert_within,
+)
+from support.ops import (
+    LENGTHS,
+    Counter,
+    cpu_path,
+    exact_rollouts,
+    head_leaves,
+    rounds_to_bf16,
+)
+
+U = UNIT_ROUNDOFF[torch.float32]
 
 
-def run(op, batch, dtype, case, **options):
+def head_settings(batch, case):
+    return {
+        "temperature": case.get("temperature", 1.0),
+        "softcap": case.get("softcap"),
+        "row_index": batch.row_index,
+    }
+
+
+def output_gradients(tokens):
+    """[2, tokens] random gradients by log-probs and entropies."""
+    return torch.randn(2, tokens, generator=torch.Generator("cpu").manual_seed(1), device="cpu")
+
+
+def run(op, batch, dtype, settings):
+    """Log-probs, entropies and the gradients of their weighted sum by hidden, weight and bias."""
     hidden, weight, bias = leaves = head_leaves(batch, dtype)
-    settings = {"temperature": case.get("temperature", 1.0), "softcap": case.get("softcap")}
-    logprobs, entropies = op(
-        hidden, weight, batch.targets, bias=bias, row_index=batch.row_index, **settings, **options
-    )
-    generator = torch.Generator().manual_seed(1)
-    up = torch.randn(2, len(batch.targets), generator=generator).to(logprobs.dtype)
-    ((up[0] * logprobs).sum() + (up[1] * entropies).sum()).backward()
+    logprobs, entropies = op(hidden, weight, batch.targets, bias=bias, **settings)
+    by_logprobs, by_entropies = output_gradients(len(batch.targets)).to(logprobs)
+    (by_logprobs @ logprobs + by_entropies @ entropies).backward()
     return logprobs.detach(), entropies.detach(), [leaf.grad for leaf in leaves]
 
 
@@ -32,104 +58,122 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize(
-    "chunk_rows", [5, None]
-)  # crosses rollouts and leaves a ragged last chunk; all at once
-def test_equals_the_reference(case, chunk_rows, monkeypatch):
-    monkeypatch.setattr(torch_rows, "SLAB", 3 * 331 * 8)  # ragged slabs in a chunk
-    batch = packed_rollouts(LENGTHS, **case)
-    truth = run(reference.linear_logprob, batch, torch.float64, case)
-    for dtype, nats, relative in ((torch.float64, 1e-12, 1e-12), (torch.float32, NATS, RELATIVE)):
-        logprobs, entropies, grads = run(linear_logprob, batch, dtype, case, chunk_rows=chunk_rows)
-        nats /= min(
-            1.0, case.get("temperature", 1.0)
-        )  # which multiplies the rounding of the logits as well
-        assert_close("logprobs", logprobs, truth[0], atol=nats)
-        assert_close("entropies", entropies, truth[1], atol=nats)
-        for name, grad, expected in zip(
-            ("dhidden", "dweight", "dbias"), grads, truth[2], strict=True
-        ):
-            assert_close(name, grad, expected, rtol=relative, atol=None)
+    "make, chunk_rows",
+    [
+        (exact_rollouts, 5),  # chunks cross rollouts, and the last one is ragged
+        (packed_rollouts, None),  # one chunk, of a GEMM whose sums round
+    ],
+    ids=["exact products", "rounded products"],
+)
+def test_equals_the_reference(case, make, chunk_rows, monkeypatch):
+    monkeypatch.setattr(logits_torch, "SLAB_BYTES", 3 * 331 * 8)  # ragged slabs in a chunk
+    batch = make(LENGTHS, **case)
+    settings = head_settings(batch, case)
+    logprobs, entropies, gradients = run(reference.linear_logprob, batch, torch.float64, settings)
+    for dtype in (torch.float64, torch.float32):
+        bounds = HeadBounds(
+            batch.hidden, batch.weight, batch.targets, bias=batch.bias, dtype=dtype, **settings
+        )
+        out = run(linear_logprob, batch, dtype, settings | {"chunk_rows": chunk_rows})
+        assert_within("logprobs", out[0], logprobs, bounds.logprob_error)
+        assert_within("entropies", out[1], entropies, bounds.entropy_error)
+        gradient_bounds = bounds.gradients(*output_gradients(27).to(logprobs))
+        for name, *values in zip(NAMES, out[2], gradients, gradient_bounds, strict=True):
+            assert_within(name, *values)
 
 
 def test_batches_are_realistic():
-    """Random normal logits would hide the errors that the budgets are about."""
-    batch = packed_rollouts([200])
-    logits = batch.hidden @ batch.weight.T + batch.bias
-    _, entropies = reference.linear_logprob(
-        batch.hidden, batch.weight, batch.targets, bias=batch.bias
-    )
-    assert 30 < logits.abs().max() < 60 and 0.1 < entropies.mean() < 2
+    """Random normal logits would hide the errors that the bounds are about."""
+    for make in (exact_rollouts, packed_rollouts):
+        batch = make([200])
+        logits = batch.hidden @ batch.weight.T + batch.bias
+        _, entropies = reference.linear_logprob(
+            batch.hidden, batch.weight, batch.targets, bias=batch.bias
+        )
+        assert 30 < logits.abs().max() < 60
+        assert 0.1 < entropies.mean() < 2
+
+
+def test_the_products_of_exact_rollouts_are_exact():
+    """In the types of all operands: sums in any order give the same logits."""
+    batch = exact_rollouts([40])
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        x = batch.hidden.to(dtype).float()
+        products = x[:, None, :] * batch.weight[None, :, :]
+        exact = x.double() @ batch.weight.double().T
+        for order in (torch.arange(48), torch.randperm(48)):
+            assert torch.equal(products[:, :, order].cumsum(2)[:, :, -1].double(), exact)
+    assert torch.equal(batch.weight.bfloat16().float(), batch.weight)
 
 
 def test_logprob_of_a_sure_token():
-    """Margins over 16.6 nats: 1 - p is below fp32's resolution of p, and the log-prob must still be right."""
+    """The log-prob is right although 1 - p is below fp32's resolution of p (margins over 16.6)."""
     margins = torch.tensor([10.0, 17.0, 20.7, 40.0, 80.0])
-    hidden, weight = margins[:, None].clone().requires_grad_(), torch.tensor([[1.0], [0.0], [0.0]])
+    hidden = margins[:, None].clone().requires_grad_()
+    weight = torch.tensor([[1.0], [0.0], [0.0]])
     targets = torch.zeros(5, dtype=torch.int64)
     others = 2 * torch.exp(-margins.double())
-    expected, slope = -torch.log1p(others), others / (1 + others)
+    expected = -torch.log1p(others)
+    slope = others / (1 + others)
     logprobs, _ = linear_logprob(hidden, weight, targets)
     logprobs.sum().backward()
-    torch.testing.assert_close(logprobs.double(), expected, rtol=5e-6, atol=0)
-    torch.testing.assert_close(hidden.grad[:, 0].double(), slope, rtol=5e-6, atol=0)
+    # The log-odds log 2 - margin and the argument of exp2 are rounded. exp makes relative errors of
+    # these.
+    relative = (4 * margins.double() + 16) * U
+    assert_within("logprobs", logprobs, expected, relative * expected.abs())
+    assert_within("dhidden", hidden.grad[:, 0], slope, relative * slope)
     assert 0 < -logprobs[2] < 2.1e-9
-    wrong, _ = linear_logprob(
-        hidden, weight, targets + 1
-    )  # the other side: log-probs below -80, not -inf
-    torch.testing.assert_close(wrong.double(), expected - margins, rtol=1e-6, atol=0)
+    # Of another target log-probs are below -80, not -inf. They are log-odds with a few roundings.
+    unlikely, _ = linear_logprob(hidden, weight, targets + 1)
+    assert_within("unlikely", unlikely, expected - margins, 8 * U * margins.double())
 
 
 def test_masked_vocabulary():
-    """A bias of -inf (padding of the vocabulary) takes a token out and leaves everything else finite."""
-    batch = packed_rollouts([7])
+    """A bias of -inf (padding of the vocabulary) removes an entry. All results are finite."""
+    batch = exact_rollouts([7])
     bias = torch.where(torch.arange(331) == 330, -torch.inf, 0.0)
     hidden = batch.hidden.clone().requires_grad_()
-    logprobs, entropies = linear_logprob(hidden, batch.weight, batch.targets % 330, bias=bias)
+    targets = batch.targets % 330
+    logprobs, entropies = linear_logprob(hidden, batch.weight, targets, bias=bias)
     (logprobs.sum() + entropies.sum()).backward()
-    shorter = reference.linear_logprob(batch.hidden, batch.weight[:330], batch.targets % 330)
-    assert_close("logprobs", logprobs.detach(), shorter[0], atol=NATS)
-    assert_close("entropies", entropies.detach(), shorter[1], atol=NATS)
+    shorter = HeadBounds(batch.hidden, batch.weight[:330], targets)
+    assert_within("logprobs", logprobs, shorter.logprobs, shorter.logprob_error)
+    assert_within("entropies", entropies, shorter.entropies, shorter.entropy_error)
     assert hidden.grad.isfinite().all()
-    never, entropies = linear_logprob(
-        batch.hidden, batch.weight, torch.full((7,), 330), bias=bias
-    )  # a masked target
-    assert (never <= -1e29).all() and entropies.isfinite().all()
+    masked_targets = torch.full((7,), 330)
+    logprobs, entropies = linear_logprob(batch.hidden, batch.weight, masked_targets, bias=bias)
+    assert (logprobs <= -1e29).all() and entropies.isfinite().all()
 
 
 @cpu_path
 def test_bfloat16_hidden_states():
-    """fp32 logits from bf16 operands: log-probs as exact as in fp32, gradients as exact as their own type allows."""
-    batch = packed_rollouts([27])
-    low = [t.bfloat16().detach().requires_grad_() for t in (batch.hidden, batch.weight)]
-    high = [t.detach().double().requires_grad_() for t in low]
-    wide = [
-        low[0].detach().clone().requires_grad_(),
-        batch.weight.clone().requires_grad_(),
-    ]  # autocast: fp32 weight
-    outs = [
-        op(*head, batch.targets)
-        for op, head in (
-            (linear_logprob, low),
-            (reference.linear_logprob, high),
-            (linear_logprob, wide),
-        )
-    ]
-    for logprobs, entropies in outs:
-        (logprobs.sum() + entropies.sum()).backward()
-    assert_close("logprobs", outs[0][0], outs[1][0], atol=NATS)
-    assert torch.equal(
-        outs[0][0], outs[2][0]
-    )  # a wider weight is rounded to the hidden states' type
-    for actual, truth in zip(low, high, strict=True):
-        floor = relative_error(truth.grad.bfloat16(), truth.grad)
-        assert (
-            actual.grad.dtype == torch.bfloat16
-            and relative_error(actual.grad, truth.grad) <= floor + RELATIVE
-        )
-    assert (
-        wide[1].grad.dtype == torch.float32
-        and relative_error(wide[1].grad, high[1].grad) <= RELATIVE
-    )
+    """fp32 logits from bf16 operands: log-probs are as exact as in fp32.
+
+    Gradients are as exact as their own type allows.
+    """
+    batch = exact_rollouts([27])
+    hidden = batch.hidden.bfloat16().requires_grad_()
+    weight = batch.weight.bfloat16().requires_grad_()
+    wide_hidden = hidden.detach().clone().requires_grad_()
+    wide_weight = batch.weight.clone().requires_grad_()  # as under autocast
+    logprobs, entropies = linear_logprob(hidden, weight, batch.targets)
+    wide_logprobs, wide_entropies = linear_logprob(wide_hidden, wide_weight, batch.targets)
+    assert torch.equal(logprobs, wide_logprobs)  # a wider weight is rounded to hidden's type
+    (logprobs.sum() + entropies.sum()).backward()
+    (wide_logprobs.sum() + wide_entropies.sum()).backward()
+    bounds = HeadBounds(hidden, weight, batch.targets)
+    assert_within("logprobs", logprobs, bounds.logprobs, bounds.logprob_error)
+    ones = torch.ones(27, dtype=torch.float64)
+    errors = bounds.gradients(ones, ones)
+    exact_gradients = bounds.rounded_gradients(torch.bfloat16, ones, ones)
+    for name, leaf, (exact, rounding), error in zip(
+        ("dhidden", "dweight"), (hidden, weight), exact_gradients, errors[:2], strict=True
+    ):
+        assert leaf.grad.dtype == torch.bfloat16
+        assert_rounded(name, leaf.grad, exact, rounding, error)
+    assert wide_weight.grad.dtype == torch.float32
+    exact, rounding = exact_gradients[1]
+    assert_rounded("dweight", wide_weight.grad, exact, rounding * rounds_to_bf16(), errors[1])
 
 
 @cpu_path
@@ -152,8 +196,9 @@ def test_four_gemms_and_no_logits_tensor():
 
 def test_default_chunk_is_what_it_says():
     batch = packed_rollouts([4], vocab_size=8192)
-    head = make_head(batch.hidden, batch.weight, batch.targets, 1.0, None, None, None, None)
-    assert head.chunk == (CPU_CHUNK if not batch.hidden.is_cuda else GPU_CHUNK) // (8192 * 4)
+    head = make_head(batch.hidden, batch.weight, batch.targets)
+    chunk_bytes = GPU_CHUNK_BYTES if batch.hidden.is_cuda else CPU_CHUNK_BYTES
+    assert head.chunk_rows == chunk_bytes // (8192 * 4)
 
 
 def test_gradcheck_of_the_reference():
@@ -168,7 +213,8 @@ def test_gradcheck_of_the_reference():
 
 
 def test_empty_batch():
-    hidden, weight = torch.zeros(0, 4, requires_grad=True), torch.ones(9, 4, requires_grad=True)
+    hidden = torch.zeros(0, 4, requires_grad=True)
+    weight = torch.ones(9, 4, requires_grad=True)
     logprobs, entropies = linear_logprob(hidden, weight, torch.zeros(0, dtype=torch.int64))
     assert logprobs.shape == entropies.shape == (0,)
     logprobs.sum().backward()

@@ -1,0 +1,1 @@
+"""Parts of bench/vote.py and bench/vote_quality.py."""

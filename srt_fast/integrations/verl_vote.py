@@ -1,0 +1,109 @@
+"""The majority vote as verl's advantage estimator, and the reward function that feeds it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srt_fast.integrations.padded import lengths_to_offsets
+from srt_kernels import group_advantage, majority_vote
+from srt_kernels.answers.canonical import answer_key, canonical_answer
+from srt_kernels.answers.extract import read_answer
+from srt_kernels.core.checks import expect
+from srt_kernels.groups.group_advantage import AdvantageKind
+
+MAX_SCORE = 1 << 24  # verl keeps scores in fp32, where integers below this are exact
+
+
+def answer_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: dict | None = None,
+    *,
+    rule: str = "boxed",
+) -> dict[str, Any]:
+    """A reward function for verl. Its score names the answer, for the majority_ advantages.
+
+    verl's advantage estimators see scores and uids, not texts. So verl's critic/score metrics mean
+    nothing here, and the vote refuses a KL in the reward (use_kl_in_reward).
+
+    Args:
+        data_source: not read.
+        solution_str: the completion.
+        ground_truth: the gold answer, or None.
+        extra_info: not read.
+        rule: where the final answer is (read_answer). Set it by
+            custom_reward_function.reward_kwargs.rule.
+
+    Returns:
+        score: an integer from 1 to 2^24 - 1, made of the answer's 64-bit key, or 0 for no answer.
+            Equal answers have equal scores. Two different answers share a score in 6 of 10^8 cases.
+        pred: the canonical answer. Only logged.
+        acc: 1.0 if the answer is the gold one, 0.0 if not, None without gold. Only logged: verl
+            makes acc/mean@n and acc/maj@n of validation prompts from it.
+    """
+    answer = read_answer(solution_str, rule)
+    key = answer_key(answer)
+    gold = None if ground_truth is None else answer_key(str(ground_truth))
+    return {
+        "score": float(1 + key % (MAX_SCORE - 1)) if key else 0.0,
+        "pred": (canonical_answer(answer) or "") if answer else "",
+        "acc": None if gold is None else float(key == gold != 0),
+    }
+
+
+def majority_advantage(
+    kind: AdvantageKind,
+    token_level_rewards: Tensor,
+    response_mask: Tensor,
+    index: Iterable[Hashable],
+    config: Any = None,
+) -> tuple[Tensor, Tensor]:
+    """Advantages of agreement with the majority of the same uid. Needs no labels.
+
+    A tie goes to the earlier row. Rows without an answer earn 0. See majority_vote and
+    group_advantage.
+
+    Args:
+        kind: of group_advantage.
+        token_level_rewards: [B, T] fp32. The sums over T are scores of answer_score.
+        response_mask: [B, T].
+        index: [B] uids, in any order, with groups of any size.
+        config: not read. For norm_adv_by_std_in_grpo choose kind "grpo" or "mean".
+
+    Returns:
+        Advantages and returns, which are the same: [B, T] fp32, 0 outside the mask.
+
+    Raises:
+        ValueError: scores that are not answer_score's.
+    """
+    order, cu_groups = _group_rows(index, token_level_rewards.device)
+    vote = majority_vote(_answer_keys(token_level_rewards)[order], cu_groups)
+    advantages = torch.empty_like(vote.rewards)
+    advantages[order] = group_advantage(vote.rewards, cu_groups, kind=kind)
+    token_advantages = advantages[:, None] * response_mask
+    return token_advantages, token_advantages
+
+
+def _answer_keys(token_level_rewards: Tensor) -> Tensor:
+    """[B] int64: the scores."""
+    scores = token_level_rewards.sum(-1)
+    keys = scores.long()
+    is_valid = (keys == scores) & (keys >= 0) & (keys < MAX_SCORE)
+    expected = "the scores of answer_score, with use_kl_in_reward off"
+    got = f"{scores[~is_valid][:1].tolist()}, no integer in [0, 2^24)"
+    expect(bool(is_valid.all()), "token_level_rewards", expected, got)
+    return keys
+
+
+def _group_rows(index: Iterable[Hashable], device: torch.device) -> tuple[Tensor, Tensor]:
+    """uids [B] -> an order of the rows [B] with those of a uid as neighbours, and cu_groups."""
+    numbers: dict[Hashable, int] = {}
+    groups = [numbers.setdefault(uid, len(numbers)) for uid in index]
+    group = torch.tensor(groups, dtype=torch.int64, device=device)
+    sizes = torch.bincount(group, minlength=len(numbers))
+    return torch.argsort(group, stable=True), lengths_to_offsets(sizes)
