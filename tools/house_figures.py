@@ -33,15 +33,15 @@ LONG_FUNCTION = 40
 PRONOUNS_AND_QUANTIFIERS = """
     all another any anybody anyone anything both each either enough every everybody everyone
     everything few fewer he her hers him his it its itself least less many me mine more most much my
-    neither nobody none nothing one ones other others our ours own she some somebody someone
+    neither nobody none nothing one other others our ours own she some somebody someone
     something such that their theirs them these they this those us we what whatever which who whom
     whose you your yours
 """
-# Without read, run, set, split, put, cut and let, which are verbs and nouns of the field as well.
+# Without read, run, set, split, put, cut, let, and hidden (states): they are words of the field.
 PARTICIPLES = """
     added asked began begun broken brought called carried caught changed chosen come computed
     counted dealt done drawn dropped expected failed fed filled finished found gathered given gone
-    got had heard held helped hidden joined judged kept known labelled laid left lent lost made
+    got had heard held helped joined judged kept known labelled laid left lent lost made
     meant measured met named needed paid picked placed planned reached rejected seen sent served
     shown skipped sorted spent stopped stored taken taught thrown told tried turned used wanted
     written
@@ -149,7 +149,7 @@ def names_of(tree: ast.AST) -> Iterator[str]:
 
 def is_vague(name: str) -> bool:
     """Whether a name is a word of WORDS."""
-    return name.strip("_").lower() in WORDS
+    return not name.startswith("__") and name.strip("_").lower() in WORDS
 
 
 def largest_folder(files: list[Path]) -> int:
