@@ -1,152 +1,80 @@
-"""AnswerReader.keys against its plain-Python twin, answer_key(read_answer(text)), over any tokenization of the text."""
+"""AnswerReader.keys against its plain-Python twin, answer_key(read_answer(text)).
 
-import itertools
-import json
+The keys must not depend on the tokenization of a text.
+"""
+
 import os
 import random
 
 import pytest
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from conftest import DEVICE
 from srt_kernels import group_advantage, majority_vote
-from srt_kernels.answers.canonical import MAX_BYTES, answer_key
-from srt_kernels.answers.extract import RULES, read_answer
+from srt_kernels.answers.canonical import answer_key
+from srt_kernels.answers.extract import ANSWER_RULES, read_answer
 from srt_kernels.answers.reader import AnswerReader
+from srt_kernels.answers.stage import MAX_BYTES
 from srt_kernels.core.backend import triton, use_triton
 from srt_kernels.core.segments import segment_ids
+from srt_kernels.groups.majority_vote import Vote
 from srt_kernels.testing import random_tokens
-from support.paths import DATA
+from support.answers import FRAMES, LATEX, SYMBOLS, VOCABULARY, box, shared_rows
 
-INTERPRETED = DEVICE == "cpu" and triton is not None and triton.knobs.runtime.interpret
-SYMBOLS = [*"0123456789" * 2, *".,-+/()[]{}^_= $%°π∞xAbe&<\\\n\0"]
-LATEX = [
-    "{1}",
-    "000",
-    "1/2",
-    "x=",
-    " and ",
-    "cm",
-    "degrees.",
-    r"\frac",
-    r"\dfrac",
-    r"\sqrt",
-    r"\text{",
-    r"\left",
-    r"\right",
-]
-LATEX += [
-    r"\circ",
-    r"\!",
-    ",\\!",
-    "{,}",
-    r"\,",
-    r"\{",
-    r"\}",
-    "\\\\",
-    r"\pi",
-    r"\times 10^",
-    r"\times ",
-    r"\cdot ",
-    r"\in ",
-]
-LATEX += [
-    r"\begin{bmatrix}",
-    r"\end{bmatrix}",
-    r"\frac{1}{2}",
-    "2,220",
-    "1e5",
-    "f(x)=",
-    "(2)",
-    "(C)",
-    r"+\infty",
-    "Word ",
-]
-FRAMES = [
-    r"\boxed{",
-    r"\boxed{5}",
-    r"\boxed ",
-    r"\boxed",
-    r"\fbox{",
-    "boxed",
-    "fbox",
-    "<answer>",
-    "</answer>",
-    "</",
-    "−4",
-]
-PIECES = [
-    b"\\bo",
-    b"xed",
-    b"oxed",
-    b"\\box",
-    b"ed{1",
-    b"d",
-    b"x)",
-    b" the",
-    b"does",
-    b"d.",
-    b"ans",
-    b"wer>",
-    b"12",
-    b"  (",
-]
-TABLE = (
-    [bytes([byte]) for byte in range(256)]
-    + [text.encode() for text in LATEX + FRAMES]
-    + PIECES
-    + [b""]
-)
+IS_INTERPRETED = DEVICE == "cpu" and triton is not None and triton.knobs.runtime.interpret
 
 
-def texts(number, fragments, most, seed):
-    """Strings of up to `most` fragments; some have bytes that are no UTF-8."""
+def random_texts(count: int, fragments: list[str], most: int, seed: int) -> list[bytes]:
+    """Texts of up to `most` fragments. Some have bytes that are invalid UTF-8."""
     rng = random.Random(seed)
-    found = [
-        "".join(rng.choices(fragments, k=rng.randint(0, most))).encode() for _ in range(number)
-    ]
-    return [text + rng.randbytes(3) if rng.random() < 0.02 else text for text in found]
+    texts = ["".join(rng.choices(fragments, k=rng.randint(0, most))) for _ in range(count)]
+    return [text.encode() + (rng.randbytes(3) if rng.random() < 0.02 else b"") for text in texts]
 
 
-def check(strings, rule, seed=0):
-    tokens, cu_seqlens = random_tokens(strings, TABLE, random.Random(seed))
-    keys = AnswerReader(TABLE, rule).keys(tokens, cu_seqlens).tolist()
-    for string, key in zip(strings, keys, strict=True):
-        answer = read_answer(string, rule)
-        assert key == answer_key(answer), f"{rule}: {string!r}, answer {answer!r}"
+def check(texts: list[bytes], rule: str) -> list[int]:
+    """Checks the keys of the texts, and returns them."""
+    tokens, cu_seqlens = random_tokens(texts, VOCABULARY, random.Random(0))
+    keys = AnswerReader(VOCABULARY, rule).keys(tokens, cu_seqlens).tolist()
+    for text, key in zip(texts, keys, strict=True):
+        answer = read_answer(text, rule)
+        assert key == answer_key(answer), f"{rule}: {text!r}, answer {answer!r}"
     return keys
 
 
 @pytest.fixture
-def lanes(monkeypatch):
-    """Rollouts in a program: in the interpreter a step takes 15 ms and a little for each of them."""
-    if INTERPRETED:
-        from srt_kernels.answers import kernel as answer_kernel
+def set_lanes(monkeypatch):
+    """Sets the rollouts of a program.
 
-        return lambda number: monkeypatch.setattr(answer_kernel, "LANES", number)
-    return lambda number: None
+    A step of a program takes 15 ms in the interpreter, and little more for many rollouts.
+    """
+    if not IS_INTERPRETED:
+        return lambda lanes: None
+    from srt_kernels.answers.kernel import keys as keys_kernel  # needs Triton
 
-
-def test_many_answers(lanes):
-    """SRT_TEST_STRINGS of them, in CI a hundred thousand also for the interpreter (.ci/run)."""
-    lanes(1 << 14)
-    number = int(os.environ.get("SRT_TEST_STRINGS", 10_000 if INTERPRETED else 100_000))
-    strings = [
-        string for string in texts(3 * number, SYMBOLS + LATEX, 5, seed=1) if len(string) <= 16
-    ][:number]
-    assert len(strings) == number
-    assert len(set(check(strings, "whole"))) > number / 5
+    return lambda lanes: monkeypatch.setattr(keys_kernel, "LANES", lanes)
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_completions(rule, lanes):
-    lanes(1024)
-    strings = texts(1000, SYMBOLS + LATEX + FRAMES * 3, 10, seed=2)
-    strings += [b"no answer " * 9 + s + b" x" * 20 for s in strings[:20]]  # a mark far from the end
-    assert len(set(check(strings, rule))) > (2 if rule == "tag" else 30)
+def test_many_answers(set_lanes):
+    """SRT_TEST_STRINGS short answers. CI takes a hundred thousand, in the interpreter too."""
+    set_lanes(1 << 14)
+    count = int(os.environ.get("SRT_TEST_STRINGS", 10_000 if IS_INTERPRETED else 100_000))
+    texts = random_texts(3 * count, SYMBOLS + LATEX, 5, seed=1)
+    texts = [text for text in texts if len(text) <= 16][:count]
+    assert len(texts) == count
+    assert len(set(check(texts, "whole"))) > count / 5
+
+
+@pytest.mark.parametrize("rule", ANSWER_RULES)
+def test_completions(rule: str, set_lanes):
+    set_lanes(1024)
+    texts = random_texts(1000, SYMBOLS + LATEX + FRAMES * 3, 10, seed=2)
+    texts += [b"no answer " * 9 + text + b" x" * 20 for text in texts[:20]]  # far from the end
+    assert len(set(check(texts, rule))) > (2 if rule == "tag" else 30)
     if rule == "tag":
-        assert len(set(check([b"<answer>" + s + b"</answer>" for s in strings[:500]], rule))) > 100
+        texts = [b"<answer>" + text + b"</answer>" for text in texts[:500]]
+        assert len(set(check(texts, rule))) > 100
 
 
 HOSTILE = [
@@ -156,9 +84,9 @@ HOSTILE = [
     b"\\boxed{3}" * 20 + b"{" * 99,
     b"\\boxed{7} \\boxed{8",
     b"\\boxed{\\boxed{1}",
-    b"\\boxed{" + b"7" * 600 + b"}",
-    b"\\boxed{" + b"\\frac" * 20 + b"}",
-    b"\\boxed{" + b"{" * 40 + b"1" + b"}" * 40 + b"}",
+    box(b"7" * 600),
+    box(b"\\frac" * 20),
+    box(b"{" * 40 + b"1" + b"}" * 40),
     b"\\boxed{\xff\xfe1\x000}",
     b"\\boxed{ " + b"^2" * 50 + b"}",
     b"\\boxed" + b" " * 99,
@@ -178,99 +106,83 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_hostile_text(rule):
+@pytest.mark.parametrize("rule", ANSWER_RULES)
+def test_hostile_text(rule: str):
     check(HOSTILE, rule)
 
 
 def test_the_longest_answer():
-    longest = b"\\boxed{" + b"x" * MAX_BYTES
-    grows = longest[:-1] + b"_1}"  # to x_{1}
-    keys = check([longest + b"}", longest + b" }", longest + b"x}", grows], "boxed")
+    longest = b"x" * MAX_BYTES
+    growing = longest[:-1] + b"_1"  # becomes x_{1}
+    keys = check([box(longest), box(longest + b" "), box(longest + b"x"), box(growing)], "boxed")
     assert keys[0] == keys[1] and len(set(keys)) == 3
 
 
-def rows(name):
-    if not (DATA / name).is_file():
-        pytest.skip(f"the shared data file {name} is not there (expected at {DATA})")
-    return [json.loads(line) for line in (DATA / name).read_text().splitlines()]
+def test_real_answers(set_lanes):
+    set_lanes(1024)
+    files = ("math500.jsonl", "amc.jsonl", "aime24.jsonl")
+    check([row["answer"].encode() for file in files for row in shared_rows(file)], "whole")
+    solutions = [row["solution"] for row in shared_rows("math500_solutions.jsonl")]
+    endings = [solution.encode()[-150:] for solution in solutions]
+    check(endings, "boxed")
+    check(endings, "last_number")
 
 
-def test_real_answers(lanes):
-    lanes(1024)
-    golds = [
-        row["answer"].encode()
-        for name in ("math500", "amc", "aime24")
-        for row in rows(f"{name}.jsonl")
-    ]
-    check(golds, "whole")
-    solutions = [row["solution"].encode()[-150:] for row in rows("math500_solutions.jsonl")]
-    check(solutions, "boxed")
-    check(solutions, "last_number")
-
-
-def chain(reader, tokens, cu_seqlens, cu_groups):
-    """Tokens to the rows that have a gradient, and what it takes to get there."""
+def reward_step(
+    reader: AnswerReader, tokens: Tensor, cu_seqlens: Tensor, cu_groups: Tensor
+) -> tuple[Vote, Tensor, Tensor]:
+    """Tokens -> the vote, the advantages, and which tokens have a gradient."""
     vote = majority_vote(reader.keys(tokens, cu_seqlens), cu_groups)
     advantages = group_advantage(vote.rewards, cu_groups, kind="mean")
     return vote, advantages, advantages[segment_ids(cu_seqlens, len(tokens))] != 0
 
 
 def test_the_reward_step_never_waits_for_the_device():
-    reader, strings = (
-        AnswerReader(TABLE, "boxed"),
-        [b"\\boxed{1/2}", b"\\boxed{.5}", b"\\boxed{1}", b"", b"\\boxed{7}"],
-    )
-    tokens, cu_seqlens = random_tokens(strings, TABLE, random.Random(0))
+    reader = AnswerReader(VOCABULARY, "boxed")
+    texts = [box(b"1/2"), box(b".5"), box(b"1"), b"", box(b"7")]
+    tokens, cu_seqlens = random_tokens(texts, VOCABULARY, random.Random(0))
     cu_groups = torch.tensor([0, 4, 5], dtype=torch.int32)
-    vote, advantages, active = chain(reader, tokens, cu_seqlens, cu_groups)
+    vote, advantages, active = reward_step(reader, tokens, cu_seqlens, cu_groups)
     assert vote.majority.tolist() == [answer_key("0.5"), answer_key("7")]
-    assert vote.rewards.tolist() == [1, 1, 0, 0, 1] and vote.share.tolist() == [0.5, 1]
+    assert vote.rewards.tolist() == [1, 1, 0, 0, 1]
+    assert vote.share.tolist() == [0.5, 1]
     assert advantages.tolist() == [0.5, 0.5, -0.5, -0.5, 0]
-    lengths = cu_seqlens.diff().tolist()
-    assert active.tolist() == [
-        n > 0 for n in itertools.chain.from_iterable([i < 4] * lengths[i] for i in range(5))
-    ]
+    first_group = int(cu_seqlens[4])
+    assert active.tolist() == [True] * first_group + [False] * (len(tokens) - first_group)
     if DEVICE != "cpu":
         torch.cuda.set_sync_debug_mode("error")
         try:
-            chain(reader, tokens, cu_seqlens, cu_groups)
+            reward_step(reader, tokens, cu_seqlens, cu_groups)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    # A look at a value of a fake tensor is an error; its device is not looked at, only its type.
+    # A fake tensor has a device and no values: an op that looks at a value raises.
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fakes = [mode.from_tensor(tensor) for tensor in (tokens, cu_seqlens, cu_groups)]
-        vote, advantages, active = chain(reader, *fakes)
-    assert vote.rewards.shape == advantages.shape == (5,) and active.shape == tokens.shape
+        vote, advantages, active = reward_step(reader, *fakes)
+    assert vote.rewards.shape == advantages.shape == (5,)
+    assert active.shape == tokens.shape
 
 
 @pytest.mark.parametrize(
-    "tokens, cu_seqlens, named",
+    ("tokens", "cu_seqlens", "message"),
     [
-        (
-            torch.tensor([1.0]),
-            torch.tensor([0, 1]),
-            "tokens: expected dtype .*int64.* got torch.float32",
-        ),
-        (
-            torch.tensor([[1]]),
-            torch.tensor([0, 1]),
-            r"tokens: expected shape \[any\], got \[1, 1\]",
-        ),
-        (torch.tensor([-1]), torch.tensor([0, 1]), "tokens: expected values in"),
-        (torch.tensor([1]), torch.tensor([0, 2]), "cu_seqlens: expected 1 last, got 2"),
-        (torch.tensor([1]), torch.tensor([1]), "cu_seqlens: expected 0 first, got 1"),
+        ([1.0], [0, 1], "tokens: expected dtype .*int64.* got torch.float32"),
+        ([[1]], [0, 1], r"tokens: expected shape \[any\], got \[1, 1\]"),
+        ([-1], [0, 1], "tokens: expected values in"),
+        ([1], [0, 2], "cu_seqlens: expected 1 last, got 2"),
+        ([1], [1], "cu_seqlens: expected 0 first, got 1"),
     ],
 )
-def test_bad_input(tokens, cu_seqlens, named):
-    with pytest.raises(ValueError, match=named):
-        AnswerReader(TABLE, "boxed").keys(tokens, cu_seqlens)
+def test_bad_input(tokens: list, cu_seqlens: list[int], message: str):
+    with pytest.raises(ValueError, match=message):
+        AnswerReader(VOCABULARY, "boxed").keys(torch.tensor(tokens), torch.tensor(cu_seqlens))
 
 
 def test_ids_beyond_the_vocabulary_and_empty_batches():
-    reader = AnswerReader(TABLE, "whole")
-    assert reader.keys(torch.tensor([49, len(TABLE) + 7, 50]), torch.tensor([0, 3])).tolist() == [
-        answer_key("12")
-    ]
+    reader = AnswerReader(VOCABULARY, "whole")
+    one, two = b"12"
+    beyond = len(VOCABULARY) + 7
+    keys = reader.keys(torch.tensor([one, beyond, two]), torch.tensor([0, 3]))
+    assert keys.tolist() == [answer_key("12")]
     assert reader.keys(torch.tensor([], dtype=torch.int64), torch.tensor([0])).shape == (0,)
-    assert use_triton(torch.tensor([1])) == (INTERPRETED or DEVICE != "cpu")
+    assert use_triton(torch.tensor([1])) == (IS_INTERPRETED or DEVICE != "cpu")
