@@ -192,12 +192,18 @@ class WarmStart:
         )
 
     def _test(self) -> float:
-        """pass@1 at temperature 1, with a standard error below one point."""
-        sums = min(
-            TEST_SAMPLES, 10 ** (2 * self._task.max_digits) // 20
-        )  # half of the held-out ones
-        samples = -(-TEST_SAMPLES // sums)
-        settings = EvalConfig(prompts=sums, samples=samples, temperature=1.0)
+        """pass@1 at temperature 1, with a standard error below one point in and near the band."""
+        pass1 = self._pass1(TEST_SAMPLES // 8)
+        # The standard error is 0.022 here, so a model 0.1 below the band is not in it.
+        if pass1 < self._config.warm_start.pass1_low - 0.1:
+            return pass1
+        return self._pass1(TEST_SAMPLES)
+
+    def _pass1(self, samples: int) -> float:
+        """pass@1 over this many samples, of different sums if there are so many."""
+        held_out_sums = 10 ** (2 * self._task.max_digits) // 10
+        sums = min(samples, held_out_sums)
+        settings = EvalConfig(prompts=sums, samples=-(-samples // sums), temperature=1.0)
         scores = evaluate(
             self._policy, self._sampler, self._reader, self._task, self._config, settings
         )
