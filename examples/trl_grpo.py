@@ -1,4 +1,4 @@
-r"""TRL's GRPOTrainer with srt-fast's loss and the majority vote: a model learns sums without labels.
+r"""A model learns sums without labels: TRL's GRPOTrainer with srt-fast's loss and majority vote.
 
     python examples/trl_grpo.py                  # the quickstart's model
     python examples/trl_grpo.py --model FOLDER   # a model that writes \boxed{...}
@@ -19,8 +19,7 @@ from srt_fast.integrations.trl import SRTGRPOTrainer, majority_reward
 from srt_fast.quickstart import ensure_warm_started
 from srt_fast.tasks import make_task
 from srt_fast.types import Problem
-from srt_kernels.answers.canonical import answer_key
-from srt_kernels.answers.extract import read_answer
+from srt_kernels.answers.extract import answer_key, read_answer
 
 GROUP_SIZE = 16  # completions of a prompt: they vote
 EVAL_SAMPLES = 8  # completions of a prompt that accuracy is measured on

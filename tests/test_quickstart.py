@@ -28,7 +28,7 @@ def small_config(monkeypatch, tmp_path) -> Config:
             "lr": 1e-2,
             "max_steps": 600,
         },
-        "train": {"steps": 24, "prompts_per_step": 16, "lr": 3e-4},
+        "train": {"steps": 24, "prompts_per_step": 16, "lr": 1e-3},
         "evaluation": {"every": 0, "prompts": 64, "samples": 8},
     }
     return override(recipes.quickstart(), changes)
