@@ -7,7 +7,7 @@ Another machine has another BLAS, which sums in another order. Environment varia
 the kernels that a library has for this CPU. A combination is run if a product, a sum or a softmax
 has other bits under it than by default, or if it is named. Not every CPU obeys every variable: MKL
 looks at MKL_ENABLE_INSTRUCTIONS on Intel CPUs only. tools/random_order.py stands for the machines
-that no variable reaches. The ops are also run in Triton's interpreter, which multiplies by numpy, if
+that no variable reaches. The ops also run in Triton's interpreter, which multiplies by numpy, if
 numpy's products have other bits.
 
 Prints a line for each combination: what has other bits, and how many tests passed and failed.

@@ -133,7 +133,7 @@ def _group_vote(
 
 
 def _split(texts: list[str | None], keyed: _Keys) -> tuple[Answer, ...]:
-    """The answers, most common first. Of equally common ones, the earliest completion's is first."""
+    """The answers, most common first. A tie goes to the earliest completion."""
     spellings: dict[int, Counter] = {}
     for text in texts:
         spellings.setdefault(keyed.key_of[text], Counter())[text] += 1
