@@ -1,4 +1,4 @@
-r"""TRL's GRPOTrainer with srt-fast's loss and the majority vote: a model learns sums without labels.
+r"""A model learns sums without labels: TRL's GRPOTrainer with srt-fast's loss and majority vote.
 
     python examples/trl_grpo.py                  # the quickstart's model
     python examples/trl_grpo.py --model FOLDER   # a model that writes \boxed{...}

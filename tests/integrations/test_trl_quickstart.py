@@ -1,4 +1,6 @@
-"""TRL trains the quickstart's model on its own votes, as examples/trl_grpo.py does it."""
+"""TRL trains the quickstart's model on its own votes: examples/trl_grpo.py."""
+
+from __future__ import annotations
 
 import re
 import runpy
@@ -10,18 +12,18 @@ from support.paths import ROOT
 pytest.importorskip("trl")
 
 
-@pytest.mark.filterwarnings("ignore")  # what transformers and TRL deprecate in themselves
+@pytest.mark.filterwarnings("ignore")  # transformers and TRL warn about their own code
 def test_majority_reward_without_labels_improves_held_out_accuracy(tmp_path, capsys):
-    """A quarter of the example's steps, from a warm start of the embedded model as it comes (two minutes if not cached)."""
+    """A quarter of the example's steps, from the embedded model's warm start.
+
+    The warm start takes two minutes if it is not cached.
+    """
     main = runpy.run_path(str(ROOT / "examples" / "trl_grpo.py"))["main"]
     main(["--steps", "10", "--output", str(tmp_path)])
-    before, after = map(
-        float,
-        re.search(
-            r"accuracy: (\S+) before, (\S+) after 10 steps", capsys.readouterr().out
-        ).groups(),
-    )
-    assert 0.3 < before < 0.7  # the warm start is judged by 256 single samples
-    assert (
-        after > before + 0.066
-    )  # three times the noise of a difference of two means of 1024 samples
+    output = capsys.readouterr().out
+    match = re.search(r"accuracy: (\S+) before, (\S+) after 10 steps", output)
+    start = float(match[1])
+    end = float(match[2])
+    assert 0.3 < start < 0.7
+    # Three times the noise of the difference of two means of 1024 samples.
+    assert end > start + 0.066
