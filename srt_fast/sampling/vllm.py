@@ -60,8 +60,7 @@ class VLLMEngine:
         # For some models vLLM decorates and runs transformers' own class. The policy's instance was
         # made before and lacks this attribute, which the decorated class reads.
         cast(Any, type(policy.model.base_model)).do_not_compile = True
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # vLLM uses what torch has deprecated
+        with tempfile.TemporaryDirectory() as folder:
             policy.save_config(Path(folder))
             defaults = {
                 "model": folder,
@@ -72,7 +71,9 @@ class VLLMEngine:
                 "seed": 0,
             }
             try:
-                self._llm = LLM(**(defaults | arguments))
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # vLLM uses what torch has deprecated
+                    self._llm = LLM(**(defaults | arguments))
             finally:
                 torch.set_num_threads = set_num_threads
         self._engine: Any = self._llm.llm_engine
