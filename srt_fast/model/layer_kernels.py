@@ -23,8 +23,7 @@ from srt_fast.model.policy import Policy
 from srt_kernels.core.backend import use_triton
 
 # Dense models whose RMSNorm, RoPE and SwiGLU Liger replaces in every layer. (It does not replace
-# the
-# query and key norms of olmo2, olmo3 and hunyuan_v1_dense.) Hidden states and gradients of two
+# the query and key norms of olmo2, olmo3 and hunyuan_v1_dense.) Hidden states and gradients of two
 # packed sequences agree with PyTorch's in float32, in Triton's interpreter. Not run on a GPU.
 ARCHITECTURES = (
     "exaone4",
