@@ -12,6 +12,7 @@ from srt_fast.collapse.actions import CollapseHandler
 from srt_fast.collapse.probe import CollapseProbe
 from srt_fast.config import Config
 from srt_fast.learner import Learner
+from srt_fast.model.layer_kernels import describe_kernels
 from srt_fast.model.loading import load_policy, load_reference
 from srt_fast.model.policy import Policy
 from srt_fast.rewards import RewardFunction
@@ -89,6 +90,7 @@ def make_parts(
     """
     check = run.interrupts.check
     policy, start, ema = _load_models(config, function, run)
+    run.progress.note(describe_kernels(policy))
     reader = AnswerReader(policy.tokenizer, config.task.answer_rule)
     _note_engine(config, run)
     sampler = make_sampler(config, policy, folder=run.folder, checkpoint=check)
