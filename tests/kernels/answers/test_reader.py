@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from conftest import DEVICE
 from srt_kernels import group_advantage, majority_vote
 from srt_kernels.answers.canonical import answer_key
 from srt_kernels.answers.extract import ANSWER_RULES, read_answer
@@ -23,6 +22,7 @@ from srt_kernels.groups.majority_vote import Vote
 from srt_kernels.testing import random_tokens
 from support.answers import FRAMES, LATEX, SYMBOLS, VOCABULARY, box, shared_rows
 
+DEVICE = torch.get_default_device().type
 IS_INTERPRETED = DEVICE == "cpu" and triton is not None and triton.knobs.runtime.interpret
 
 
