@@ -19,7 +19,8 @@ from srt_fast.integrations.trl import SRTGRPOTrainer, majority_reward
 from srt_fast.quickstart import ensure_warm_started
 from srt_fast.tasks import make_task
 from srt_fast.types import Problem
-from srt_kernels.answers.extract import answer_key, read_answer
+from srt_kernels.answers.canonical import answer_key
+from srt_kernels.answers.extract import read_answer
 
 GROUP_SIZE = 16  # completions of a prompt: they vote
 EVAL_SAMPLES = 8  # completions of a prompt that accuracy is measured on

@@ -83,7 +83,8 @@ class Step(torch.nn.Module):
 def loss_and_grads(step: Step, function: Callable | None = None, batch: tuple = BATCH) -> Result:
     """function: what computes the loss, if not the step itself."""
     step.zero_grad(set_to_none=True)
-    loss = (function or step)(*batch)
+    compute = step if function is None else function
+    loss = compute(*batch)
     loss.backward()
     return loss.detach(), gradients(step)
 
@@ -174,8 +175,8 @@ def test_gradient_scaler():
     assert scaler.get_scale() == 2.0**87
     for name, parameter in step.named_parameters():  # scaler.step has divided by the scale
         assert torch.equal(parameter.grad, 32 * expected[name])
-        expected = start[name] - 0.1 * parameter.grad
-        assert_close(name, parameter.detach(), expected, rtol=2**-22)  # 4 roundings
+        updated = start[name] - 0.1 * parameter.grad
+        assert_close(name, parameter.detach(), updated, rtol=2**-22)  # 4 roundings
 
 
 def test_gradient_scaler_in_half_precision():
