@@ -4,9 +4,9 @@
     python bench/aot.py --arch 90 --out bench/results/aot.md
 
 Reports registers, spills, shared memory, wide loads and tensor cores. The package's own launchers
-run (aot_variants.py), on meta tensors of real sizes, with a driver that reports the GPU. Triton's
-JIT compiles what they launch and stops there. So types, alignments, constants, block sizes and
-warps are those of a real run.
+run (compiled/variants.py), on meta tensors of real sizes, with a driver that reports the GPU.
+Triton's JIT compiles what they launch and stops there. So types, alignments, constants, block sizes
+and warps are those of a real run.
 
 --out writes a table, and JSON beside it. It keeps the results of other versions of Triton there.
 Exit status 1 if a rule is broken. The last line of standard output is one JSON document.
@@ -26,8 +26,8 @@ import torch
 import triton
 import triton.knobs
 
-from aot_compile import CHIPS, Chip, Compiled, compile_variant
-from aot_variants import HIDDEN_SIZE, VARIANTS, VOCAB_SIZE, Variant
+from compiled.chips import CHIPS, Chip, Compiled, compile_variant
+from compiled.variants import HIDDEN_SIZE, VARIANTS, VOCAB_SIZE, Variant
 from measure import environment
 from report import markdown
 from srt_kernels.lm_head import logits_kernel

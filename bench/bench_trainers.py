@@ -22,7 +22,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from larger_model import larger
 from measure import environment
 from report import save, show
 from srt_fast.config import Config, override
@@ -30,7 +29,8 @@ from srt_fast.config.recipes import quickstart
 from srt_fast.model.loading import quiet_transformers
 from srt_fast.run.progress import RunProgress
 from srt_fast.train import starting_model
-from trainer_runs import CPU, run_alone
+from trainers.larger_model import larger
+from trainers.runs import CPU, run_alone
 
 # The results call a trainer with its settings a "way".
 WAYS = {

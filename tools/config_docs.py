@@ -6,7 +6,6 @@ MkDocs loads this file as a hook (mkdocs.yml), so the tables cannot go stale.
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 from dataclasses import fields, is_dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import pydantic
 
 from srt_fast.config import Config
+from srt_fast.config.fields import field_docs
 
 MARKER = "<!-- the tables of tools/config_docs.py -->"
 
@@ -58,7 +58,7 @@ def _section_class(name: str) -> Any:
 
 
 def _table(owner: type, schema: dict, definitions: dict, names: list[str]) -> str:
-    docs = _field_docs(owner)
+    docs = field_docs(owner)
     rows = ["| field | type | default | meaning |", "| --- | --- | --- | --- |"]
     for name in names:
         entry = schema["properties"][name]
@@ -66,19 +66,6 @@ def _table(owner: type, schema: dict, definitions: dict, names: list[str]) -> st
         default = _default(entry)
         rows.append(f"| `{name}` | {type_name} | {default} | {_escape(docs.get(name, ''))} |")
     return "\n".join(rows) + "\n"
-
-
-def _field_docs(owner: type) -> dict[str, str]:
-    """The string literal below each field of a class, on one line."""
-    [class_node] = ast.parse(inspect.getsource(owner)).body
-    assert isinstance(class_node, ast.ClassDef)
-    docs = {}
-    for field, text in zip(class_node.body, class_node.body[1:], strict=False):
-        is_field = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-        if is_field and is_text:
-            docs[field.target.id] = " ".join(str(text.value.value).split())
-    return docs
 
 
 def _type_name(entry: dict, definitions: dict) -> str:

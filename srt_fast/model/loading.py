@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from srt_fast.config import ModelConfig
+from srt_fast.errors import first_line
 from srt_fast.model.attention import ATTENTION
 from srt_fast.model.layer_kernels import apply_layer_kernels
 from srt_fast.model.policy import Policy
@@ -55,10 +56,7 @@ def load_policy(path: str, config: ModelConfig) -> Policy:
             **arguments,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        message = str(error).strip() or repr(error)
-        raise ValueError(
-            f"model.path: could not load {path!r}: {message.splitlines()[0]}"
-        ) from error
+        raise ValueError(f"model.path: could not load {path!r}: {first_line(error)}") from error
     _check_tokenizer(tokenizer, path)
     model = model.to(pick_device(config.device))
     apply_layer_kernels(model, config.kernels)

@@ -73,8 +73,8 @@ def judge_rollouts(
     scores = torch.full((count,), float("nan"), device=policy.device)
     if not fitting:
         return scores
-    fitting_prompts = [prompts[index] for index in fitting]
-    verdict_rollouts = pack_completions(verdicts * len(fitting), fitting_prompts, samples=2)
+    questions = [prompts[index] for index in fitting]
+    verdict_rollouts = pack_completions(verdicts * len(fitting), questions, samples=2)
     logprobs = rollout_logprobs(
         policy,
         verdict_rollouts,

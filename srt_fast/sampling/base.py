@@ -82,8 +82,8 @@ class LogprobMismatch:
         finite_bars = [f"{name} {bar:g}" for name, bar in bars.items() if bar < math.inf]
         raise SamplerError(
             f"the sampler's log-probs are not the trainer's: over {self.tokens} tokens the largest "
-            f"gap is {self.max:.3g} nats, the mean {self.mean:.3g} (bars: {', '.join(finite_bars)})"
-            f". It looks like {self.cause}"
+            f"mismatch is {self.max:.3g} nats, the mean {self.mean:.3g} "
+            f"(bars: {', '.join(finite_bars)}). It looks like {self.cause}"
         )
 
 
@@ -107,8 +107,12 @@ class Sampler(Protocol):
     Raises SamplerError if the engine fails.
     """
 
-    def sample(self, prompts: list[list[int]], params: SamplingParams) -> Rollouts:
+    def sample(
+        self, prompts: list[list[int]], params: SamplingParams, *, seeds: list[int] | None = None
+    ) -> Rollouts:
         """`params.n` completions of each prompt, with the log-prob of each token.
+
+        seeds: one for each prompt, which decides its completions. None: draw_seeds(len(prompts)).
 
         Log-probs are those of the distribution that was sampled from: with temperature, top_p,
         top_k and min_p. With temperature 0 they are those at temperature 1.
@@ -130,6 +134,15 @@ class Sampler(Protocol):
 
     def close(self) -> None:
         """Release what the sampler holds. No method may be called afterwards."""
+
+
+def draw_seeds(count: int) -> list[int]:
+    """Seeds of `count` prompts, from torch's generator on the CPU: runs repeat and resume.
+
+    A seed belongs to its prompt. So completions do not depend on how prompts are batched, up to the
+    rounding of the logits.
+    """
+    return torch.randint(2**31, (count,)).tolist()
 
 
 class Completion(NamedTuple):

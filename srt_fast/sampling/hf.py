@@ -7,6 +7,7 @@ longest one has ended.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +20,23 @@ from transformers import (
 )
 
 from srt_fast.model.policy import Policy
-from srt_fast.sampling.base import Completion, SamplingParams, pack_completions, stop_tokens
+from srt_fast.sampling.base import (
+    Completion,
+    SamplingParams,
+    draw_seeds,
+    pack_completions,
+    stop_tokens,
+)
 from srt_fast.types import Rollouts
+
+
+class _Request(NamedTuple):
+    """One completion to make."""
+
+    prompt_index: int
+    sample: int  # its place among the prompt's completions
+    prompt: list[int]
+    seed: int  # the prompt's
 
 
 class HFSampler:
@@ -54,42 +70,55 @@ class HFSampler:
         """Releases nothing."""
 
     @torch.no_grad()
-    def sample(self, prompts: list[list[int]], params: SamplingParams) -> Rollouts:
+    def sample(
+        self, prompts: list[list[int]], params: SamplingParams, *, seeds: list[int] | None = None
+    ) -> Rollouts:
         """See Sampler.sample."""
-        # One entry for each completion. Batches of like length need little padding (stable sort).
-        prompt_indices = [index for index in range(len(prompts)) for _ in range(params.n)]
-        prompt_indices.sort(key=lambda index: len(prompts[index]))
+        prompt_seeds = draw_seeds(len(prompts)) if seeds is None else seeds
+        requests = [
+            _Request(index, sample, prompt, seed)
+            for index, (prompt, seed) in enumerate(zip(prompts, prompt_seeds, strict=True))
+            for sample in range(params.n)
+        ]
+        # Batches of like length need little padding. The sort is stable.
+        requests.sort(key=lambda request: len(request.prompt))
         groups: list[list[Completion]] = [[] for _ in prompts]
         model = self._policy.model
         was_training = model.training
         model.eval()
-        for start in range(0, len(prompt_indices), self._max_sequences):
+        for start in range(0, len(requests), self._max_sequences):
             self._checkpoint()
-            batch = prompt_indices[start : start + self._max_sequences]
-            completions = self._complete([prompts[index] for index in batch], params)
-            for index, completion in zip(batch, completions, strict=True):
-                groups[index].append(completion)
+            batch = requests[start : start + self._max_sequences]
+            completions = self._complete(batch, params)
+            for request, completion in zip(batch, completions, strict=True):
+                groups[request.prompt_index].append(completion)
         model.train(was_training)
         all_completions = [completion for group in groups for completion in group]
         return pack_completions(all_completions, prompts, samples=params.n)
 
-    def _complete(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
-        """One completion of each prompt."""
+    def _complete(self, requests: list[_Request], params: SamplingParams) -> list[Completion]:
+        """One completion of each request."""
         policy = self._policy
+        count = len(requests)
         warpers = _warpers(params)
         end_tokens = torch.tensor(stop_tokens(policy), device=policy.device)
+        prompts = [request.prompt for request in requests]
         input_ids, mask = _pad_left(prompts, int(end_tokens[0]), policy.device)
         position_ids = (mask.cumsum(1) - 1).clamp(min=0)
         cache = DynamicCache(config=policy.model.config.get_text_config(decoder=True))
-        tokens = input_ids.new_empty(len(prompts), params.max_tokens)
-        logprobs = torch.empty(len(prompts), params.max_tokens, device=policy.device)
-        lengths = torch.full((len(prompts),), params.max_tokens, device=policy.device)
-        finished = torch.zeros(len(prompts), dtype=torch.bool, device=policy.device)
-        running = torch.arange(len(prompts), device=policy.device)  # rows that have not ended
+        uniform = _uniform_numbers(requests, params).to(policy.device)
+        tokens = input_ids.new_empty(count, params.max_tokens)
+        logprobs = torch.empty(count, params.max_tokens, device=policy.device)
+        lengths = torch.full((count,), params.max_tokens, device=policy.device)
+        finished = torch.zeros(count, dtype=torch.bool, device=policy.device)
+        running = torch.arange(count, device=policy.device)  # rows that have not ended
         for step in range(params.max_tokens):
             logits = self._next_logits(input_ids, mask, position_ids, cache)
             scores = warpers(input_ids, logits / (params.temperature or 1.0))
-            next_tokens = _draw(scores) if params.temperature else scores.argmax(1)
+            if params.temperature:
+                next_tokens = _draw(scores, uniform[running, step])
+            else:
+                next_tokens = scores.argmax(1)
             next_scores = scores.gather(1, next_tokens[:, None])[:, 0]
             tokens[running, step] = next_tokens
             logprobs[running, step] = next_scores - scores.logsumexp(1)
@@ -143,17 +172,34 @@ def _pad_left(
     return torch.tensor(input_ids, device=device), torch.tensor(mask, device=device)
 
 
-def _draw(scores: Tensor) -> Tensor:
-    """One token [B] of each row of logits [B, V]: the first whose cumulative probability exceeds a
-    uniform random number.
+def _uniform_numbers(requests: list[_Request], params: SamplingParams) -> Tensor:
+    """[B, max_tokens] fp64: the uniform random number of each token. Empty for greedy decoding."""
+    if params.temperature == 0:
+        return torch.empty(0)
+    seeds = {request.prompt_index: request.seed for request in requests}
+    numbers = {
+        index: torch.rand(
+            params.n,
+            params.max_tokens,
+            dtype=torch.float64,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        for index, seed in seeds.items()
+    }
+    return torch.stack([numbers[request.prompt_index][request.sample] for request in requests])
+
+
+def _draw(scores: Tensor, uniform: Tensor) -> Tensor:
+    """One token [B] of each row of logits [B, V]: the first whose cumulative probability exceeds
+    the row's number of `uniform` [B].
 
     torch.multinomial draws a random number for each token of the vocabulary. On a CPU this takes
     longer than the model's forward pass. Sums are in double precision, so that the rarest tokens
     keep their share.
     """
     cumulative = scores.softmax(1).cumsum(1, dtype=torch.float64)
-    uniform = torch.rand(len(scores), 1, dtype=torch.float64, device=scores.device)
-    threshold = uniform * cumulative[:, -1:]  # rounding may leave the last sum a little off 1
+    # Rounding may leave the last sum a little off 1.
+    threshold = uniform[:, None] * cumulative[:, -1:]
     tokens = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
     return tokens.clamp(max=scores.shape[1] - 1)
 

@@ -15,6 +15,7 @@ from srt_fast.sampling.base import (
     LogprobMismatch,
     PendingRollouts,
     SamplingParams,
+    draw_seeds,
     pack_completions,
     stop_tokens,
 )
@@ -61,23 +62,26 @@ class VLLMSamplerBase:
         """See Sampler.close."""
         raise NotImplementedError
 
-    def sample(self, prompts: list[list[int]], params: SamplingParams) -> Rollouts:
+    def sample(
+        self, prompts: list[list[int]], params: SamplingParams, *, seeds: list[int] | None = None
+    ) -> Rollouts:
         """See Sampler.sample.
 
         Raises ValueError for a prompt, length or temperature that the engine does not support.
         """
-        return self.start(prompts, params).result(interruptible=True)
+        return self.start(prompts, params, seeds=seeds).result(interruptible=True)
 
-    def start(self, prompts: list[list[int]], params: SamplingParams) -> PendingRollouts:
+    def start(
+        self, prompts: list[list[int]], params: SamplingParams, *, seeds: list[int] | None = None
+    ) -> PendingRollouts:
         """Begin to sample with the weights of the last sync. Raises ValueError as `sample` does."""
         self._validate(prompts, params)
-        # One seed for each prompt, from torch's generator: runs repeat and resume. vLLM adds the
-        # index of the sample.
-        seeds = torch.randint(2**31, (len(prompts),)).tolist()
+        # vLLM adds the index of the sample to the prompt's seed.
+        prompt_seeds = draw_seeds(len(prompts)) if seeds is None else seeds
         settings = asdict(params) | {"stop_token_ids": self._stop_tokens, "logprobs": 0}
         if params.temperature == 0:
             settings["n"] = 1  # vLLM refuses several greedy completions
-        return self._submit(prompts, params.n, [settings | {"seed": seed} for seed in seeds])
+        return self._submit(prompts, params.n, [settings | {"seed": seed} for seed in prompt_seeds])
 
     def check(self, policy: Policy, prompts: list[list[int]]) -> LogprobMismatch:
         """See Sampler.check. Every call uses the same seeds and restores the random state."""

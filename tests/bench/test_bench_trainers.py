@@ -6,7 +6,7 @@ from srt_fast.config import override
 
 pytest.importorskip("trl")
 from bench_trainers import summarise, table
-from trainer_runs import run
+from trainers.runs import run
 
 
 @pytest.mark.filterwarnings("ignore")  # of transformers and TRL about themselves

@@ -117,9 +117,9 @@ class CountingSampler(HFSampler):
 
     prompts_sampled = 0
 
-    def sample(self, prompts, params):
+    def sample(self, prompts, params, *, seeds=None):
         self.prompts_sampled += len(prompts)
-        return super().sample(prompts, params)
+        return super().sample(prompts, params, seeds=seeds)
 
 
 def inputs_with_counter(policy, config, tiny_model) -> tuple[RewardInputs, CountingSampler]:

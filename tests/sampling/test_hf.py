@@ -65,7 +65,8 @@ def test_tokens_are_drawn_as_often_as_they_are_likely():
     probabilities = torch.tensor([0, 0.5, 1e-3, 0, 0.25, 0.249, 0])
     torch.manual_seed(0)
     count = 200_000
-    tokens = _draw(probabilities.log().expand(count, -1))
+    uniform = torch.rand(count, dtype=torch.float64)
+    tokens = _draw(probabilities.log().expand(count, -1), uniform)
     frequencies = tokens.bincount(minlength=7) / count
     standard_errors = (probabilities * (1 - probabilities) / count).sqrt()
     assert ((frequencies - probabilities).abs() <= 5 * standard_errors).all()
@@ -81,9 +82,22 @@ def test_greedy_and_seeded(tiny_policy):
 
     params = SamplingParams(n=4, temperature=1.0, max_tokens=4)
     torch.manual_seed(3)
-    tokens = sampler.sample(PROMPTS, params).tokens
+    rollouts = sampler.sample(PROMPTS, params)
     torch.manual_seed(3)
-    assert tokens.equal(sampler.sample(PROMPTS, params).tokens)
+    assert rollouts.tokens.equal(sampler.sample(PROMPTS, params).tokens)
+
+
+def test_a_prompts_seed_decides_its_completions(tiny_policy):
+    """Whatever else is in the batch, and however large batches are."""
+    params = SamplingParams(n=4, temperature=1.0, max_tokens=6)
+    seeds = [11, 12, 13, 14]
+    together = HFSampler(tiny_policy, max_sequences=512).sample(PROMPTS, params, seeds=seeds)
+    expected = completions(together)
+    assert len({tuple(completion) for completion in expected[:4]}) > 1
+    sampler = HFSampler(tiny_policy, max_sequences=3)
+    for index, (prompt, seed) in enumerate(zip(PROMPTS, seeds, strict=True)):
+        alone = sampler.sample([prompt], params, seeds=[seed])
+        assert completions(alone) == expected[4 * index : 4 * index + 4]
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from aot_variants import Variant
+from compiled.variants import Variant
 
 TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
 

@@ -1,0 +1,1 @@
+"""Parts of bench/bench_trainers.py."""
