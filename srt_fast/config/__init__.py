@@ -1,10 +1,11 @@
 """A run's configuration.
 
-One file for each subject holds its settings: model, task, sampling, reward, train. schema has the
+One file for each subject holds its settings: model, task, sampling, reward, train, dist. schema has the
 whole Config, and checks that its sections fit together. fields: how a section is checked.
 overrides: changes and files. recipes: whole runs.
 """
 
+from srt_fast.config.dist import DistConfig
 from srt_fast.config.model import ModelConfig, WarmStartConfig
 from srt_fast.config.overrides import from_dict, override, to_dict
 from srt_fast.config.reward import (
@@ -27,6 +28,7 @@ __all__ = [
     "CheckpointConfig",
     "Config",
     "CurriculumConfig",
+    "DistConfig",
     "EvalConfig",
     "LogConfig",
     "ModelConfig",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from srt_fast.config.dist import DistConfig
 from srt_fast.config.fields import section
 from srt_fast.config.model import ModelConfig, WarmStartConfig
 from srt_fast.config.reward import (
@@ -49,6 +50,7 @@ class Config:
     evaluation: EvalConfig = Field(default_factory=EvalConfig)
     log: LogConfig = Field(default_factory=LogConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    dist: DistConfig = Field(default_factory=DistConfig)
 
     def __post_init__(self) -> None:
         _check_model(self)

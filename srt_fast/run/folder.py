@@ -46,6 +46,7 @@ MAY_CHANGE = (
     "vllm.engine_args",
     "sampling.max_sequences",
     "train.token_budget",
+    "dist.",
 )
 """Beginnings of the settings that a resumed run may change. Another change makes another run."""
 

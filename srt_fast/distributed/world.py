@@ -1,0 +1,254 @@
+"""The processes of a run: one, or as many as torchrun started.
+
+The batch is replicated, the work is sharded. Every rank holds the step's rollouts, draws from the
+same random state, and computes the same votes, rewards, advantages and metrics. Only sampling and
+the passes through the model are split. So a vote never crosses ranks, and a run may change its
+number of ranks when it resumes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from srt_fast.config import DistConfig
+from srt_fast.errors import first_line
+
+Value = TypeVar("Value")
+
+
+class WorldError(RuntimeError):
+    """The ranks lost each other, or differ where they must be the same."""
+
+
+class Failure(NamedTuple):
+    """An error of one rank, as the other ranks receive it."""
+
+    rank: int
+    error: Exception
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The ranks of a run. A run in one process has size 1 and no process groups.
+
+    All ranks call a method together and in the same order. Properties are local. A method raises
+    WorldError if a rank does not answer within dist.timeout.
+    """
+
+    rank: int = 0
+    size: int = 1
+    mesh: DeviceMesh | None = None
+    """Dimensions "replicate" and "shard". None: one process."""
+    control: dist.ProcessGroup | None = None
+    """gloo, for status and small values."""
+    checkpoints: dist.ProcessGroup | None = None
+    """gloo, for checkpoints that are written while the next step runs."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes the run's folder and talks to the user."""
+        return self.rank == 0
+
+    @property
+    def is_distributed(self) -> bool:
+        return self.size > 1
+
+    def agree(self, error: Exception | None) -> None:
+        """Raise on every rank if one rank has an error: the error of the lowest such rank."""
+        if not self.is_distributed:
+            if error is not None:
+                raise error
+            return
+        failures = self.gather(None if error is None else Failure(self.rank, _portable(error)))
+        for failure in failures:
+            if failure is None:
+                continue
+            if failure.rank == self.rank and error is not None:
+                raise error
+            raise failure.error
+
+    @contextlib.contextmanager
+    def agreement(self) -> Iterator[None]:
+        """Agree at the end of the block on whether it raised an exception on any rank.
+
+        The block contains no collective call: a rank that raises would miss it.
+        """
+        try:
+            yield
+        except Exception as error:
+            self.agree(error)
+            raise AssertionError("agree raises the error") from error
+        self.agree(None)
+
+    def gather(self, value: Value) -> list[Value]:
+        """The value of each rank. Values are pickled, so they should be small."""
+        if not self.is_distributed:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with _lost_ranks_are_errors():
+            dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def broadcast(self, value: Value) -> Value:
+        """The value of rank 0."""
+        if not self.is_distributed:
+            return value
+        values: list[Any] = [value]
+        with _lost_ranks_are_errors():
+            dist.broadcast_object_list(values, src=0, group=self.control)
+        return values[0]
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self.gather(None)
+
+    def gather_tensor(self, tensor: Tensor) -> list[Tensor]:
+        """The tensor of each rank, on this rank's device. [n, ...] with an n that may differ."""
+        if not self.is_distributed:
+            return [tensor]
+        lengths = self.gather(len(tensor))
+        padded = tensor.new_zeros(max(lengths), *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        tensors = [torch.empty_like(padded) for _ in lengths]
+        with _lost_ranks_are_errors():
+            dist.all_gather(tensors, padded)
+        return [part[:length] for part, length in zip(tensors, lengths, strict=True)]
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over the ranks. All ranks get the same bits. Changes `tensor`."""
+        if self.is_distributed:
+            with _lost_ranks_are_errors():
+                dist.all_reduce(tensor, dist.ReduceOp.SUM)
+        return tensor
+
+    def max(self, tensor: Tensor) -> Tensor:
+        """The largest value of the ranks. Changes `tensor`."""
+        if self.is_distributed:
+            with _lost_ranks_are_errors():
+                dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
+
+    def check_digest(self, what: str, *values: Any) -> None:
+        """Raise WorldError if the ranks differ in these values: tensors, or what has a repr."""
+        if not self.is_distributed:
+            return
+        digests = self.gather(digest(*values))
+        different = [rank for rank, value in enumerate(digests) if value != digests[0]]
+        if different:
+            ranks = ", ".join(map(str, different))
+            raise WorldError(f"{what}: expected the same on all ranks, got others on rank {ranks}")
+
+    def close(self) -> None:
+        """End the process groups. Local: a rank that ends with an error does not wait."""
+        if self.is_distributed and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def start(config: DistConfig, device: str = "auto") -> World:
+    """The world that torchrun started, or one process.
+
+    device: model.device. On CUDA each rank takes the GPU of its LOCAL_RANK.
+
+    Raises ValueError if shard x replicas is not the number of ranks, and for more ranks than GPUs.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return World()
+    rank = int(os.environ["RANK"])
+    mesh_shape = _mesh_shape(config, size)
+    on_cuda = device != "cpu" and torch.cuda.is_available()
+    if on_cuda:
+        _take_gpu(int(os.environ["LOCAL_RANK"]))
+    timeout = datetime.timedelta(seconds=config.timeout)
+    with _lost_ranks_are_errors():
+        if not dist.is_initialized():
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+                store=_store(timeout),
+                rank=rank,
+                world_size=size,
+                timeout=timeout,
+            )
+        mesh = init_device_mesh(
+            "cuda" if on_cuda else "cpu", mesh_shape, mesh_dim_names=("replicate", "shard")
+        )
+        control = dist.new_group(backend="gloo", timeout=timeout)
+        checkpoints = dist.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(control, dist.ProcessGroup)
+    assert isinstance(checkpoints, dist.ProcessGroup)
+    return World(rank=rank, size=size, mesh=mesh, control=control, checkpoints=checkpoints)
+
+
+def digest(*values: Any) -> str:
+    """A hash of tensors, and of values by their repr."""
+    state = hashlib.sha256()
+    for value in values:
+        if isinstance(value, Tensor):
+            data = value.detach().cpu().contiguous().view(torch.uint8)
+            state.update(data.numpy().tobytes())
+        else:
+            state.update(repr(value).encode())
+    return state.hexdigest()
+
+
+def _mesh_shape(config: DistConfig, size: int) -> tuple[int, int]:
+    shard = config.shard or size // config.replicas
+    if shard * config.replicas != size:
+        raise ValueError(
+            "dist.shard: expected shard x replicas to be the number of ranks, "
+            f"got {shard} x {config.replicas} for {size} ranks"
+        )
+    return config.replicas, shard
+
+
+def _take_gpu(local_rank: int) -> None:
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise ValueError(
+            f"torchrun: expected at most as many processes on a node as it has GPUs, {count}, got "
+            f"process {local_rank + 1}"
+        )
+    torch.cuda.set_device(local_rank)
+
+
+def _store(timeout: datetime.timedelta) -> dist.Store:
+    """The agent's store, with a prefix for each restart.
+
+    Without the prefix a restarted rank may read the addresses of ranks that are gone
+    (pytorch #135712).
+    """
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout
+    )
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"srt-fast/restart-{restart}", store)
+
+
+def _portable(error: Exception) -> Exception:
+    """An error that the other ranks can unpickle, without its traceback."""
+    if type(error).__module__.startswith("srt_fast.") or isinstance(error, ValueError | OSError):
+        return error
+    return RuntimeError(f"{type(error).__name__}: {first_line(error)}")
+
+
+@contextlib.contextmanager
+def _lost_ranks_are_errors() -> Iterator[None]:
+    """torch.distributed reports a rank that died or hangs as a RuntimeError of several lines."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise WorldError(
+            "a rank has ended or did not answer within dist.timeout; the logs of the other ranks "
+            f"may say why ({first_line(error)})"
+        ) from error
