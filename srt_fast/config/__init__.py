@@ -1,7 +1,7 @@
 """A run's configuration.
 
-One file for each subject holds its settings: model, task, sampling, reward, train, dist. schema has the
-whole Config, and checks that its sections fit together. fields: how a section is checked.
+One file for each subject holds its settings: model, task, sampling, reward, train, dist. schema has
+the whole Config, and checks that its sections fit together. fields: how a section is checked.
 overrides: changes and files. recipes: whole runs.
 """
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from srt_fast.config import DistConfig
@@ -222,17 +223,17 @@ def _take_gpu(local_rank: int) -> None:
     torch.cuda.set_device(local_rank)
 
 
-def _store(timeout: datetime.timedelta) -> dist.Store:
+def _store(timeout: datetime.timedelta) -> Store:
     """The agent's store, with a prefix for each restart.
 
     Without the prefix a restarted rank may read the addresses of ranks that are gone
     (pytorch #135712).
     """
-    store = dist.TCPStore(
+    store = TCPStore(
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout
     )
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"srt-fast/restart-{restart}", store)
+    return PrefixStore(f"srt-fast/restart-{restart}", store)
 
 
 def _portable(error: Exception) -> Exception:
