@@ -72,17 +72,19 @@ def main(argv: list[str] | None = None) -> int:
         return 0 if argv else 2
     if argv[0] not in commands:
         names = ", ".join(commands)
-        return _fail(f"expected one of the commands {names}, got {argv[0]!r}; see srt-fast --help")
+        return _fail_with(
+            f"expected one of the commands {names}, got {argv[0]!r}; see srt-fast --help"
+        )
     try:
         return commands[argv[0]](argv[1:])
     except ValueError as error:
-        return _fail(str(error))
+        return _fail(error)
     except BrokenPipeError:  # srt-fast ... | head
         # Python would complain when it flushes standard output at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # a full disk, or a folder that cannot be written
-        return _fail(f"{error.strerror or error}: {error.filename or ''}", code=1)
+        return _fail(error, f"{error.strerror or error}: {error.filename or ''}", code=1)
 
 
 def _train(argv: list[str]) -> int:
@@ -95,6 +97,7 @@ def _train(argv: list[str]) -> int:
         config = load_config(arguments.resume)
         command = f"train --resume {arguments.resume}"
         config = override_fields(config, arguments.overrides, command)
+    from srt_fast.distributed import WorldError
     from srt_fast.run.checkpoint import CheckpointError
     from srt_fast.run.interrupts import RunInterrupted
     from srt_fast.sampling import SamplerError
@@ -104,11 +107,13 @@ def _train(argv: list[str]) -> int:
     try:
         summary = trainer.train()
     except RunInterrupted as interrupt:
-        print(f"Stopped by {interrupt}. {trainer.run.where_saved()}")
+        if trainer.world.is_main:
+            print(f"Stopped by {interrupt}. {trainer.run.where_saved()}")
         return 128 + interrupt.signal
-    except (CheckpointError, SamplerError) as error:
-        return _fail(f"{error}. {trainer.run.where_saved()}", code=1)
-    _print_results(trainer, summary)
+    except (CheckpointError, SamplerError, WorldError) as error:
+        return _fail(error, f"{error}. {trainer.run.where_saved()}", code=1)
+    if trainer.world.is_main:
+        _print_results(trainer, summary)
     return 0
 
 
@@ -147,7 +152,9 @@ def _eval(argv: list[str]) -> int:
         config = configure(arguments, "eval", WITHOUT_REWARD)
     from srt_fast.train import evaluate_model
 
-    print(json.dumps({"model": config.model.path, **evaluate_model(config)}))
+    scores = evaluate_model(config)
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps({"model": config.model.path, **scores}))
     return 0
 
 
@@ -191,8 +198,28 @@ def _experiment(argv: list[str]) -> int:
     return run_experiment(argv)
 
 
-def _fail(message: str, code: int = 2) -> int:
-    print(f"error: {message.strip()}", file=sys.stderr)
+def _fail(error: Exception, message: str | None = None, code: int = 2) -> int:
+    """Print an error. Returns the exit code. Rank 0 alone prints an error of all ranks."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank and not _is_of_this_rank(error):
+        return code
+    return _fail_with(message or str(error), code, f"rank {rank}: " if rank else "")
+
+
+def _is_of_this_rank(error: Exception) -> bool:
+    """Whether the other ranks may not have this error.
+
+    Before the world has started, all ranks do the same with the same arguments.
+    """
+    from torch.distributed import is_initialized
+
+    from srt_fast.distributed.world import ON_ALL_RANKS
+
+    return is_initialized() and ON_ALL_RANKS not in getattr(error, "__notes__", ())
+
+
+def _fail_with(message: str, code: int = 2, prefix: str = "") -> int:
+    print(f"{prefix}error: {message.strip()}", file=sys.stderr)
     return code
 
 

@@ -13,12 +13,13 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from srt_fast.config import Config
+from srt_fast.distributed.sharding import full_tensor
 from srt_fast.model.logprobs import head_inputs, rollout_logprobs
 from srt_fast.model.packing import active_rollouts, count_tokens, pack
 from srt_fast.model.policy import Policy
 from srt_fast.run.step_metrics import StepTotals
 from srt_fast.types import MicroBatch, Reward, Rollouts
-from srt_kernels import group_advantage, linear_logprob, linear_policy_loss
+from srt_kernels import PolicyLoss, group_advantage, linear_logprob, linear_policy_loss
 from srt_kernels.core.segments import segment_reduce
 
 
@@ -43,6 +44,7 @@ class Learner:
         self._check = check
         self._policy = policy
         self._reference = reference
+        self._world = policy.world
         self.optimizer = torch.optim.AdamW(
             policy.model.parameters(),
             lr=train.lr,
@@ -93,29 +95,37 @@ class Learner:
                         ref_logprobs=None if ref is None else ref[batch.token_index],
                         normalizer=normalizer,
                     )
-                    for batch in pack(rollouts, advantages, indices, train.token_budget)
+                    for batch in pack(
+                        rollouts, advantages, indices, train.token_budget, self._world
+                    )
                 ]
             )
+        self._world.check_digest("rewards and advantages", rollouts.tokens, advantages, active)
         return minibatches
 
     def loss(self, batch: MicroBatch) -> Tensor:
         """The policy loss of a micro-batch: a scalar, a part of the mini-batch's mean."""
         if not self._totals.updates:
             self._check()
-        tensors, options = head_inputs(self._policy, batch, self._config.sampling.temperature)
-        result = linear_policy_loss(
-            *tensors,
-            batch.advantages,
-            batch.cu_seqlens,
-            self._objective,
-            old_logprobs=batch.old_logprobs,
-            ref_logprobs=batch.ref_logprobs,
-            sampler_logprobs=batch.sampler_logprobs,
-            normalizer=batch.normalizer,
-            **options,
-        )
+
+        def forward() -> tuple[Tensor, PolicyLoss]:
+            tensors, options = head_inputs(self._policy, batch, self._config.sampling.temperature)
+            result = linear_policy_loss(
+                *tensors,
+                batch.advantages,
+                batch.cu_seqlens,
+                self._objective,
+                old_logprobs=batch.old_logprobs,
+                ref_logprobs=batch.ref_logprobs,
+                sampler_logprobs=batch.sampler_logprobs,
+                normalizer=batch.normalizer,
+                **options,
+            )
+            return result.loss, result
+
+        loss, result = self._policy.run(forward)
         self._totals.add(result, batch, self._objective)
-        return result.loss
+        return loss
 
     def step(self) -> None:
         """One optimizer update. Raises ValueError for a gradient norm that is not finite."""
@@ -128,7 +138,7 @@ class Learner:
             # torch warns if the first steps had no update. The schedule counts those too.
             warnings.simplefilter("ignore")
             self._scheduler.step()
-        return self._step_values | self._totals.metrics()
+        return self._step_values | self._totals.over_ranks(self._world).metrics()
 
     # ---- other updates ----
 
@@ -139,14 +149,21 @@ class Learner:
         indices = torch.arange(count, device=device)
         zeros = torch.zeros(count, device=device)
         total_loss = 0.0
-        for batch in pack(rollouts, zeros, indices, self._config.train.token_budget):
-            tensors, options = head_inputs(self._policy, batch, self._config.sampling.temperature)
-            logprobs, _ = linear_logprob(*tensors, **options)
-            loss = -logprobs.sum() / len(rollouts.tokens)
+        budget = self._config.train.token_budget
+        for batch in pack(rollouts, zeros, indices, budget, self._world):
+
+            def forward(batch: MicroBatch = batch) -> Tensor:
+                temperature = self._config.sampling.temperature
+                tensors, options = head_inputs(self._policy, batch, temperature)
+                logprobs, _ = linear_logprob(*tensors, **options)
+                return -logprobs.sum() / len(rollouts.tokens)
+
+            loss = self._policy.run(forward)
             loss.backward()
             total_loss += loss.item()
         self._update()
-        return {"supervised_loss": total_loss, "supervised": count}
+        total = self._world.sum(torch.tensor(total_loss, dtype=torch.float64, device=device))
+        return {"supervised_loss": total.item(), "supervised": count}
 
     def scale_lr(self, factor: float) -> None:
         """From the next step on the learning rate is `factor` times the configured one."""
@@ -198,7 +215,8 @@ class Learner:
 
     def _update(self) -> float:
         parameters = self._policy.model.parameters()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self._config.train.grad_clip).item()
+        total_norm = torch.nn.utils.clip_grad_norm_(parameters, self._config.train.grad_clip)
+        norm = full_tensor(total_norm).item()
         if not math.isfinite(norm):
             raise ValueError(
                 f"expected a finite gradient norm, got {norm}; the last checkpoint is unharmed"

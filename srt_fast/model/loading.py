@@ -9,13 +9,20 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from srt_fast.config import ModelConfig
+from srt_fast.distributed import ONE_PROCESS, World
 from srt_fast.errors import first_line
 from srt_fast.model.attention import ATTENTION
 from srt_fast.model.layer_kernels import apply_layer_kernels
 from srt_fast.model.policy import Policy
+from srt_fast.model.sharded_loading import load_sharded
 
 
 def pick_device(name: str) -> torch.device:
@@ -31,8 +38,8 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load_policy(path: str, config: ModelConfig) -> Policy:
-    """Load a model with its tokenizer.
+def load_policy(path: str, config: ModelConfig, world: World = ONE_PROCESS) -> Policy:
+    """Load a model with its tokenizer. With several ranks: sharded, each rank reads its part.
 
     path: a Hugging Face folder, a .gguf file or a hub id. Only safetensors are read from folders
     and from the hub.
@@ -42,30 +49,41 @@ def load_policy(path: str, config: ModelConfig) -> Policy:
     cannot pack (Policy), and for config.kernels "liger" where that is not possible.
     """
     source, arguments = _pretrained_arguments(path)
+    device = pick_device(config.device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source,
             trust_remote_code=config.trust_remote_code,
             **_only_gguf_file(arguments),
         )
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=getattr(torch, config.dtype),
-            trust_remote_code=config.trust_remote_code,
-            attn_implementation=ATTENTION,
-            **arguments,
-        )
+        if world.is_distributed:
+            model = load_sharded(source, config, world, device)
+        else:
+            model = _load_whole(source, config, device, arguments)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(f"model.path: could not load {path!r}: {first_line(error)}") from error
     _check_tokenizer(tokenizer, path)
-    model = model.to(pick_device(config.device))
+    return Policy(model, tokenizer, config, world=world, device=device)
+
+
+def _load_whole(
+    source: str, config: ModelConfig, device: torch.device, arguments: dict[str, Any]
+) -> PreTrainedModel:
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        source,
+        dtype=getattr(torch, config.dtype),
+        trust_remote_code=config.trust_remote_code,
+        attn_implementation=ATTENTION,
+        **arguments,
+    )
+    model = model.to(device)
     apply_layer_kernels(model, config.kernels)
-    return Policy(model, tokenizer, config)
+    return model
 
 
-def load_reference(path: str, config: ModelConfig) -> Policy:
+def load_reference(path: str, config: ModelConfig, world: World = ONE_PROCESS) -> Policy:
     """A frozen policy: the reference of a KL term, or a teacher."""
-    reference = load_policy(path, config)
+    reference = load_policy(path, config, world)
     reference.model.requires_grad_(False)
     reference.model.eval()
     return reference

@@ -13,6 +13,7 @@ from srt_fast.model.packing import pack
 from srt_fast.model.policy import LMHeadParameters, Policy
 from srt_fast.types import PackedSequences, Rollouts
 from srt_kernels import linear_logprob
+from srt_kernels.core.segments import segment_ids
 
 
 class HeadOptions(TypedDict):
@@ -30,10 +31,10 @@ def head_inputs(
     """The model's part of the arguments of linear_logprob and linear_policy_loss.
 
     Returns (hidden [T, H], weight [V, H], targets [n]) and the keyword arguments. The forward pass
-    runs here, with gradient if it is enabled.
+    runs here, with gradient if it is enabled. Call it inside Policy.run.
     """
-    head = policy.head
     hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.cu_input)
+    head = policy.head  # after the forward pass: a sharded model's head is whole now
     # A model divides by the factor before its softcap. srt_kernels divides after the softcap.
     factor = head.temperature_factor
     options = HeadOptions(
@@ -57,15 +58,24 @@ def rollout_logprobs(
 ) -> Tensor:
     """[N] fp32 log-probs in nats of the tokens of the rollouts `indices`. Other tokens have NaN.
 
-    check is called before each micro-batch. It may raise to stop early.
+    Collective: the ranks share the work, and all get the whole result. check is called before each
+    micro-batch. It may raise to stop early.
     """
-    logprobs = torch.full_like(rollouts.logprobs, float("nan"))
+    logprobs = torch.zeros_like(rollouts.logprobs)
     zero_advantages = torch.zeros(len(rollouts.truncated), device=logprobs.device)
-    for batch in pack(rollouts, zero_advantages, indices, token_budget):
+    for batch in pack(rollouts, zero_advantages, indices, token_budget, policy.world):
         check()
-        tensors, options = head_inputs(policy, batch, temperature)
-        logprobs[batch.token_index] = linear_logprob(*tensors, **options)[0]
-    return logprobs
+
+        def score(batch: PackedSequences = batch) -> Tensor:
+            tensors, options = head_inputs(policy, batch, temperature)
+            return linear_logprob(*tensors, **options)[0]
+
+        logprobs[batch.token_index] = policy.run(score)
+    policy.world.sum(logprobs)
+    is_scored = torch.zeros_like(rollouts.truncated)
+    is_scored[indices] = True
+    rollout = segment_ids(rollouts.cu_seqlens, len(logprobs))
+    return logprobs.masked_fill(~is_scored[rollout], float("nan"))
 
 
 @torch.no_grad()
@@ -84,25 +94,39 @@ def rollout_statistics(
     of the head's weight. So certainty costs two dot products a token more than the log-prob. It is
     NaN for a head with a softcap: the mean does not pass through a softcap.
 
-    check is called before each micro-batch. It may raise to stop early.
+    Collective: the ranks share the work, and all get the whole result. check is called before each
+    micro-batch. It may raise to stop early.
     """
-    head = policy.head
     device = rollouts.tokens.device
-    entropies = torch.empty_like(rollouts.logprobs)
-    certainty = torch.full_like(rollouts.logprobs, float("nan"))
-    mean_row = head.weight.mean(0, dtype=torch.float32)
+    entropies = torch.zeros_like(rollouts.logprobs)
+    certainty = torch.zeros_like(rollouts.logprobs)
     all_rollouts = torch.arange(len(rollouts.truncated), device=device)
     zero_advantages = torch.zeros(len(all_rollouts), device=device)
-    for batch in pack(rollouts, zero_advantages, all_rollouts, token_budget):
+    for batch in pack(rollouts, zero_advantages, all_rollouts, token_budget, policy.world):
         check()
-        tensors, options = head_inputs(policy, batch, temperature)
-        logprobs, entropies[batch.token_index] = linear_logprob(*tensors, **options)
-        if head.softcap is None:
-            hidden = tensors[0][batch.row_index].float()
-            logits = _target_logits_above_mean(hidden, batch.targets, head, mean_row)
-            centred = logits / options["temperature"]
-            certainty[batch.token_index] = centred - logprobs - math.log(len(head.weight))
-    return entropies, certainty
+
+        def score(batch: PackedSequences = batch) -> tuple[Tensor, Tensor]:
+            return _statistics(policy, batch, temperature)
+
+        tokens = batch.token_index
+        entropies[tokens], certainty[tokens] = policy.run(score)
+    return policy.world.sum(entropies), policy.world.sum(certainty)
+
+
+def _statistics(
+    policy: Policy, batch: PackedSequences, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """[n] entropies and [n] certainty of a micro-batch's targets, fp32 nats."""
+    tensors, options = head_inputs(policy, batch, temperature)
+    logprobs, entropies = linear_logprob(*tensors, **options)
+    head = policy.head
+    if head.softcap is not None:
+        return entropies, torch.full_like(entropies, float("nan"))
+    hidden = tensors[0][batch.row_index].float()
+    mean_row = head.weight.mean(0, dtype=torch.float32)
+    logits = _target_logits_above_mean(hidden, batch.targets, head, mean_row)
+    centred = logits / options["temperature"]
+    return entropies, centred - logprobs - math.log(len(head.weight))
 
 
 def _target_logits_above_mean(

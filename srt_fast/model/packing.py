@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from srt_fast.distributed import ONE_PROCESS, World
+from srt_fast.distributed.balance import split
 from srt_fast.types import MicroBatch, Rollouts
 
 
@@ -36,29 +38,48 @@ def active_rollouts(
 
 
 def pack(
-    rollouts: Rollouts, advantages: Tensor, indices: Tensor, token_budget: int
+    rollouts: Rollouts,
+    advantages: Tensor,
+    indices: Tensor,
+    token_budget: int,
+    world: World = ONE_PROCESS,
 ) -> list[MicroBatch]:
-    """Micro-batches of at most `token_budget` tokens of prompts and completions.
+    """This rank's micro-batches, of at most `token_budget` tokens of prompts and completions.
 
     The longest rollouts come first. So the first micro-batch is the largest one, and a batch that
     does not fit in memory fails at once. A rollout longer than the budget gets a micro-batch alone.
+
+    All ranks get equally many micro-batches. One without rollouts has a single token and no target.
     """
     sequences = _sequences(rollouts, indices)
-    sequences.sort(key=lambda sequence: -sequence.length)
-    batches: list[list[_Sequence]] = []
-    batch_tokens = 0
-    for sequence in sequences:
-        if not batches or batch_tokens + sequence.length > token_budget:
-            batches.append([])
-            batch_tokens = 0
-        batches[-1].append(sequence)
-        batch_tokens += sequence.length
-    return [_pack_one(rollouts, advantages, batch) for batch in batches]
+    if world.is_distributed:
+        lengths = [sequence.length for sequence in sequences]
+        micro_batches = split(lengths, token_budget, world.size)[world.rank]
+        batches = [[sequences[place] for place in places] for places in micro_batches]
+    else:
+        batches = _fill_in_order(sequences, token_budget)
+    return [
+        _pack_one(rollouts, advantages, batch) if batch else _empty(rollouts.tokens.device)
+        for batch in batches
+    ]
 
 
 def count_tokens(rollouts: Rollouts, indices: Tensor) -> int:
     """Tokens of a training pass over these rollouts, prompts included."""
     return sum(sequence.length for sequence in _sequences(rollouts, indices))
+
+
+def _fill_in_order(sequences: list[_Sequence], token_budget: int) -> list[list[_Sequence]]:
+    """Micro-batches of one process: longest first, each filled up to the budget."""
+    batches: list[list[_Sequence]] = []
+    batch_tokens = 0
+    for sequence in sorted(sequences, key=lambda sequence: -sequence.length):
+        if not batches or batch_tokens + sequence.length > token_budget:
+            batches.append([])
+            batch_tokens = 0
+        batches[-1].append(sequence)
+        batch_tokens += sequence.length
+    return batches
 
 
 def _sequences(rollouts: Rollouts, indices: Tensor) -> list[_Sequence]:
@@ -107,4 +128,21 @@ def _pack_one(rollouts: Rollouts, advantages: Tensor, sequences: list[_Sequence]
         sampler_logprobs=rollouts.logprobs[tokens],
         rollout_index=rollout_index,
         token_index=tokens,
+    )
+
+
+def _empty(device: torch.device) -> MicroBatch:
+    """A micro-batch of one token that is no target: a rank takes part in a pass without work."""
+    no_place = torch.zeros(0, dtype=torch.int64, device=device)
+    return MicroBatch(
+        input_ids=torch.zeros(1, dtype=torch.int64, device=device),
+        position_ids=torch.zeros(1, dtype=torch.int64, device=device),
+        cu_input=torch.tensor([0, 1], dtype=torch.int32, device=device),
+        row_index=no_place,
+        targets=no_place,
+        cu_seqlens=torch.zeros(2, dtype=torch.int32, device=device),
+        advantages=torch.zeros(1, device=device),
+        sampler_logprobs=torch.zeros(0, device=device),
+        rollout_index=torch.zeros(1, dtype=torch.int64, device=device),
+        token_index=no_place,
     )

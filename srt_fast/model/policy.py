@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
 
 from srt_fast.config import ModelConfig, SamplingConfig
+from srt_fast.distributed import ONE_PROCESS, World
+from srt_fast.distributed.sharding import gather_weight, gathered_weights, run_in_forward
+
+Result = TypeVar("Result")
 
 # Largest difference of two logits, relative to the largest logit, that _check_architecture allows.
 # Float32 models agree to about 1e-6 (tests/model/test_policy.py). Bfloat16 has 8 bits of precision
@@ -45,23 +49,44 @@ class Policy:
 
     Switches dropout off, and gradient checkpointing on if the config asks for it.
 
+    model: whole, or sharded over the ranks of `world` (srt_fast/distributed/sharding.py).
+    device: where passes run. None: the model's device. A sharded model's weights may be elsewhere.
+
     Raises ValueError if the model's logits differ from its LM head applied to its packed hidden
     states. The loss kernels do not know such an architecture.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: ModelConfig,
+        *,
+        world: World = ONE_PROCESS,
+        device: torch.device | None = None,
     ):
         self.model = model
         self.tokenizer = tokenizer
-        self.device = model.device
+        self.world = world
+        self.device = device or model.device
         self.trust_remote_code = config.trust_remote_code
         self.cache_argument = _cache_argument(model)
-        self._autocast_dtype = _autocast_dtype(model, config)
+        self._autocast_dtype = autocast_dtype(self.device, config)
         disable_dropout(model)
         if config.gradient_checkpointing:
             _enable_checkpointing(model)
         self._check_architecture()
+
+    def run(self, function: Callable[[], Result]) -> Result:
+        """function(), which calls `hidden` and reads `head`. Collective.
+
+        In a sharded model the head's weight is whole only inside.
+        """
+        return run_in_forward(self.model, function)
+
+    def gathered_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, all weights are whole on every rank, for passes that ranks make alone."""
+        return gathered_weights(self.model, self.world)
 
     def save(self, folder: Path) -> None:
         """Write model and tokenizer in Hugging Face format (safetensors)."""
@@ -84,18 +109,20 @@ class Policy:
         """The dtype of matrix products in a forward pass."""
         return self._autocast_dtype or self.model.dtype
 
-    def weights(self) -> Iterable[tuple[str, Tensor]]:
+    def weights(self, gather_dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
         """All weights and saved buffers with their names in a checkpoint. Tied weights come once.
 
-        Copies a weight only if the checkpoint has another layout than the model: transformers fuses
-        the experts of mixture models.
+        A sharded weight is cast to `gather_dtype` and then gathered whole, one at a time: iterating
+        is collective. Otherwise a weight is copied only if the checkpoint has another layout than
+        the model: transformers fuses the experts of mixture models.
         """
         first_names: dict[int, str] = {}
         tensors: dict[str, Tensor] = {}
         for name, tensor in self.model.state_dict(keep_vars=True).items():
             if first_names.setdefault(id(tensor), name) == name:
                 tensors[name] = tensor
-        return revert_weight_conversion(self.model, tensors).items()
+        for name, tensor in revert_weight_conversion(self.model, tensors).items():
+            yield name, gather_weight(tensor.detach(), gather_dtype)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The context of every forward pass, in training and in sampling."""
@@ -173,10 +200,11 @@ class Policy:
         position_ids = torch.cat([torch.arange(3), torch.arange(5)]).to(self.device)
         was_training = self.model.training
         self.model.eval()
-        packed_logits = _head_logits(self.hidden(ids, position_ids, cu_input), self.head)
-        with self.autocast():
-            first = self.model(input_ids=ids[None, :3], use_cache=False).logits[0]
-            second = self.model(input_ids=ids[None, 3:], use_cache=False).logits[0]
+        with self.gathered_weights():
+            packed_logits = _head_logits(self.hidden(ids, position_ids, cu_input), self.head)
+            with self.autocast():
+                first = self.model(input_ids=ids[None, :3], use_cache=False).logits[0]
+                second = self.model(input_ids=ids[None, 3:], use_cache=False).logits[0]
         self.model.train(was_training)
         model_logits = torch.cat([first.float(), second.float()])
         difference = (packed_logits - model_logits).abs().max()
@@ -194,11 +222,11 @@ def _head_logits(hidden: Tensor, head: LMHeadParameters) -> Tensor:
     return logits
 
 
-def _autocast_dtype(model: PreTrainedModel, config: ModelConfig) -> torch.dtype | None:
+def autocast_dtype(device: torch.device, config: ModelConfig) -> torch.dtype | None:
     """The dtype of autocast, None without autocast. Only float32 weights are autocast."""
-    on_cuda = model.device.type == "cuda"
+    on_cuda = device.type == "cuda"
     wants_bfloat16 = config.autocast == "bfloat16" or (config.autocast == "auto" and on_cuda)
-    return torch.bfloat16 if wants_bfloat16 and model.dtype == torch.float32 else None
+    return torch.bfloat16 if wants_bfloat16 and config.dtype == "float32" else None
 
 
 def _cache_argument(model: PreTrainedModel) -> str:

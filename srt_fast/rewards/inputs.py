@@ -34,6 +34,9 @@ class RewardInputs:
 
     Holds what must be remembered: the labels of the starting model and the teacher's weights.
 
+    check: called between micro-batches on all ranks. stop_sampling: called while a teacher samples,
+    on one rank. Both may raise, because a signal arrived.
+
     start: the starting model. StartLabels needs it, unless the labels come from a file.
     ema: a copy of the policy that becomes its moving average. EMATeacher needs it.
     """
@@ -45,6 +48,7 @@ class RewardInputs:
         sampler: Sampler,
         reader: AnswerReader,
         check: Callable[[], None],
+        stop_sampling: Callable[[], None],
         *,
         start: Policy | None = None,
         ema: Policy | None = None,
@@ -54,7 +58,9 @@ class RewardInputs:
         self._check = check
 
         def make_teacher(model: Policy | None) -> Teacher | None:
-            return Teacher(config, model, policy, sampler, reader, check) if model else None
+            if model is None:
+                return None
+            return Teacher(config, model, policy, sampler, reader, stop_sampling)
 
         self._start_teacher = make_teacher(start)
         self._ema_teacher = make_teacher(ema)

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from srt_fast.config import Config
+from srt_fast.distributed.sharding import local_part
 from srt_fast.model.policy import Policy
 from srt_fast.sampling import Sampler
 from srt_fast.sampling.base import SamplingParams
 from srt_fast.sampling.hf import HFSampler
+from srt_fast.sampling.ranks import over_ranks
 from srt_kernels import AnswerReader
 
 
@@ -32,16 +34,17 @@ class Teacher:
         policy: Policy,
         sampler: Sampler,
         reader: AnswerReader,
-        check: Callable[[], None],
+        stop_sampling: Callable[[], None],
     ) -> None:
         self._config = config
         self._model = model
         self._policy = policy
         self._reader = reader
         self._engine = sampler
-        self._hf_sampler: HFSampler | None = None
+        self._hf_sampler: Sampler | None = None
         if config.sampling.engine == "hf":
-            self._hf_sampler = HFSampler(model, config.sampling.max_sequences, check)
+            own_sampler = HFSampler(model, config.sampling.max_sequences, stop_sampling)
+            self._hf_sampler = over_ranks(own_sampler, model.world)
 
     def answers(self, prompts: list[list[int]], samples: int) -> tuple[Tensor, Tensor]:
         """[R'] answer keys of `samples` completions of each prompt, and [P+1] cu_groups.
@@ -73,7 +76,8 @@ class Teacher:
         for weight, policy_weight in zip(
             self._model.model.parameters(), policy_weights, strict=True
         ):
-            weight.lerp_(policy_weight, 1 - decay)
+            # Both models are sharded alike, so each rank moves its own part.
+            local_part(weight).lerp_(local_part(policy_weight), 1 - decay)
 
     def state_dict(self) -> dict[str, Any]:
         return self._model.model.state_dict()

@@ -12,8 +12,10 @@ from types import TracebackType
 from typing import Any
 
 from filelock import FileLock, Timeout
+from rich.console import Console
 
 from srt_fast.config import Config, from_dict, to_dict
+from srt_fast.distributed import ONE_PROCESS, World
 from srt_fast.files import write_atomically
 from srt_fast.rewards.audit import Audit, describe_totals
 from srt_fast.run.checkpoint import (
@@ -23,7 +25,7 @@ from srt_fast.run.checkpoint import (
     save_checkpoint,
 )
 from srt_fast.run.interrupts import InterruptHandler
-from srt_fast.run.metrics import MetricsWriter
+from srt_fast.run.metrics import MetricsWriter, NoMetrics
 from srt_fast.run.progress import RunProgress
 from srt_fast.run.report import write_report
 
@@ -61,21 +63,25 @@ class RunFolder:
     (without resume), that another process uses, or whose configuration a resume would change.
     """
 
-    metrics: MetricsWriter
+    metrics: MetricsWriter | NoMetrics
 
-    def __init__(self, config: Config, *, resume: str | Path | None, quiet: bool) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        resume: str | Path | None,
+        quiet: bool,
+        world: World = ONE_PROCESS,
+    ) -> None:
         self.config = config
-        self.folder = Path(resume or config.run_dir or _default_folder(config))
+        self.world = world
+        folder = resume or config.run_dir or world.broadcast(_default_folder(config))
+        self.folder = Path(folder)
         self._is_resumed = resume is not None
-        if self._is_resumed:
-            _check_same(load_config(self.folder), config)
-        elif _holds_a_run(self.folder):
-            raise ValueError(
-                f"run_dir: expected a new folder, got {self.folder}, which already holds a run; "
-                f"continue it with --resume {self.folder}, or name another folder"
-            )
+        with world.agreement():
+            self._check_folder()
         self.progress = RunProgress(quiet=quiet)
-        self.interrupts = InterruptHandler()
+        self.interrupts = InterruptHandler(repeat_seconds=1.0 if world.is_distributed else 0.0)
         self.audit = Audit(
             self.folder / "audit.jsonl", config.reward.audit_groups, config.train.seed
         )
@@ -84,22 +90,42 @@ class RunFolder:
         self._start_time = 0.0
         self._resources = contextlib.ExitStack()
 
+    def _check_folder(self) -> None:
+        if self._is_resumed:
+            _check_same(load_config(self.folder), self.config)
+        elif _holds_a_run(self.folder):
+            raise ValueError(
+                f"run_dir: expected a new folder, got {self.folder}, which already holds a run; "
+                f"continue it with --resume {self.folder}, or name another folder"
+            )
+
     def __enter__(self) -> RunFolder:
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._start_time = time.perf_counter()
         with contextlib.ExitStack() as resources:  # closes the open ones if a later one fails
-            self._lock(resources)
-            resume_step = self._resume_step()
-            self.metrics = MetricsWriter(self.folder, self.config.log, resume_step)
-            resources.callback(self.metrics.close)
-            self.audit.open(resume_step)
-            resources.callback(self.audit.close)
-            config_text = json.dumps(to_dict(self.config), indent=2) + "\n"
-            write_atomically(self.folder / "config.json", config_text)
+            with self.world.agreement():
+                if self.world.is_main:
+                    self._open(resources)
+            if not self.world.is_main:
+                self.metrics = NoMetrics()
+                rank_log = open(self.folder / f"rank-{self.world.rank}.log", "a", encoding="utf-8")
+                self.progress = RunProgress(Console(file=resources.enter_context(rank_log)))
             resources.enter_context(self.interrupts)
             resources.enter_context(self.progress)
             self._resources = resources.pop_all()
         return self
+
+    def _open(self, resources: contextlib.ExitStack) -> None:
+        """Lock the folder, and open what rank 0 writes."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock(resources)
+        resume_step = self._resume_step()
+        metrics = MetricsWriter(self.folder, self.config.log, resume_step)
+        resources.callback(metrics.close)
+        self.metrics = metrics
+        self.audit.open(resume_step)
+        resources.callback(self.audit.close)
+        config_text = json.dumps(to_dict(self.config), indent=2) + "\n"
+        write_atomically(self.folder / "config.json", config_text)
 
     def __exit__(
         self,
@@ -108,6 +134,14 @@ class RunFolder:
         traceback: TracebackType | None,
     ) -> None:
         self._resources.__exit__(exception_type, exception, traceback)
+
+    def check(self) -> None:
+        """Raise RunInterrupted on all ranks if a signal has arrived on one. Collective."""
+        if not self.world.is_distributed:
+            self.interrupts.check()
+            return
+        with self.world.agreement():
+            self.interrupts.check()
 
     @property
     def seconds(self) -> float:
@@ -159,7 +193,10 @@ class RunFolder:
         return f"Saved at {checkpoints[-1]}; continue with: {command}"
 
     def finish(self, step: int) -> dict[str, Any]:
-        """Write summary.json and the report. Returns the summary."""
+        """Write summary.json and the report on rank 0. Returns the summary on all ranks."""
+        return self.world.on_main(lambda: self._finish(step))
+
+    def _finish(self, step: int) -> dict[str, Any]:
         self.audit.close()
         audit_totals = self.audit.totals()
         if audit_totals:
@@ -226,8 +263,8 @@ def _holds_a_run(folder: Path) -> bool:
     return has_rows or bool(list_checkpoints(folder / "checkpoints"))
 
 
-def _default_folder(config: Config) -> Path:
-    return Path("runs") / f"{config.recipe}-seed{config.train.seed}-{datetime.now():%Y%m%d-%H%M%S}"
+def _default_folder(config: Config) -> str:
+    return f"runs/{config.recipe}-seed{config.train.seed}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _check_same(old_config: Config, new_config: Config) -> None:

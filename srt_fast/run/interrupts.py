@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -15,16 +16,24 @@ class RunInterrupted(Exception):
         super().__init__(signal.Signals(number).name)
         self.signal = number
 
+    def __reduce__(self) -> tuple[type[RunInterrupted], tuple[int]]:
+        return RunInterrupted, (self.signal,)  # pickle would pass the signal's name
+
 
 class InterruptHandler:
     """Context manager. `check()` raises RunInterrupted if a signal has arrived.
 
     A second signal acts at once, as without this handler. Python allows signal handlers in the main
     thread only. In other threads signals do what they did before.
+
+    repeat_seconds: a second signal this soon is a repetition of the first. torchrun passes on a
+    Ctrl-C that its processes receive from the terminal too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, repeat_seconds: float = 0.0) -> None:
+        self._repeat_seconds = repeat_seconds
         self._number: int | None = None
+        self._first_at = 0.0
         self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> InterruptHandler:
@@ -47,8 +56,14 @@ class InterruptHandler:
             raise RunInterrupted(self._number)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._number = number
-        self._restore()
+        if self._number is None:
+            self._number = number
+            self._first_at = time.monotonic()
+            if not self._repeat_seconds:
+                self._restore()
+        elif time.monotonic() - self._first_at > self._repeat_seconds:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._previous_handlers.items():

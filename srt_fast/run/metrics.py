@@ -72,6 +72,18 @@ RESERVED_NAMES = ("step", "kind", "time")
 """Names that every row has, so that no metric may have them."""
 
 
+class NoMetrics:
+    """The metrics of a rank that writes none: rank 0 does."""
+
+    def log(
+        self, step: int, values: Mapping[str, float | int | str | None], kind: str = "train"
+    ) -> None:
+        """See MetricsWriter.log."""
+
+    def log_samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """See MetricsWriter.log_samples."""
+
+
 class MetricsWriter:
     """Appends a run's metrics and samples.
 

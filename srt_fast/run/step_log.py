@@ -38,8 +38,11 @@ class StepLog:
     def write(self, step: int, batch: Batch, values: dict[str, Any]) -> dict[str, Any]:
         """Write a step. values: metrics of the training pass, the sync and the clock.
 
-        Returns all metrics of the step.
+        Returns all metrics of the step. Rank 0 computes and writes them for all ranks.
         """
+        return self._run.world.on_main(lambda: self._write(step, batch, values))
+
+    def _write(self, step: int, batch: Batch, values: dict[str, Any]) -> dict[str, Any]:
         if batch.prompts.dropped:
             message = f"{batch.prompts.dropped} prompts were too long and were replaced"
             self._run.event(step, "prompts_dropped", message, count=batch.prompts.dropped)

@@ -6,12 +6,13 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from srt_fast.distributed import World
 from srt_fast.types import Batch, MicroBatch, Problem, Rollouts
 from srt_kernels import Objective, PolicyLoss, Vote
 from srt_kernels.core.segments import segment_ids
@@ -177,6 +178,17 @@ def over_cap(objective: Objective, logprobs: Tensor, batch: MicroBatch) -> Tenso
     return log_correction > math.log(objective.correction_cap)
 
 
+SUMMED_OVER_RANKS = (
+    "loss",
+    "entropy",
+    "tokens",
+    "correction",
+    "tokens_over_cap",
+    "tokens_with_correction",
+    "rows",
+)
+
+
 @dataclass
 class StepTotals:
     """Sums over the micro-batches of a step's training pass."""
@@ -208,7 +220,18 @@ class StepTotals:
         self.tokens += int(result.entropies.isfinite().sum().item())
         if not self.updates:  # later updates are off policy: a mismatch there is no error
             mismatch = (result.logprobs - batch.sampler_logprobs).abs().nan_to_num()
-            self.train_mismatch_max = max(self.train_mismatch_max, mismatch.max().item())
+            if len(mismatch):
+                self.train_mismatch_max = max(self.train_mismatch_max, mismatch.max().item())
+
+    def over_ranks(self, world: World) -> StepTotals:
+        """The totals of all ranks. grad_norm and updates are those of every rank. Collective."""
+        sums = torch.tensor(
+            [getattr(self, name) for name in SUMMED_OVER_RANKS], dtype=torch.float64
+        )
+        parts = world.gather((sums, self.train_mismatch_max))
+        total = torch.stack([part for part, _ in parts]).sum(0).tolist()
+        values = dict(zip(SUMMED_OVER_RANKS, total, strict=True))
+        return replace(self, **values, train_mismatch_max=max(largest for _, largest in parts))
 
     def metrics(self) -> dict[str, float]:
         """Means over updates and tokens. Only the count if there was no update.

@@ -10,6 +10,7 @@ from srt_fast.config import Config, override
 from srt_fast.model.policy import Policy
 from srt_fast.sampling.base import Sampler, SamplerError
 from srt_fast.sampling.hf import HFSampler
+from srt_fast.sampling.ranks import over_ranks
 from srt_fast.sampling.vllm_colocate import VLLMSampler
 from srt_fast.sampling.vllm_server import ServerSampler
 
@@ -53,19 +54,42 @@ def make_sampler(
         ValueError: A server does not fit the run.
     """
     if config.sampling.engine == "hf":
-        return HFSampler(policy, config.sampling.max_sequences, checkpoint)
+        local = HFSampler(policy, config.sampling.max_sequences, checkpoint)
+        return over_ranks(local, policy.world)
     if config.vllm.mode == "server":
         sampler = ServerSampler(
             policy, config.sampling, config.vllm, folder=folder, checkpoint=checkpoint
         )
     else:
-        log_file = folder / "vllm.log" if folder else None
-        sampler = VLLMSampler(
-            policy, config.sampling, config.vllm, log_file=log_file, checkpoint=checkpoint
-        )
+        sampler = _start_engines(config, policy, folder, checkpoint)
     try:
         sampler.sync(policy)
     except BaseException:
         sampler.close()
         raise
     return sampler
+
+
+def _start_engines(
+    config: Config, policy: Policy, folder: Path | None, checkpoint: Callable[[], None]
+) -> Sampler:
+    """An engine in the process of each rank, or a tensor-parallel one over all ranks."""
+    world = policy.world
+    tensor_parallel = config.vllm.engine_args.get("tensor_parallel_size", 1)
+    if world.is_distributed and tensor_parallel not in (1, world.size):
+        raise ValueError(
+            "vllm.engine_args: expected tensor_parallel_size 1 or the number of ranks, "
+            f"{world.size}, got {tensor_parallel}"
+        )
+    name = f"vllm-rank-{world.rank}.log" if world.rank else "vllm.log"
+    sampler: Sampler | None = None
+    with world.agreement():
+        sampler = VLLMSampler(
+            policy,
+            config.sampling,
+            config.vllm,
+            log_file=folder / name if folder else None,
+            checkpoint=checkpoint,
+        )
+    assert sampler is not None
+    return over_ranks(sampler, world, tensor_parallel)

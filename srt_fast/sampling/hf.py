@@ -66,6 +66,9 @@ class HFSampler:
     def check(self, policy: Policy, prompts: list[list[int]]) -> None:
         """Compares nothing: sampler and trainer are one model."""
 
+    def check_rollouts(self, prompts: list[list[int]]) -> None:
+        """None: there is nothing to compare."""
+
     def close(self) -> None:
         """Releases nothing."""
 
@@ -86,12 +89,13 @@ class HFSampler:
         model = self._policy.model
         was_training = model.training
         model.eval()
-        for start in range(0, len(requests), self._max_sequences):
-            self._checkpoint()
-            batch = requests[start : start + self._max_sequences]
-            completions = self._complete(batch, params)
-            for request, completion in zip(batch, completions, strict=True):
-                groups[request.prompt_index].append(completion)
+        with self._policy.gathered_weights():
+            for start in range(0, len(requests), self._max_sequences):
+                self._checkpoint()
+                batch = requests[start : start + self._max_sequences]
+                completions = self._complete(batch, params)
+                for request, completion in zip(batch, completions, strict=True):
+                    groups[request.prompt_index].append(completion)
         model.train(was_training)
         all_completions = [completion for group in groups for completion in group]
         return pack_completions(all_completions, prompts, samples=params.n)

@@ -10,6 +10,7 @@ from srt_fast.config import Config
 from srt_fast.model.policy import Policy, longest_prompt
 from srt_fast.sampling.base import PendingRollouts, Sampler, SamplerError, SamplingParams
 from srt_fast.sampling.prompts import fitting_prompts
+from srt_fast.sampling.ranks import RankSampler
 from srt_fast.sampling.vllm_common import VLLMSamplerBase
 from srt_fast.tasks.stream import PromptStream
 from srt_fast.types import Problem, Prompts, Rollouts
@@ -53,7 +54,8 @@ class BatchPrefetcher:
     def prefetch(self) -> None:
         """Start to prepare the batch after the last one of `next_batch`."""
         if self._config.vllm.one_step_off:
-            assert isinstance(self._sampler, VLLMSamplerBase)  # the configuration checks it
+            # The configuration checks that the engine is vLLM.
+            assert isinstance(self._sampler, VLLMSamplerBase | RankSampler)
             prompts = self._next_prompts()
             self._pending = prompts, self._sampler.start(prompts.token_ids, self._params)
         self._prompts = self._executor.submit(self._prepare_prompts)

@@ -167,7 +167,12 @@ class VLLMEngine:
 
         names = {name for name, _ in model.named_parameters()}
         initialize_layerwise_reload(model)
-        loaded = model.load_weights(_detached_weights(policy))
+        weights = policy.weights(self.dtype)
+        try:
+            loaded = model.load_weights(weights)
+        finally:
+            for _ in weights:  # after an error the other ranks still gather them
+                pass
         finalize_layerwise_reload(model, self._engine.model_config)
         _repack_tied_head(model)
         return {name for name in names - loaded if not name.endswith(DERIVED_PARAMETERS)}
@@ -227,11 +232,7 @@ class _WeightSource:
         self.policy = policy
 
     def named_parameters(self) -> Iterable[tuple[str, Tensor]]:
-        return _detached_weights(self.policy)
-
-
-def _detached_weights(policy: Policy) -> Iterable[tuple[str, Tensor]]:
-    return ((name, weight.detach()) for name, weight in policy.weights())
+        return self.policy.weights()
 
 
 def _repack_tied_head(model: nn.Module) -> None:

@@ -117,6 +117,9 @@ class VLLMSampler(VLLMSamplerBase):
     def _start_engine(self) -> VLLMEngine:
         arguments = self._engine_arguments()
         arguments["gpu_memory_utilization"] = self._config.gpu_memory_utilization
+        if self._policy.world.is_distributed:
+            # With tensor parallelism vLLM uses the ranks that torchrun started.
+            arguments["distributed_executor_backend"] = "external_launcher"
         return VLLMEngine(
             self._policy,
             arguments | self._config.engine_args,

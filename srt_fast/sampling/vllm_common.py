@@ -84,7 +84,11 @@ class VLLMSamplerBase:
         return self._submit(prompts, params.n, [settings | {"seed": seed} for seed in prompt_seeds])
 
     def check(self, policy: Policy, prompts: list[list[int]]) -> LogprobMismatch:
-        """See Sampler.check. Every call uses the same seeds and restores the random state."""
+        """See Sampler.check."""
+        return self.compare(policy, self.check_rollouts(prompts))
+
+    def check_rollouts(self, prompts: list[list[int]]) -> Rollouts:
+        """The rollouts of a check. Every call uses the same seeds and restores the random state."""
         # Without truncation: the trainer scores with the whole vocabulary.
         params = SamplingParams(
             temperature=self._sampling.temperature,
@@ -94,7 +98,10 @@ class VLLMSamplerBase:
         with torch.random.fork_rng([]):
             torch.manual_seed(CHECK_SEED)
             # `result` stays inside: VLLMSampler's sets the generator to its state at `start`.
-            rollouts = self.start(prompts, params).result()
+            return self.start(prompts, params).result()
+
+    def compare(self, policy: Policy, rollouts: Rollouts) -> LogprobMismatch:
+        """Compare the log-probs of a check's rollouts with the policy's."""
         return self._logprob_check(policy, rollouts)
 
     def _validate(self, prompts: list[list[int]], params: SamplingParams) -> None:

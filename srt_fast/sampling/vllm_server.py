@@ -1,6 +1,6 @@
 """vLLM engines in processes of their own (`vllm serve`) as the sampler: token ids over HTTP.
 
-The servers run on other GPUs or machines.
+The servers run on other GPUs or machines. With several ranks, rank 0 talks to them.
 
 A prompt with all of its samples is one request. Prompt i goes to server i modulo their number, so
 that a run repeats. No request is sent twice: a server that restarted meanwhile has other weights.
@@ -30,7 +30,6 @@ from srt_fast.sampling.server_check import ServerCheck
 from srt_fast.sampling.server_client import ServerClient
 from srt_fast.sampling.vllm_common import POLL_SECONDS, VLLMSamplerBase
 from srt_fast.sampling.weight_transfer import FolderTransfer, NCCLTransfer, WeightTransfer
-from srt_fast.types import Rollouts
 
 IDLE_TIMEOUT_SECONDS = 10.0
 """Time that a server has to end requests that were given up."""
@@ -69,6 +68,7 @@ class ServerSampler(VLLMSamplerBase):
         checkpoint: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(policy, sampling, config, checkpoint)
+        self._world = policy.world
         self._client = ServerClient(config, checkpoint)
         is_on_cuda = policy.device.type == "cuda"
         with_nccl = config.transfer == "nccl" or (config.transfer == "auto" and is_on_cuda)
@@ -78,7 +78,7 @@ class ServerSampler(VLLMSamplerBase):
         server_check = ServerCheck(policy, self._engine_arguments(), with_nccl)
         self._logprob_check = LogprobCheck(
             sampling.temperature,
-            server_check.connect(self._client),
+            self._world.on_main(lambda: server_check.connect(self._client)),
             config.max_logprob_mismatch,
             config.mean_logprob_mismatch,
         )
@@ -89,11 +89,8 @@ class ServerSampler(VLLMSamplerBase):
     def sync(self, policy: Policy) -> None:
         """See Sampler.sync. The servers forget their prefix caches, which are of older weights."""
         self._weight_version = None
-        version = uuid.uuid4().hex
         self._transfer.send(policy)
-        self._empty_prefix_caches()
-        self._client.ask("/update_weight_version", {"new_version": version})
-        self._weight_version = version
+        self._weight_version = self._world.on_main(self._name_weights)
 
     def close(self) -> None:
         """Drop what is being sampled, and remove the folder for weights. The servers stay."""
@@ -124,25 +121,45 @@ class ServerSampler(VLLMSamplerBase):
             raise SamplerError(
                 "vLLM servers: they do not hold this run's weights, the last sync failed"
             )
+        pool: RequestPool | None = None
+        if self._world.is_main:
+            pool = self._send_requests(prompts, settings)
+
+        def answers(interruptible: bool) -> list[list[Completion]]:
+            assert pool is not None
+            completions = self._client.wait(pool, interruptible=interruptible)
+            self._confirm_weight_version()
+            return completions
+
+        return PendingRollouts(
+            wait=lambda interruptible: self._pack(
+                self._world.on_main(lambda: answers(interruptible)), prompts, samples
+            ),
+            cancel=pool.cancel if pool else lambda: None,
+        )
+
+    def _send_requests(
+        self, prompts: list[list[int]], settings: list[dict[str, Any]]
+    ) -> RequestPool:
         urls = self._client.urls
         requests = []
         for index, (prompt, prompt_settings) in enumerate(zip(prompts, settings, strict=True)):
             body = {"prompt": prompt, "cache_salt": self._weight_version}
             body |= prompt_settings | REQUEST_SETTINGS
             requests.append(Request(urls[index % len(urls)], "/v1/completions", body))
-        pool = RequestPool(requests, read=_completions)
-        self._running = pool
-
-        def wait(interruptible: bool) -> Rollouts:
-            answers = self._client.wait(pool, interruptible=interruptible)
-            self._confirm_weight_version()
-            return self._pack(answers, prompts, samples)
-
-        return PendingRollouts(wait=wait, cancel=pool.cancel)
+        self._running = RequestPool(requests, read=_completions)
+        return self._running
 
     def _repeat_for_servers(self, prompts: list[list[int]]) -> list[list[int]]:
         count = max(len(prompts), len(self._client.urls))
         return [prompts[index % len(prompts)] for index in range(count)]
+
+    def _name_weights(self) -> str:
+        """Give the servers' new weights a name."""
+        version = uuid.uuid4().hex
+        self._empty_prefix_caches()
+        self._client.ask("/update_weight_version", {"new_version": version})
+        return version
 
     def _empty_prefix_caches(self) -> None:
         """Empty the servers' prefix caches.

@@ -41,7 +41,7 @@ class FolderTransfer:
     def send(self, policy: Policy) -> None:
         """See WeightTransfer.send."""
         # A new name each time: network file systems may serve the old contents of an old name.
-        copy = self._folder / uuid.uuid4().hex
+        copy = self._folder / policy.world.broadcast(uuid.uuid4().hex)
         try:
             policy.save(copy)
         except (OSError, SafetensorError) as error:
@@ -54,8 +54,12 @@ class FolderTransfer:
             "no weights: start it anew"
         )
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(copy)}}
-        try:
+
+        def ask() -> None:
             self._client.ask("/collective_rpc", body, limit="start_timeout", hint=lambda url: hint)
+
+        try:
+            policy.world.on_main(ask)
         finally:
             shutil.rmtree(copy, ignore_errors=True)
 
@@ -74,7 +78,15 @@ class NCCLTransfer:
         self._sender: NCCLWeightSender | None = None
 
     def send(self, policy: Policy) -> None:
-        """See WeightTransfer.send. The first call opens the group."""
+        """See WeightTransfer.send. The first call opens the group. Only rank 0 sends."""
+        with policy.world.agreement():
+            if policy.world.is_main:
+                self._send_in_thread(policy)
+            else:
+                for _ in policy.weights():  # takes part in gathering them
+                    pass
+
+    def _send_in_thread(self, policy: Policy) -> None:
         # In a thread of its own: a broadcast to a server that died does not return.
         future = _run_in_thread(lambda: self._send(policy))
         failure = self._client.failure

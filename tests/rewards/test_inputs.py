@@ -127,7 +127,7 @@ def inputs_with_counter(policy, config, tiny_model) -> tuple[RewardInputs, Count
     start = load_policy(tiny_model, config.model)
     reader = AnswerReader(policy.tokenizer, "last_number")
     sampler = HFSampler(policy, 64)
-    inputs = RewardInputs(config, policy, sampler, reader, lambda: None, start=start)
+    inputs = RewardInputs(config, policy, sampler, reader, lambda: None, lambda: None, start=start)
     counter = CountingSampler(start, 64)
     inputs._start_teacher._hf_sampler = counter
     return inputs, counter
@@ -161,7 +161,7 @@ def test_labels_from_a_file(tiny_policy, tiny_config, tmp_path):
     requires = (StartLabels(file=str(file)),)
 
     def gather(*texts: str) -> dict[str, torch.Tensor]:
-        inputs = RewardInputs(tiny_config, tiny_policy, None, None, lambda: None)
+        inputs = RewardInputs(tiny_config, tiny_policy, None, None, lambda: None, lambda: None)
         return inputs.gather(requires, prompts_of(tiny_policy, *texts), None)
 
     rows = '{"prompt": "1+2=", "label": 3}\n{"prompt": "2+2=", "label": "\\\\frac{8}{2}"}\n'

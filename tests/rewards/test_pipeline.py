@@ -83,7 +83,7 @@ def sharp_config(tiny_config, tiny_model, tmp_path) -> Config:
     """A model with sharp distributions: votes agree, labels recur and steps train."""
     policy = load_policy(tiny_model, tiny_config.model)
     with torch.no_grad():
-        policy.model.lm_head.weight.mul_(30)
+        policy.model.lm_head.weight.mul_(20)
     policy.save(tmp_path / "sharp")
     changes = {
         "model.path": str(tmp_path / "sharp"),
