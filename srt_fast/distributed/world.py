@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from srt_fast.config import DistConfig
 from srt_fast.errors import first_line
 
 Value = TypeVar("Value")
+
+_worlds = itertools.count()  # of this process
 
 ON_ALL_RANKS = "All ranks raise this error."
 """A note of such an error: one rank should show it."""
@@ -248,7 +251,7 @@ def _take_gpu(local_rank: int) -> None:
 
 
 def _store(timeout: datetime.timedelta) -> Store:
-    """The agent's store, with a prefix for each restart.
+    """The agent's store, with a prefix for each restart and each world of this process.
 
     Without the prefix a restarted rank may read the addresses of ranks that are gone
     (pytorch #135712).
@@ -257,7 +260,7 @@ def _store(timeout: datetime.timedelta) -> Store:
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout
     )
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return PrefixStore(f"srt-fast/restart-{restart}", store)
+    return PrefixStore(f"srt-fast/restart-{restart}/world-{next(_worlds)}", store)
 
 
 def _portable(error: Exception) -> Exception:

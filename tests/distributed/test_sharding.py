@@ -1,0 +1,116 @@
+"""Gradients of a sharded model against those of one process."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from srt_fast.config import DistConfig, ModelConfig
+from srt_fast.distributed import ONE_PROCESS
+from srt_fast.distributed.sharding import gather_weight
+from srt_fast.distributed.world import start
+from srt_fast.model.loading import load_policy
+from srt_fast.model.logprobs import head_inputs
+from srt_fast.model.packing import pack
+from srt_fast.model.policy import Policy
+from srt_fast.quickstart import build_tokenizer
+from srt_fast.types import Rollouts
+from srt_kernels import Objective, linear_policy_loss
+from support.models import SMALL, make_model
+from support.ranks import run_ranks
+from support.rollouts import random_rollouts
+
+PROMPTS = ("1+2=", "30+4=", "7+7=", "12+3=")
+TOKEN_BUDGET = 40  # several micro-batches on each rank, and not equally many tokens
+ROUNDING = 4.0
+"""How much larger the error of a sum in another order may be. Both are measured against float64."""
+
+VARIANTS = {
+    "plain": (ModelConfig(), DistConfig()),
+    "activations recomputed": (ModelConfig(gradient_checkpointing=True), DistConfig()),
+    "weights stay whole": (ModelConfig(), DistConfig(reshard_after_forward=False)),
+    "offloaded": (ModelConfig(), DistConfig(cpu_offload=True)),
+    "bfloat16": (ModelConfig(autocast="bfloat16"), DistConfig()),
+}
+
+
+def gradients(policy: Policy, rollouts: Rollouts) -> dict:
+    """Gradients of the policy loss by name, whole and in float64."""
+    generator = torch.Generator().manual_seed(0)
+    advantages = torch.randn(len(rollouts.truncated), generator=generator)
+    indices = torch.arange(len(advantages))
+    for batch in pack(rollouts, advantages, indices, TOKEN_BUDGET, policy.world):
+
+        def forward(batch=batch):
+            tensors, options = head_inputs(policy, batch, 1.0)
+            return linear_policy_loss(
+                *tensors,
+                batch.advantages,
+                batch.cu_seqlens,
+                Objective.preset("reinforce"),
+                normalizer=torch.tensor(float(len(rollouts.tokens))),
+                **options,
+            ).loss
+
+        policy.run(forward).backward()
+    return {
+        name: gather_weight(weight.grad, None).double()
+        for name, weight in policy.model.named_parameters()
+        if weight.grad is not None
+    }
+
+
+def largest_error(actual: dict, expected: dict) -> float:
+    """The largest relative error of a weight's gradient, in the Frobenius norm."""
+    assert actual.keys() == expected.keys()
+    return max(
+        ((actual[name] - expected[name]).norm() / expected[name].norm()).item() for name in expected
+    )
+
+
+def exact_gradients(folder: str, rollouts: Rollouts) -> dict:
+    """Gradients in float64, by autograd over whole logits."""
+    policy = load_policy(folder, ModelConfig())
+    policy.model.double()
+    generator = torch.Generator().manual_seed(0)
+    advantages = torch.randn(len(rollouts.truncated), generator=generator)
+    [batch] = pack(rollouts, advantages, torch.arange(len(advantages)), 10**9)
+    hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.cu_input)
+    logits = hidden[batch.row_index] @ policy.head.weight.T
+    logprobs = logits.log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
+    token_advantages = batch.advantages.repeat_interleave(batch.cu_seqlens.diff())
+    (-(token_advantages * logprobs).sum() / len(rollouts.tokens)).backward()
+    return {name: weight.grad for name, weight in policy.model.named_parameters()}
+
+
+def gradients_task(folders: list[str]) -> None:
+    world = start(DistConfig())
+    for folder in folders:
+        rollouts = random_rollouts(load_policy(folder, ModelConfig()), 4, PROMPTS)
+        exact = exact_gradients(folder, rollouts)
+        for name, (model, dist) in VARIANTS.items():
+            alone = gradients(load_policy(folder, model, ONE_PROCESS), rollouts)
+            sharded = load_policy(folder, model, replace(world, settings=dist))
+            error = largest_error(gradients(sharded, rollouts), exact)
+            bar = ROUNDING * largest_error(alone, exact)
+            assert error <= bar, f"{name} of {folder}: {error:.2g} > {bar:.2g}"
+    world.close()
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[str]:
+    """Models with a head of their own and with a tied one."""
+    paths = []
+    for name, is_tied in (("own head", False), ("tied head", True)):
+        settings = SMALL | {"tie_word_embeddings": is_tied, "initializer_range": 0.2}
+        model = make_model(LlamaConfig(**settings))
+        model.save_pretrained(tmp_path / name)
+        build_tokenizer().save_pretrained(tmp_path / name)
+        paths.append(str(tmp_path / name))
+    return paths
+
+
+def test_gradients_are_those_of_one_process(folders):
+    run_ranks(gradients_task, 2, folders, timeout=120)
