@@ -90,6 +90,12 @@ class Policy:
 
     def save(self, folder: Path) -> None:
         """Write model and tokenizer in Hugging Face format (safetensors)."""
+        if self.world.is_distributed:
+            whole = {name: weight.clone() for name, weight in self.weights()}
+            if self.world.is_main:
+                self.model.save_pretrained(folder, state_dict=whole)
+                self.tokenizer.save_pretrained(folder)
+            return
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -109,20 +115,26 @@ class Policy:
         """The dtype of matrix products in a forward pass."""
         return self._autocast_dtype or self.model.dtype
 
-    def weights(self, gather_dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
-        """All weights and saved buffers with their names in a checkpoint. Tied weights come once.
+    def named_weights(self) -> dict[str, Tensor]:
+        """All weights and saved buffers by their names in a checkpoint. Tied weights come once.
 
-        A sharded weight is cast to `gather_dtype` and then gathered whole, one at a time: iterating
-        is collective. Otherwise a weight is copied only if the checkpoint has another layout than
-        the model: transformers fuses the experts of mixture models.
+        A weight of a sharded model is a DTensor. A weight is copied only if the checkpoint has
+        another layout than the model: transformers fuses the experts of mixture models.
         """
         first_names: dict[int, str] = {}
         tensors: dict[str, Tensor] = {}
         for name, tensor in self.model.state_dict(keep_vars=True).items():
             if first_names.setdefault(id(tensor), name) == name:
                 tensors[name] = tensor
-        for name, tensor in revert_weight_conversion(self.model, tensors).items():
-            yield name, gather_weight(tensor.detach(), gather_dtype)
+        weights = revert_weight_conversion(self.model, tensors)
+        return {name: tensor.detach() for name, tensor in weights.items()}
+
+    def weights(self, gather_dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+        """named_weights, whole. Iterating is collective: a sharded weight is cast to `gather_dtype`
+        and then gathered, one at a time.
+        """
+        for name, tensor in self.named_weights().items():
+            yield name, gather_weight(tensor, gather_dtype)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The context of every forward pass, in training and in sampling."""

@@ -207,7 +207,7 @@ class NCCLWeightSender:
                     master_address=get_ip(),
                     master_port=get_open_port(),
                     world_size=1 + workers,
-                    rank=0,
+                    rank=policy.world.rank,  # rank 0 sends, the others help to gather
                 ),
                 client=client,
                 source=ModuleSource(cast(Any, self._source)),
@@ -232,7 +232,7 @@ class _WeightSource:
         self.policy = policy
 
     def named_parameters(self) -> Iterable[tuple[str, Tensor]]:
-        return self.policy.weights()
+        return self.policy.named_weights().items()  # ModuleSource gathers sharded weights
 
 
 def _repack_tied_head(model: nn.Module) -> None:

@@ -75,20 +75,22 @@ class NCCLTransfer:
     def __init__(self, client: ServerClient, timeout_seconds: float) -> None:
         self._client = _WeightSyncClient(client)
         self._timeout_seconds = timeout_seconds
+        self._workers: int | None = None  # of all servers
         self._sender: NCCLWeightSender | None = None
 
     def send(self, policy: Policy) -> None:
-        """See WeightTransfer.send. The first call opens the group. Only rank 0 sends."""
-        with policy.world.agreement():
-            if policy.world.is_main:
-                self._send_in_thread(policy)
-            else:
-                for _ in policy.weights():  # takes part in gathering them
-                    pass
+        """See WeightTransfer.send. The first call opens the group.
 
-    def _send_in_thread(self, policy: Policy) -> None:
+        Rank 0 sends. The other ranks take part in gathering the weights.
+        """
+        if self._workers is None:
+            self._workers = policy.world.on_main(self._client.count_workers)
+        with policy.world.agreement():
+            self._send_in_thread(policy, self._workers)
+
+    def _send_in_thread(self, policy: Policy, workers: int) -> None:
         # In a thread of its own: a broadcast to a server that died does not return.
-        future = _run_in_thread(lambda: self._send(policy))
+        future = _run_in_thread(lambda: self._send(policy, workers))
         failure = self._client.failure
         ended, _ = concurrent.futures.wait(
             [future, failure], self._timeout_seconds, FIRST_COMPLETED
@@ -106,9 +108,8 @@ class NCCLTransfer:
     def close(self) -> None:
         """Leaves the group open: it ends with the process."""
 
-    def _send(self, policy: Policy) -> None:
+    def _send(self, policy: Policy, workers: int) -> None:
         if self._sender is None:
-            workers = self._client.count_workers()
             self._sender = NCCLWeightSender(policy, self._client, workers)
         self._sender.send(policy)
 

