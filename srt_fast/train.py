@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from srt_fast.config import Config
-from srt_fast.distributed.world import start as start_world
+from srt_fast.distributed.launch import start as start_world
+from srt_fast.distributed.world import lost_ranks_are_errors
 from srt_fast.evaluation.evaluate import evaluate
 from srt_fast.model.loading import check_path, load_policy, quiet_transformers
 from srt_fast.parts import RunParts, make_parts, starting_model
@@ -54,6 +55,7 @@ class Trainer:
         self.world = start_world(config.dist, config.model.device)
         with self.world.agreement():
             self._check()
+        resume = resume or self.world.recall("run_dir")  # torchrun has restarted the ranks
         self.run = RunFolder(self.config, resume=resume, quiet=quiet, world=self.world)
         self.step = 0
 
@@ -83,10 +85,10 @@ class Trainer:
 
         Returns recipe, seed, steps, pass1_start, pass1_end, maj_start, maj_end, seconds, run_dir.
         Raises RunInterrupted for SIGINT or SIGTERM, and SamplerError if the sampler fails. Both
-        come after a checkpoint was saved.
+        come after a checkpoint was saved. Raises WorldError if a rank is lost.
         """
         quiet_transformers()
-        with self.run, contextlib.ExitStack() as resources:
+        with lost_ranks_are_errors(), self.run, contextlib.ExitStack() as resources:
             self._begin(resources)
             try:
                 if "start" not in self.run.evaluations:

@@ -113,9 +113,10 @@ def gather_weight(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """
     if not isinstance(tensor, DTensor):
         return tensor
-    if dtype is not None and tensor.is_floating_point():
-        tensor = tensor.to(dtype)
-    return tensor.full_tensor()
+    if dtype is None or not tensor.is_floating_point():
+        return tensor.full_tensor()
+    cast: Any = tensor.to(dtype)
+    return cast.full_tensor()
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:

@@ -9,10 +9,7 @@ number of ranks when it resumes.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import hashlib
-import itertools
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
@@ -20,15 +17,13 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed.device_mesh import DeviceMesh
 
 from srt_fast.config import DistConfig
 from srt_fast.errors import first_line
 
 Value = TypeVar("Value")
-
-_worlds = itertools.count()  # of this process
 
 ON_ALL_RANKS = "All ranks raise this error."
 """A note of such an error: one rank should show it."""
@@ -62,6 +57,10 @@ class World:
     """gloo, for status and small values."""
     checkpoints: dist.ProcessGroup | None = None
     """gloo, for checkpoints that are written while the next step runs."""
+    restarts: int = 0
+    """How often torchrun has restarted the ranks (--max-restarts)."""
+    agent_store: Store | None = None
+    """torchrun's store. It survives restarts."""
 
     @property
     def is_main(self) -> bool:
@@ -113,7 +112,7 @@ class World:
         if not self.is_distributed:
             return [value]
         values: list[Any] = [None] * self.size
-        with _lost_ranks_are_errors():
+        with lost_ranks_are_errors():
             dist.all_gather_object(values, value, group=self.control)
         return values
 
@@ -122,7 +121,7 @@ class World:
         if not self.is_distributed:
             return value
         values: list[Any] = [value]
-        with _lost_ranks_are_errors():
+        with lost_ranks_are_errors():
             dist.broadcast_object_list(values, src=0, group=self.control)
         return values[0]
 
@@ -138,21 +137,21 @@ class World:
         padded = tensor.new_zeros(max(lengths), *tensor.shape[1:])
         padded[: len(tensor)] = tensor
         tensors = [torch.empty_like(padded) for _ in lengths]
-        with _lost_ranks_are_errors():
+        with lost_ranks_are_errors():
             dist.all_gather(tensors, padded)
         return [part[:length] for part, length in zip(tensors, lengths, strict=True)]
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over the ranks. All ranks get the same bits. Changes `tensor`."""
         if self.is_distributed:
-            with _lost_ranks_are_errors():
+            with lost_ranks_are_errors():
                 dist.all_reduce(tensor, dist.ReduceOp.SUM)
         return tensor
 
     def max(self, tensor: Tensor) -> Tensor:
         """The largest value of the ranks. Changes `tensor`."""
         if self.is_distributed:
-            with _lost_ranks_are_errors():
+            with lost_ranks_are_errors():
                 dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor
 
@@ -166,6 +165,17 @@ class World:
             ranks = ", ".join(map(str, different))
             raise WorldError(f"{what}: expected the same on all ranks, got others on rank {ranks}")
 
+    def remember(self, name: str, value: str) -> None:
+        """Let `recall` find this value after torchrun has restarted the ranks. Rank 0's counts."""
+        if self.agent_store and self.is_main:
+            self.agent_store.set(name, value)
+
+    def recall(self, name: str) -> str | None:
+        """The value that `remember` kept before a restart. None without one. Not collective."""
+        if self.agent_store is None or not self.restarts or not self.agent_store.check([name]):
+            return None
+        return self.agent_store.get(name).decode()
+
     def close(self) -> None:
         """End the process groups. Local: a rank that ends with an error does not wait."""
         if self.is_distributed and dist.is_initialized():
@@ -174,48 +184,6 @@ class World:
 
 ONE_PROCESS = World()
 """The world of a run that torchrun did not start."""
-
-
-def start(config: DistConfig, device: str = "auto") -> World:
-    """The world that torchrun started, or one process.
-
-    device: model.device. On CUDA each rank takes the GPU of its LOCAL_RANK.
-
-    Raises ValueError if shard x replicas is not the number of ranks, and for more ranks than GPUs.
-    """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        return ONE_PROCESS
-    rank = int(os.environ["RANK"])
-    mesh_shape = _mesh_shape(config, size)
-    on_cuda = device != "cpu" and torch.cuda.is_available()
-    if on_cuda:
-        _take_gpu(int(os.environ["LOCAL_RANK"]))
-    timeout = datetime.timedelta(seconds=config.timeout)
-    with _lost_ranks_are_errors():
-        if not dist.is_initialized():
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
-                store=_store(timeout),
-                rank=rank,
-                world_size=size,
-                timeout=timeout,
-            )
-        mesh = init_device_mesh(
-            "cuda" if on_cuda else "cpu", mesh_shape, mesh_dim_names=("replicate", "shard")
-        )
-        control = dist.new_group(backend="gloo", timeout=timeout)
-        checkpoints = dist.new_group(backend="gloo", timeout=timeout)
-    assert isinstance(control, dist.ProcessGroup)
-    assert isinstance(checkpoints, dist.ProcessGroup)
-    return World(
-        rank=rank,
-        size=size,
-        settings=config,
-        mesh=mesh,
-        control=control,
-        checkpoints=checkpoints,
-    )
 
 
 def digest(*values: Any) -> str:
@@ -230,39 +198,6 @@ def digest(*values: Any) -> str:
     return state.hexdigest()
 
 
-def _mesh_shape(config: DistConfig, size: int) -> tuple[int, int]:
-    shard = config.shard or size // config.replicas
-    if shard * config.replicas != size:
-        raise ValueError(
-            "dist.shard: expected shard x replicas to be the number of ranks, "
-            f"got {shard} x {config.replicas} for {size} ranks"
-        )
-    return config.replicas, shard
-
-
-def _take_gpu(local_rank: int) -> None:
-    count = torch.cuda.device_count()
-    if local_rank >= count:
-        raise ValueError(
-            f"torchrun: expected at most as many processes on a node as it has GPUs, {count}, got "
-            f"process {local_rank + 1}"
-        )
-    torch.cuda.set_device(local_rank)
-
-
-def _store(timeout: datetime.timedelta) -> Store:
-    """The agent's store, with a prefix for each restart and each world of this process.
-
-    Without the prefix a restarted rank may read the addresses of ranks that are gone
-    (pytorch #135712).
-    """
-    store = TCPStore(
-        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout
-    )
-    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return PrefixStore(f"srt-fast/restart-{restart}/world-{next(_worlds)}", store)
-
-
 def _portable(error: Exception) -> Exception:
     """An error that the other ranks can unpickle, without its traceback."""
     if type(error).__module__.startswith("srt_fast.") or isinstance(error, ValueError | OSError):
@@ -271,11 +206,18 @@ def _portable(error: Exception) -> Exception:
 
 
 @contextlib.contextmanager
-def _lost_ranks_are_errors() -> Iterator[None]:
-    """torch.distributed reports a rank that died or hangs as a RuntimeError of several lines."""
+def lost_ranks_are_errors() -> Iterator[None]:
+    """Inside, a failed collective call is a WorldError of one line.
+
+    torch reports a rank that died or hangs as a RuntimeError. gloo's has no class of its own.
+    """
     try:
         yield
     except RuntimeError as error:
+        text = str(error)
+        is_collective = isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text
+        if isinstance(error, WorldError) or not is_collective:
+            raise
         raise WorldError(
             "a rank has ended or did not answer within dist.timeout; the logs of the other ranks "
             f"may say why ({first_line(error)})"

@@ -109,6 +109,7 @@ class RunFolder:
                 self.metrics = NoMetrics()
                 rank_log = open(self.folder / f"rank-{self.world.rank}.log", "a", encoding="utf-8")
                 self.progress = RunProgress(Console(file=resources.enter_context(rank_log)))
+            self.world.remember("run_dir", str(self.folder))
             resources.enter_context(self.interrupts)
             resources.enter_context(self.progress)
             self._resources = resources.pop_all()

@@ -58,7 +58,9 @@ def test_runs_are_those_of_one_process(sharp_config, tmp_path):
     configs = []
     for name, changes in RUNS.items():
         changes = changes | {"train.steps": 6}
-        Trainer(override(sharp_config, changes | {"run_dir": str(tmp_path / name)})).train()
+        Trainer(
+            override(sharp_config, changes | {"run_dir": str(tmp_path / name)}), quiet=True
+        ).train()
         ranks_dir = str(tmp_path / f"{name} on two ranks")
         configs.append(to_dict(override(sharp_config, changes | {"run_dir": ranks_dir})))
     run_ranks(ranks_task, 2, configs, timeout=150)
