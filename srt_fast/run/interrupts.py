@@ -50,6 +50,10 @@ class InterruptHandler:
     ) -> None:
         self._restore()
 
+    @property
+    def has_signal(self) -> bool:
+        return self._number is not None
+
     def check(self) -> None:
         """Raise RunInterrupted if a signal has arrived."""
         if self._number is not None:

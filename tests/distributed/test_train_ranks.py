@@ -9,6 +9,7 @@ from srt_fast.config import Config, from_dict, override, to_dict
 from srt_fast.files import read_rows
 from srt_fast.model.loading import load_policy
 from srt_fast.train import Trainer
+from support.models import sharpen
 from support.ranks import run_ranks
 
 LR = 1e-3
@@ -41,12 +42,7 @@ def ranks_task(configs: list[dict]) -> None:
 
 @pytest.fixture
 def sharp_config(tiny_config, tiny_model, tmp_path) -> Config:
-    """A model with sharp distributions: votes agree, and steps train."""
-    policy = load_policy(tiny_model, tiny_config.model)
-    with torch.no_grad():
-        policy.model.lm_head.weight.mul_(20)
-    policy.save(tmp_path / "sharp")
-    changes = {"model.path": str(tmp_path / "sharp"), "train.lr": LR}
+    changes = {"model.path": sharpen(tiny_model, tmp_path / "sharp"), "train.lr": LR}
     return override(tiny_config, changes)
 
 

@@ -15,6 +15,7 @@ from srt_fast.rewards.pipeline import concatenate
 from srt_fast.rewards.weighting import head_tail
 from srt_fast.train import Trainer
 from srt_fast.types import Reward
+from support.models import sharpen
 from support.rollouts import make_groups, random_rollouts
 
 
@@ -80,13 +81,8 @@ def test_resampling_fills_the_batch(tiny_config, tmp_path, monkeypatch):
 
 @pytest.fixture
 def sharp_config(tiny_config, tiny_model, tmp_path) -> Config:
-    """A model with sharp distributions: votes agree, labels recur and steps train."""
-    policy = load_policy(tiny_model, tiny_config.model)
-    with torch.no_grad():
-        policy.model.lm_head.weight.mul_(20)
-    policy.save(tmp_path / "sharp")
     changes = {
-        "model.path": str(tmp_path / "sharp"),
+        "model.path": sharpen(tiny_model, tmp_path / "sharp"),
         "sampling.max_new_tokens": 2,
         "train.lr": 1e-3,
     }

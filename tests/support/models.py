@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from srt_fast.config import ModelConfig
 from srt_fast.model.attention import ATTENTION
+from srt_fast.model.loading import load_policy
 from srt_fast.model.policy import Policy
 from srt_fast.quickstart import build_tokenizer
 
@@ -36,6 +38,16 @@ def make_model(config: PreTrainedConfig) -> PreTrainedModel:
 def make_policy(config: PreTrainedConfig, **settings: Any) -> Policy:
     """A random policy. settings: of ModelConfig."""
     return Policy(make_model(config), build_tokenizer(), ModelConfig(**settings))
+
+
+def sharpen(model: str, folder: Path) -> str:
+    """A copy of a model with sharp distributions: votes agree, labels recur and steps train."""
+    policy = load_policy(model, ModelConfig())
+    with torch.no_grad():
+        policy.model.lm_head.weight.mul_(20)
+    policy.model.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def rounding_error(terms: int, size: float, unit_roundoff: float) -> float:
