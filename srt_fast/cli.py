@@ -98,7 +98,7 @@ def _train(argv: list[str]) -> int:
         command = f"train --resume {arguments.resume}"
         config = override_fields(config, arguments.overrides, command)
     from srt_fast.distributed import WorldError
-    from srt_fast.run.checkpoint import CheckpointError
+    from srt_fast.errors import CheckpointError
     from srt_fast.run.interrupts import RunInterrupted
     from srt_fast.sampling import SamplerError
     from srt_fast.train import Trainer

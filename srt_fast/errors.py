@@ -1,6 +1,10 @@
-"""Texts of errors."""
+"""Errors that several rooms raise, and texts of errors."""
 
 from __future__ import annotations
+
+
+class CheckpointError(Exception):
+    """A checkpoint could not be written, for example on a full disk, or is damaged."""
 
 
 def first_line(error: object) -> str:

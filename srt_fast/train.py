@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import torch
 
 from srt_fast.config import Config
 from srt_fast.distributed.launch import start as start_world
+from srt_fast.distributed.optimizer_state import read_optimizer
+from srt_fast.distributed.tensor_files import read_tensors
 from srt_fast.distributed.world import lost_ranks_are_errors
 from srt_fast.evaluation.evaluate import evaluate
 from srt_fast.model.loading import check_path, load_policy, quiet_transformers
@@ -24,6 +27,7 @@ from srt_fast.parts import RunParts, make_parts, starting_model
 from srt_fast.rewards import make_reward_function
 from srt_fast.rewards.base import GoldAnswers, StartLabels, find_requirement
 from srt_fast.rewards.inputs import check_labels
+from srt_fast.run.checkpoint_writer import Contents
 from srt_fast.run.folder import RunFolder
 from srt_fast.run.interrupts import RunInterrupted
 from srt_fast.run.progress import RunProgress
@@ -35,7 +39,6 @@ from srt_fast.tasks import make_task
 from srt_fast.types import Batch
 from srt_kernels import AnswerReader
 
-CHECKPOINT_FORMAT = 1
 PROGRESS_FIELDS = ["pass1", "label_accuracy", "vote_share", "pseudo_reward", "tokens_per_second"]
 
 
@@ -202,6 +205,7 @@ class Trainer:
     def _after_step(self) -> None:
         """The probe, action, evaluation and checkpoint that are due after this step."""
         self.parts.collapse.act(self.step)
+        self.run.finish_saving(self.step)
         if self.is_finished or self.step == 0:
             return
         evaluation_every = self.config.evaluation.every
@@ -249,25 +253,39 @@ class Trainer:
     def _save(self, *, is_required: bool) -> None:
         """Write a checkpoint. Raises CheckpointError only if it is required."""
 
-        def write(folder: Path) -> None:
-            self.parts.policy.save(folder / "model")
-            state = {"format": CHECKPOINT_FORMAT, "step": self.step, "run": self.run.state_dict()}
-            torch.save(state | self.parts.state_dict(), folder / "state.pt")
-
-        if self.world.is_distributed:
-            return  # TODO branch ckpt
-        acted_now = self.parts.collapse.acted_at == self.step
-        if self.run.save(self.step, write, is_required=is_required, overwrite=acted_now):
-            self.parts.collapse.mark_checkpoint()
+        parts = self.parts
+        state = {"step": self.step, "run": self.run.state_dict()} | parts.state_dict()
+        del state["learner"]["optimizer"]  # these two have files of their own
+        del state["position"]["rewards"]["teacher"]
+        contents = Contents.of(
+            parts.policy,
+            state,
+            optimizer=parts.learner.optimizer,
+            teacher=parts.rewards.teacher_state(),
+        )
+        self.run.save(
+            self.step,
+            contents,
+            is_required=is_required,
+            overwrite=parts.collapse.acted_at == self.step,
+            when_saved=partial(parts.collapse.mark_checkpoint, parts.collapse.best_step),
+        )
 
     def _restore(self, checkpoint: Path) -> None:
         """Load everything of a checkpoint but the model."""
         state = torch.load(checkpoint / "state.pt", weights_only=True, map_location="cpu")
-        if state.get("format") != CHECKPOINT_FORMAT:
-            raise ValueError(
-                f"{checkpoint}: expected a checkpoint of format {CHECKPOINT_FORMAT}, got "
-                f"{state.get('format', 'one without a format')}"
-            )
+        parts = self.parts
+        state["learner"]["optimizer"] = read_optimizer(
+            checkpoint / "optimizer",
+            state["optimizer"],
+            parts.policy.model,
+            parts.learner.optimizer,
+            self.world,
+        )
+        teacher = parts.rewards.teacher_state()
+        if teacher:
+            read_tensors(checkpoint / "teacher", teacher, self.world)
+        state["position"]["rewards"]["teacher"] = teacher
         self.parts.load_state_dict(state)
         self.run.load_state_dict(state["run"])
         self.step = state["step"]

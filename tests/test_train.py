@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from srt_fast import learner
 from srt_fast.config import Config, override, to_dict
+from srt_fast.errors import CheckpointError
 from srt_fast.files import read_rows
-from srt_fast.run.checkpoint import CheckpointError
 from srt_fast.run.folder import load_config
 from srt_fast.train import Trainer
 
@@ -245,16 +245,65 @@ def test_stopped_killed_and_resumed_is_bit_for_bit_the_whole_run(tiny_config, tm
     assert without_times(whole_rows) == without_times(read_rows(metrics))
 
 
-def test_a_checkpoint_of_another_format_is_an_error(tiny_config, tmp_path):
-    run(tiny_config, tmp_path / "run", **{"train.steps": 2, "checkpoint.every": 1})
-    file = tmp_path / "run" / "checkpoints" / "step-000002" / "state.pt"
-    state = torch.load(file, weights_only=True)
-    assert state.pop("format") == 1
-    config = override(load_config(tmp_path / "run"), {"train.steps": 3})
-    for other_format in ({"format": 2}, {}):
-        torch.save(state | other_format, file)
-        with pytest.raises(ValueError, match="expected a checkpoint of format 1, got"):
-            Trainer(config, resume=tmp_path / "run", quiet=True).train()
+def flip_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_used(tiny_config, tmp_path):
+    """The run takes the lost steps again, and its end is that of the undisturbed run."""
+    folder = tmp_path / "run"
+    changes = {"train.steps": 3, "checkpoint.every": 1, "checkpoint.keep": 2}
+    _, whole, _ = run(tiny_config, folder, **changes)
+    checkpoints = folder / "checkpoints"
+    flip_byte(checkpoints / "step-000003" / "optimizer" / "model.safetensors")
+    config = load_config(folder)
+    Trainer(config, resume=folder, quiet=True).train()
+    assert_equal(whole, weights(folder))
+    rows = read_rows(folder / "metrics.jsonl")
+    refused = [row for row in rows if row.get("event") == "checkpoint_refused"]
+    assert [row["step"] for row in refused] == [2]
+    assert "step-000003: damaged: optimizer/model.safetensors: expected" in refused[0]["message"]
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000002", "step-000003"]
+
+    for step in (2, 3):
+        flip_byte(checkpoints / f"step-00000{step}" / "state.pt")
+    message = "got 2, none of them intact: .*step-000003: .*state.pt.*step-000002: .*state.pt"
+    with pytest.raises(ValueError, match=message):
+        Trainer(config, resume=folder, quiet=True).train()
+
+
+def test_an_ema_teacher_is_resumed(tiny_config, tmp_path):
+    folder = tmp_path / "run"
+    changes = {"reward.kind": "ema", "train.steps": 1, "run_dir": str(folder)}
+    first = Trainer(override(tiny_config, changes), quiet=True)
+    train_step = first.train_step
+
+    def step_that_moves_the_teacher():
+        train_step()
+        for weight in first.parts.rewards.teacher_state().values():
+            weight += 0.01
+
+    first.train_step = step_that_moves_the_teacher
+    first.train()
+    resumed = Trainer(load_config(folder), resume=folder, quiet=True)
+    resumed.train()
+    assert_equal(resumed.parts.rewards.teacher_state(), first.parts.rewards.teacher_state())
+
+
+def test_a_background_checkpoint_is_that_of_its_step(tiny_config, tmp_path):
+    """Each is byte for byte the checkpoint that a run writes at once."""
+    changes = {"checkpoint.every": 1, "checkpoint.keep": 9}
+    run(tiny_config, tmp_path / "at once", **changes)
+    run(tiny_config, tmp_path / "background", **changes, **{"checkpoint.asynchronous": True})
+    for step in (1, 2, 3, 4):
+        for name in ("model", "optimizer"):
+            file = f"checkpoints/step-00000{step}/{name}/model.safetensors"
+            content = (tmp_path / "background" / file).read_bytes()
+            assert content == (tmp_path / "at once" / file).read_bytes(), file
+    first, last = (tmp_path / "background/checkpoints" / f"step-00000{step}" for step in (1, 4))
+    assert not weights(first)["lm_head.weight"].equal(weights(last)["lm_head.weight"])
 
 
 def test_a_resume_may_not_become_another_run(tiny_config, tmp_path):

@@ -12,15 +12,14 @@ import torch
 from srt_fast.collapse.monitor import CAUSES, Monitor
 from srt_fast.collapse.probe import CollapseProbe
 from srt_fast.config import MonitorConfig
+from srt_fast.distributed.optimizer_state import read_optimizer
+from srt_fast.distributed.tensor_files import read_tensors
+from srt_fast.errors import CheckpointError
 from srt_fast.learner import Learner
 from srt_fast.model.policy import Policy
 from srt_fast.rewards.pipeline import RewardPipeline
-from srt_fast.run.checkpoint import (
-    CheckpointError,
-    checkpoint_step,
-    list_checkpoints,
-    save_checkpoint,
-)
+from srt_fast.run.checkpoint import CheckpointStore
+from srt_fast.run.checkpoint_writer import Contents, checkpoint_step, list_checkpoints
 from srt_fast.run.folder import RunFolder
 from srt_fast.sampling import Sampler
 from srt_fast.sampling.prefetch import BatchPrefetcher
@@ -59,6 +58,9 @@ class CollapseHandler:
         self._learner = learner
         self._replay = replay
         self._monitor = Monitor()
+        self._best = CheckpointStore(
+            self._best_folder, keep=99, link=run.folder / "best_model", world=run.world
+        )
         self.is_stopped = False
         self.is_frozen = False
         self.acted_at: int | None = None  # the step after which an action changed the run
@@ -96,14 +98,19 @@ class CollapseHandler:
             if self._settings.action != "log":
                 actions[self._settings.action](step)
 
-    def mark_checkpoint(self) -> None:
-        """A checkpoint with this state was written."""
-        self._checkpointed_best = self._monitor.best_step
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best weights."""
+        return self._monitor.best_step
+
+    def mark_checkpoint(self, best_step: int | None) -> None:
+        """A checkpoint was written. best_step: when its writing began."""
+        self._checkpointed_best = best_step
 
     # ---- actions ----
 
     def _stop(self, step: int) -> None:
-        best = self._load_best(step)
+        best = checkpoint_step(self._load_best(step))
         self.is_stopped = True
         self._run.event(
             step,
@@ -117,14 +124,12 @@ class CollapseHandler:
         if self._rollbacks == MAX_ROLLBACKS:
             self._stop(step)
             return
-        best = self._load_best(step)
+        folder = self._load_best(step)
+        best = checkpoint_step(folder)
         self._rollbacks += 1
         factor = 0.5**self._rollbacks
-        state_file = self._best_folder / f"step-{best:06d}" / "state.pt"
-        state = torch.load(state_file, weights_only=True, map_location="cpu")
-        self._learner.optimizer.load_state_dict(state["optimizer"])
+        self._load_best_state(folder)
         self._learner.scale_lr(factor)
-        self._rewards.load_teacher_state(state["teacher"])
         self._replay.clear()
         self._monitor.restart()
         self._run.event(
@@ -170,19 +175,17 @@ class CollapseHandler:
 
     def _save_best(self, step: int) -> None:
         """Write the best weights. Keeps those that the last checkpoint would go back to."""
-
-        def write(folder: Path) -> None:
-            self._policy.save(folder / "model")
-            if self._settings.action == "rollback":
-                state = {
-                    "optimizer": self._learner.optimizer.state_dict(),
-                    "teacher": self._rewards.teacher_state(),
-                }
-                torch.save(state, folder / "state.pt")
-
-        link = self._run.folder / "best_model"
+        self._run.finish_saving(step, wait=True)
+        contents = Contents.of(self._policy, {})
+        if self._settings.action == "rollback":
+            contents = Contents.of(
+                self._policy,
+                {},
+                optimizer=self._learner.optimizer,
+                teacher=self._rewards.teacher_state(),
+            )
         try:
-            save_checkpoint(self._best_folder, step, write, keep=99, link=link, overwrite=True)
+            self._best.save(step, contents, overwrite=True)
         except CheckpointError as error:
             self._run.event(step, "checkpoint_failed", str(error))
             return
@@ -193,12 +196,31 @@ class CollapseHandler:
             if is_obsolete(checkpoint_step(folder)):
                 shutil.rmtree(folder)
 
-    def _load_best(self, step: int) -> int:
-        """Load the best weights that could be written. Returns their step."""
-        folder = list_checkpoints(self._best_folder)[-1]
+    def _load_best(self, step: int) -> Path:
+        """Load the best weights that could be written and are intact. Returns their folder.
+
+        Raises CheckpointError if there are none.
+        """
+        folder = self._best.newest_intact()
+        for message in self._best.refused.values():
+            self._run.event(step, "checkpoint_refused", message)
+        if folder is None:
+            raise CheckpointError(f"{self._best_folder}: expected intact weights, got none")
         self._policy.load(folder / "model")
         self.acted_at = step
-        return checkpoint_step(folder)
+        return folder
+
+    def _load_best_state(self, folder: Path) -> None:
+        """Load the optimizer and the EMA teacher of the best weights."""
+        world = self._run.world
+        optimizer = self._learner.optimizer
+        state = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
+        optimizer_state = read_optimizer(
+            folder / "optimizer", state["optimizer"], self._policy.model, optimizer, world
+        )
+        optimizer.load_state_dict(optimizer_state)
+        if teacher := self._rewards.teacher_state():
+            read_tensors(folder / "teacher", teacher, world)
 
     # ---- state ----
 

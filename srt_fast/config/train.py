@@ -99,3 +99,7 @@ class CheckpointConfig:
     """Write a checkpoint every so many steps. 0: only at the end and on SIGINT or SIGTERM."""
     keep: Positive = 2
     """Number of checkpoints to keep. The oldest are deleted."""
+    asynchronous: bool = False
+    """Write checkpoints while the next steps run. That takes host memory for a copy of weights and
+    optimizer state: 12 bytes a parameter in float32, over all ranks. The last checkpoint and that
+    of SIGINT or SIGTERM are written at once."""

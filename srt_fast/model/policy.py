@@ -17,6 +17,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from srt_fast.config import ModelConfig, SamplingConfig
 from srt_fast.distributed import ONE_PROCESS, World
 from srt_fast.distributed.sharding import gather_weight, gathered_weights, run_in_forward
+from srt_fast.distributed.tensor_files import read_tensors, write_tensors
 
 Result = TypeVar("Result")
 
@@ -90,17 +91,21 @@ class Policy:
 
     def save(self, folder: Path) -> None:
         """Write model and tokenizer in Hugging Face format (safetensors)."""
-        if self.world.is_distributed:
-            whole = {name: weight.clone() for name, weight in self.weights()}
-            if self.world.is_main:
-                self.model.save_pretrained(folder, state_dict=whole)
-                self.tokenizer.save_pretrained(folder)
+        if not self.world.is_distributed:
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
             return
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        write_tensors(folder, self.named_weights(), self.world, merge=True)
+        with self.world.agreement():
+            if self.world.is_main:
+                self.model.save_pretrained(folder, state_dict={})
+                self.tokenizer.save_pretrained(folder)
 
     def load(self, folder: Path) -> None:
         """Copy the weights that `save` wrote into this model."""
+        if self.world.is_distributed:
+            read_tensors(folder, self.named_weights(), self.world)
+            return
         saved_model = type(self.model).from_pretrained(
             folder, dtype=self.model.dtype, trust_remote_code=self.trust_remote_code
         )

@@ -14,6 +14,7 @@ from srt_fast.config import ModelConfig
 from srt_fast.distributed import World
 from srt_fast.distributed.sharding import run_in_forward, shard
 from srt_fast.distributed.tensor_files import read_tensors
+from srt_fast.errors import CheckpointError
 from srt_fast.model.attention import ATTENTION
 from srt_fast.model.layer_kernels import apply_layer_kernels
 from srt_fast.model.policy import autocast_dtype
@@ -40,15 +41,20 @@ def load_sharded(
     apply_layer_kernels(model, config.kernels, device)
     shard(model, world, autocast=autocast_dtype(device, config) is not None)
     model.to_empty(device="cpu" if world.settings.cpu_offload else device)
-    weights = saved_weights(model)
-    read_tensors(folder, weights, world)
+    try:
+        read_tensors(folder, _saved_weights(model), world, allow_more=True)
+    except CheckpointError as error:
+        raise ValueError(
+            "model.path: expected the weights of the model under their names on several ranks "
+            f"(else load and save it with transformers first), got: {error}"
+        ) from None
     _fill_other_buffers(model, device)
     with torch.no_grad():
         run_in_forward(model, lambda: None)  # FSDP finds its units in the root's first forward
     return model
 
 
-def saved_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+def _saved_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     """All weights and saved buffers by name. Tied weights come once."""
     first_names: dict[int, str] = {}
     return {

@@ -1,78 +1,119 @@
-"""Checkpoints that a crash cannot tear.
+"""Checkpoints that a crash cannot tear, and a changed byte cannot enter.
 
-A checkpoint is written under another name, synced to disk, then renamed. The last few are kept.
+A checkpoint is the folder step-NNNNNN:
+
+    model/         a complete Hugging Face model, whatever the number of ranks
+    optimizer/     the optimizer's state by parameter name, safetensors
+    teacher/       an EMA teacher's weights, safetensors
+    state.pt       the small rest, read with weights_only
+    manifest.json  the format, and the size and SHA-256 of each file
+
+It is written under another name, synced to disk, then renamed. The last few are kept.
 """
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
-from safetensors import SafetensorError
 
-from srt_fast.errors import first_line
-from srt_fast.files import WRITING_PREFIX, sync_to_disk
+from srt_fast.distributed.manifest import verify_checkpoint
+from srt_fast.distributed.world import World
+from srt_fast.errors import CheckpointError
+from srt_fast.run.checkpoint_writer import (
+    BackgroundSave,
+    CheckpointWriter,
+    Contents,
+    list_checkpoints,
+)
 
 
-class CheckpointError(Exception):
-    """A checkpoint could not be written, for example on a full disk. Earlier ones are untouched."""
+class CheckpointStore:
+    """The checkpoints in the folder `root`. At most one is being written.
 
-
-def save_checkpoint(
-    root: Path,
-    step: int,
-    write: Callable[[Path], None],
-    keep: int,
-    link: Path,
-    *,
-    overwrite: bool = False,
-) -> Path:
-    """Write the checkpoint `root/step-NNNNNN` in one rename, and return its path.
-
-    `write(folder)` fills the folder. Then `link` points at the folder's model, and all checkpoints
-    but the last `keep` are deleted. If this step has a checkpoint, it stays as it is, or is
-    replaced with `overwrite`.
-
-    Raises CheckpointError if writing fails. Then earlier checkpoints are still there, and no
-    half-written one is.
+    After a checkpoint is saved, `link` points at its model, and all checkpoints up to its step but
+    the last `keep` are deleted. All ranks call the methods.
     """
-    checkpoint = root / f"step-{step:06d}"
-    if checkpoint.exists() and not overwrite:
-        # A resumed run was stopped before its next step.
-        return checkpoint
-    unfinished = root / f"{WRITING_PREFIX}{checkpoint.name}"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        _delete(root.glob(f"{WRITING_PREFIX}*"))  # a crash left them
-        unfinished.mkdir()
-        write(unfinished)
-        for path in [*unfinished.rglob("*"), unfinished]:
-            sync_to_disk(path)
-        _replace(checkpoint, unfinished)
-        _point_link(link, checkpoint / "model")
-        _delete(list_checkpoints(root)[:-keep])
-        _delete(root.glob(f"{WRITING_PREFIX}replaced-*"))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        # safetensors and torch.save wrap the disk's own error in the last two.
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise CheckpointError(f"could not write {checkpoint}: {first_line(error)}") from error
-    return checkpoint
 
+    def __init__(self, root: Path, *, keep: int, link: Path, world: World) -> None:
+        self.refused: dict[Path, str] = {}  # damaged ones, and what is wrong with them
+        self._root = root
+        self._keep = keep
+        self._link = link
+        self._world = world
+        self._pending: tuple[BackgroundSave, Callable[[], None]] | None = None
 
-def list_checkpoints(root: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(root.glob("step-" + "[0-9]" * 6))
+    def save(
+        self,
+        step: int,
+        contents: Contents,
+        *,
+        overwrite: bool = False,
+        in_background: bool = False,
+        when_saved: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Write the checkpoint `root/step-NNNNNN` in one rename, and call when_saved.
 
+        If this step has an intact checkpoint, it stays as it is, or is replaced with `overwrite`.
+        in_background: return when the tensors are copied to host memory. A later call of `finish`
+        gives the checkpoint its name.
 
-def checkpoint_step(checkpoint: Path) -> int:
-    """The step after which a checkpoint was written."""
-    return int(checkpoint.name.removeprefix("step-"))
+        Raises CheckpointError on all ranks if writing fails on one. Then earlier checkpoints are
+        still there, and no half-written one is.
+        """
+        self.finish(wait=True)
+        writer = CheckpointWriter(
+            self._root, step, keep=self._keep, link=self._link, world=self._world
+        )
+        is_damaged = writer.checkpoint in self.refused
+        if not writer.begin(contents, overwrite=overwrite or is_damaged):
+            when_saved()
+            return
+        if in_background:
+            self._pending = BackgroundSave(writer, contents.tensors, self._world), when_saved
+            return
+        writer.write(contents.tensors)
+        writer.commit()
+        self._mark_saved(writer.checkpoint, when_saved)
+
+    def finish(self, *, wait: bool) -> None:
+        """Give the checkpoint that is being written its name if all ranks have written it.
+
+        wait: until they have. Raises CheckpointError on all ranks if writing failed on one.
+        """
+        if self._pending is None:
+            return
+        background_save, when_saved = self._pending
+        try:
+            is_pending = not background_save.finish(wait=wait)
+        except CheckpointError:
+            self._pending = None
+            raise
+        if not is_pending:
+            self._pending = None
+            self._mark_saved(background_save.checkpoint, when_saved)
+
+    def newest_intact(self) -> Path | None:
+        """The newest checkpoint whose files are those of its manifest.
+
+        Reads newer checkpoints too. They go into `refused`, with the reason.
+        """
+        for checkpoint in reversed(self._world.broadcast(list_checkpoints(self._root))):
+            try:
+                verify_checkpoint(checkpoint, self._world)
+            except (CheckpointError, OSError) as error:
+                self.refused[checkpoint] = str(error)
+            else:
+                return checkpoint
+        return None
+
+    def _mark_saved(self, checkpoint: Path, when_saved: Callable[[], None]) -> None:
+        self.refused.pop(checkpoint, None)
+        when_saved()
 
 
 def random_state() -> dict[str, Any]:
@@ -96,25 +137,3 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def _replace(checkpoint: Path, unfinished: Path) -> None:
-    """Give the unfinished folder the checkpoint's name."""
-    if checkpoint.exists():
-        # A crash after this line leaves the checkpoint before this one as the last.
-        checkpoint.rename(checkpoint.with_name(f"{WRITING_PREFIX}replaced-{checkpoint.name}"))
-    unfinished.rename(checkpoint)
-    sync_to_disk(checkpoint.parent)
-
-
-def _point_link(link: Path, target: Path) -> None:
-    """Make `link` a relative link to `target`, in one rename."""
-    unfinished = link.with_name(WRITING_PREFIX + link.name)
-    unfinished.unlink(missing_ok=True)
-    unfinished.symlink_to(target.relative_to(link.parent))
-    os.replace(unfinished, link)
-
-
-def _delete(folders: Iterable[Path]) -> None:
-    for folder in list(folders):
-        shutil.rmtree(folder)

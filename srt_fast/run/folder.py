@@ -15,42 +15,17 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from srt_fast.config import Config, from_dict, to_dict
+from srt_fast.config.resume import check_resume
 from srt_fast.distributed import ONE_PROCESS, World
+from srt_fast.errors import CheckpointError
 from srt_fast.files import write_atomically
 from srt_fast.rewards.audit import Audit, describe_totals
-from srt_fast.run.checkpoint import (
-    CheckpointError,
-    checkpoint_step,
-    list_checkpoints,
-    save_checkpoint,
-)
+from srt_fast.run.checkpoint import CheckpointStore
+from srt_fast.run.checkpoint_writer import Contents, checkpoint_step, list_checkpoints
 from srt_fast.run.interrupts import InterruptHandler
 from srt_fast.run.metrics import MetricsWriter, NoMetrics
 from srt_fast.run.progress import RunProgress
 from srt_fast.run.report import write_report
-
-MAY_CHANGE = (
-    "run_dir",
-    "train.steps",
-    "log.",
-    "checkpoint.",
-    "evaluation.every",
-    "reward.audit_groups",
-    "vllm.urls",
-    "vllm.transfer",
-    "vllm.timeout",
-    "vllm.start_timeout",
-    "vllm.max_logprob_mismatch",
-    "vllm.mean_logprob_mismatch",
-    "vllm.sleep",
-    "vllm.gpu_memory_utilization",
-    "vllm.kv_cache_gib",
-    "vllm.engine_args",
-    "sampling.max_sequences",
-    "train.token_budget",
-    "dist.",
-)
-"""Beginnings of the settings that a resumed run may change. Another change makes another run."""
 
 
 class RunFolder:
@@ -60,7 +35,8 @@ class RunFolder:
     `metrics` is open. `seconds` and `evaluations` survive a resume.
 
     resume: the folder of a run to continue. Raises ValueError for a folder that already holds a run
-    (without resume), that another process uses, or whose configuration a resume would change.
+    (without resume), that another process uses, whose configuration a resume would change, or whose
+    checkpoints are all damaged.
     """
 
     metrics: MetricsWriter | NoMetrics
@@ -85,6 +61,13 @@ class RunFolder:
         self.audit = Audit(
             self.folder / "audit.jsonl", config.reward.audit_groups, config.train.seed
         )
+        self.checkpoints = CheckpointStore(
+            self.folder / "checkpoints",
+            keep=config.checkpoint.keep,
+            link=self.folder / "model",
+            world=world,
+        )
+        self._last_checkpoint: Path | None = None
         self.evaluations: dict[str, dict[str, Any]] = {}
         self._earlier_seconds = 0.0
         self._start_time = 0.0
@@ -92,7 +75,7 @@ class RunFolder:
 
     def _check_folder(self) -> None:
         if self._is_resumed:
-            _check_same(load_config(self.folder), self.config)
+            check_resume(load_config(self.folder), self.config)
         elif _holds_a_run(self.folder):
             raise ValueError(
                 f"run_dir: expected a new folder, got {self.folder}, which already holds a run; "
@@ -104,7 +87,12 @@ class RunFolder:
         with contextlib.ExitStack() as resources:  # closes the open ones if a later one fails
             with self.world.agreement():
                 if self.world.is_main:
-                    self._open(resources)
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    self._lock(resources)
+            resume_step = self._resume_step()
+            with self.world.agreement():
+                if self.world.is_main:
+                    self._open(resources, resume_step)
             if not self.world.is_main:
                 self.metrics = NoMetrics()
                 rank_log = open(self.folder / f"rank-{self.world.rank}.log", "a", encoding="utf-8")
@@ -112,14 +100,13 @@ class RunFolder:
             self.world.remember("run_dir", str(self.folder))
             resources.enter_context(self.interrupts)
             resources.enter_context(self.progress)
+            for message in self.checkpoints.refused.values():
+                self.event(resume_step or 0, "checkpoint_refused", message)
             self._resources = resources.pop_all()
         return self
 
-    def _open(self, resources: contextlib.ExitStack) -> None:
-        """Lock the folder, and open what rank 0 writes."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock(resources)
-        resume_step = self._resume_step()
+    def _open(self, resources: contextlib.ExitStack, resume_step: int | None) -> None:
+        """Open what rank 0 writes."""
         metrics = MetricsWriter(self.folder, self.config.log, resume_step)
         resources.callback(metrics.close)
         self.metrics = metrics
@@ -134,6 +121,9 @@ class RunFolder:
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if not self.world.is_distributed:  # ranks that end with errors do not wait for others
+            with contextlib.suppress(CheckpointError):
+                self.checkpoints.finish(wait=True)
         self._resources.__exit__(exception_type, exception, traceback)
 
     def check(self) -> None:
@@ -151,34 +141,46 @@ class RunFolder:
 
     def last_checkpoint(self) -> Path | None:
         """The checkpoint to resume from. None for a new run, and if none was written."""
-        if not self._is_resumed:
-            return None
-        checkpoints = list_checkpoints(self.folder / "checkpoints")
-        return checkpoints[-1] if checkpoints else None
+        return self._last_checkpoint
 
     def save(
-        self, step: int, write: Callable[[Path], None], *, is_required: bool, overwrite: bool
-    ) -> bool:
-        """Write a checkpoint. Returns whether it is there.
+        self,
+        step: int,
+        contents: Contents,
+        *,
+        is_required: bool,
+        overwrite: bool,
+        when_saved: Callable[[], None],
+    ) -> None:
+        """Write a checkpoint, and call when_saved.
 
         overwrite: replace an earlier checkpoint of this step. If writing fails (a full disk):
-        raises CheckpointError with `is_required`, else logs an event.
+        raises CheckpointError with `is_required`, else logs an event. With checkpoint.asynchronous
+        a checkpoint that is not required is written while the next steps run.
         """
+        self.finish_saving(step, wait=True)
         try:
-            save_checkpoint(
-                self.folder / "checkpoints",
+            self.checkpoints.save(
                 step,
-                write,
-                keep=self.config.checkpoint.keep,
-                link=self.folder / "model",
+                contents,
                 overwrite=overwrite,
+                in_background=self.config.checkpoint.asynchronous and not is_required,
+                when_saved=when_saved,
             )
         except CheckpointError as error:
             if is_required:
                 raise
             self.event(step, "checkpoint_failed", str(error))
-            return False
-        return True
+
+    def finish_saving(self, step: int, *, wait: bool = False) -> None:
+        """After a step: end the saving in the background if it is done. Logs a failure.
+
+        wait: until it is done.
+        """
+        try:
+            self.checkpoints.finish(wait=wait)
+        except CheckpointError as error:
+            self.event(step, "checkpoint_failed", str(error))
 
     def event(self, step: int, name: str, message: str, **values: float | int | str | None) -> None:
         """Log an event, and show its message: something was skipped, dropped or failed."""
@@ -188,7 +190,11 @@ class RunFolder:
     def where_saved(self) -> str:
         """One sentence for the user of a run that has stopped: how to continue it."""
         command = f"srt-fast train --resume {self.folder}"
-        checkpoints = list_checkpoints(self.folder / "checkpoints")
+        checkpoints = [
+            checkpoint
+            for checkpoint in list_checkpoints(self.folder / "checkpoints")
+            if checkpoint not in self.checkpoints.refused
+        ]
         if not checkpoints:
             return f"No checkpoint was written yet; {command} starts it again."
         return f"Saved at {checkpoints[-1]}; continue with: {command}"
@@ -241,8 +247,15 @@ class RunFolder:
         """The last step whose rows stay. -1 if a resumed run begins anew, None for a new run."""
         if not self._is_resumed:
             return None
-        checkpoint = self.last_checkpoint()
-        return checkpoint_step(checkpoint) if checkpoint else -1
+        self._last_checkpoint = self.checkpoints.newest_intact()
+        if self._last_checkpoint:
+            return checkpoint_step(self._last_checkpoint)
+        if refused := self.checkpoints.refused:
+            raise ValueError(
+                f"--resume {self.folder}: expected one intact checkpoint, got "
+                f"{len(refused)}, none of them intact: {'; '.join(refused.values())}"
+            )
+        return -1
 
 
 def load_config(folder: str | Path) -> Config:
@@ -266,29 +279,3 @@ def _holds_a_run(folder: Path) -> bool:
 
 def _default_folder(config: Config) -> str:
     return f"runs/{config.recipe}-seed{config.train.seed}-{datetime.now():%Y%m%d-%H%M%S}"
-
-
-def _check_same(old_config: Config, new_config: Config) -> None:
-    old_fields = _flatten(to_dict(old_config))
-    new_fields = _flatten(to_dict(new_config))
-    changes = [
-        f"{name} from {old_fields.get(name)!r} to {new_fields.get(name)!r}"
-        for name in old_fields | new_fields
-        if old_fields.get(name) != new_fields.get(name) and not name.startswith(MAY_CHANGE)
-    ]
-    if changes:
-        raise ValueError(
-            f"--resume continues the same run: expected only {', '.join(MAY_CHANGE)} to change, "
-            f"got {'; '.join(changes)}"
-        )
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one table with dotted names."""
-    fields = {}
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            fields |= _flatten(value, f"{prefix}{name}.")
-        else:
-            fields[prefix + name] = value
-    return fields

@@ -71,6 +71,31 @@ def test_stop_ends_the_run_with_the_best_weights(collapsing):
     assert [row["kind"] for row in rows].count("train") == 6
 
 
+def test_damaged_best_weights_are_refused(collapsing):
+    """The best weights before them are used."""
+    trainer = Trainer(override(collapsing, {"monitor.action": "stop"}), quiet=True)
+    train_step = trainer.train_step
+    folder = trainer.run.folder
+
+    def step_with_damage():
+        if trainer.step == 5:
+            with open(
+                folder / "best" / "step-000004" / "model" / "model.safetensors", "ab"
+            ) as file:
+                file.write(b"0")
+        train_step()
+
+    trainer.train_step = step_with_damage
+    trainer.train()
+    rows = read_rows(folder / "metrics.jsonl")
+    assert events(rows, "checkpoint_refused", "stopped") == [
+        (6, "checkpoint_refused"),
+        (6, "stopped"),
+    ]
+    expected = weights(folder / "checkpoints" / "step-000002" / "model")
+    assert are_equal(weights(folder / "model"), expected)
+
+
 def test_rollback_goes_on_from_the_best_weights_at_a_lower_rate(collapsing):
     """The first measurement after step 6 is 35 points below the best: another rollback follows."""
     summary, rows, folder = train(collapsing, "rollback")
