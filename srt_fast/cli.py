@@ -1,4 +1,4 @@
-"""srt-fast train | eval | report | recipes | vote | experiment."""
+"""srt-fast train | eval | report | recipes | vote | experiment | plan."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ usage: srt-fast COMMAND [ARGUMENTS]
   vote FILE.jsonl                      Majority, share and split of another system's completions.
   experiment collapse                  Measure how the vote rises and collapses, and what prevents
                                        the collapse (docs/rewards.md).
+  plan --model MODEL --gpus N          Calculate memory and seconds of a run on many GPUs.
 
   srt-fast train quickstart --help     List every field with its meaning and its default.
 """
@@ -66,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         "recipes": _recipes,
         "vote": _vote,
         "experiment": _experiment,
+        "plan": _plan,
     }
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -189,6 +191,12 @@ def _experiment(argv: list[str]) -> int:
     from srt_fast.experiment.command import main as run_experiment
 
     return run_experiment(argv)
+
+
+def _plan(argv: list[str]) -> int:
+    from srt_fast.distributed.plan.command import main as run_plan
+
+    return run_plan(argv)
 
 
 def _fail(message: str, code: int = 2) -> int:
