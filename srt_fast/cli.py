@@ -1,4 +1,4 @@
-"""srt-fast train | eval | report | recipes | vote | experiment."""
+"""srt-fast train | eval | report | recipes | vote | experiment | plan."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ usage: srt-fast COMMAND [ARGUMENTS]
   vote FILE.jsonl                      Majority, share and split of another system's completions.
   experiment collapse                  Measure how the vote rises and collapses, and what prevents
                                        the collapse (docs/rewards.md).
+  plan --model MODEL --gpus N          Calculate memory and seconds of a run on many GPUs.
 
   srt-fast train quickstart --help     List every field with its meaning and its default.
 """
@@ -66,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         "recipes": _recipes,
         "vote": _vote,
         "experiment": _experiment,
+        "plan": _plan,
     }
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -97,7 +99,7 @@ def _train(argv: list[str]) -> int:
         config = load_config(arguments.resume)
         command = f"train --resume {arguments.resume}"
         config = override_fields(config, arguments.overrides, command)
-    from srt_fast.distributed import WorldError
+    from srt_fast.distributed.world import WorldError
     from srt_fast.errors import CheckpointError
     from srt_fast.run.interrupts import RunInterrupted
     from srt_fast.sampling import SamplerError
@@ -196,6 +198,12 @@ def _experiment(argv: list[str]) -> int:
     from srt_fast.experiment.command import main as run_experiment
 
     return run_experiment(argv)
+
+
+def _plan(argv: list[str]) -> int:
+    from srt_fast.distributed.plan.command import main as run_plan
+
+    return run_plan(argv)
 
 
 def _fail(error: Exception, message: str | None = None, code: int = 2) -> int:

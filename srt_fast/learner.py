@@ -178,13 +178,10 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self._scheduler.state_dict(),
-        }
+        """All but the optimizer's state, which is sharded like the weights."""
+        return {"scheduler": self._scheduler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
         self._scheduler.load_state_dict(state["scheduler"])
 
     # ---- parts ----

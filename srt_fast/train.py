@@ -255,13 +255,11 @@ class Trainer:
 
         parts = self.parts
         state = {"step": self.step, "run": self.run.state_dict()} | parts.state_dict()
-        del state["learner"]["optimizer"]  # these two have files of their own
-        del state["position"]["rewards"]["teacher"]
         contents = Contents.of(
             parts.policy,
             state,
             optimizer=parts.learner.optimizer,
-            teacher=parts.rewards.teacher_state(),
+            teacher=parts.rewards.teacher_weights(),
         )
         self.run.save(
             self.step,
@@ -275,18 +273,18 @@ class Trainer:
         """Load everything of a checkpoint but the model."""
         state = torch.load(checkpoint / "state.pt", weights_only=True, map_location="cpu")
         parts = self.parts
-        state["learner"]["optimizer"] = read_optimizer(
+        optimizer = parts.learner.optimizer
+        optimizer_state = read_optimizer(
             checkpoint / "optimizer",
             state["optimizer"],
             parts.policy.model,
-            parts.learner.optimizer,
+            optimizer,
             self.world,
         )
-        teacher = parts.rewards.teacher_state()
-        if teacher:
+        optimizer.load_state_dict(optimizer_state)
+        if teacher := parts.rewards.teacher_weights():
             read_tensors(checkpoint / "teacher", teacher, self.world)
-        state["position"]["rewards"]["teacher"] = teacher
-        self.parts.load_state_dict(state)
+        parts.load_state_dict(state)
         self.run.load_state_dict(state["run"])
         self.step = state["step"]
         self.run.progress.note(f"resumed from {checkpoint} at step {self.step}")

@@ -77,7 +77,7 @@ def test_bad_targets_are_one_line(argv, message, capsys):
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize("command", ["train", "vote", "experiment"])
+@pytest.mark.parametrize("command", ["train", "vote", "experiment", "plan"])
 def test_help_does_not_import_torch(command):
     process = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "srt_fast.cli", command, "--help"],

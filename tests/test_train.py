@@ -282,14 +282,14 @@ def test_an_ema_teacher_is_resumed(tiny_config, tmp_path):
 
     def step_that_moves_the_teacher():
         train_step()
-        for weight in first.parts.rewards.teacher_state().values():
+        for weight in first.parts.rewards.teacher_weights().values():
             weight += 0.01
 
     first.train_step = step_that_moves_the_teacher
     first.train()
     resumed = Trainer(load_config(folder), resume=folder, quiet=True)
     resumed.train()
-    assert_equal(resumed.parts.rewards.teacher_state(), first.parts.rewards.teacher_state())
+    assert_equal(resumed.parts.rewards.teacher_weights(), first.parts.rewards.teacher_weights())
 
 
 def test_a_background_checkpoint_is_that_of_its_step(tiny_config, tmp_path):

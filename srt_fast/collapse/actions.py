@@ -182,7 +182,7 @@ class CollapseHandler:
                 self._policy,
                 {},
                 optimizer=self._learner.optimizer,
-                teacher=self._rewards.teacher_state(),
+                teacher=self._rewards.teacher_weights(),
             )
         try:
             self._best.save(step, contents, overwrite=True)
@@ -219,7 +219,7 @@ class CollapseHandler:
             folder / "optimizer", state["optimizer"], self._policy.model, optimizer, world
         )
         optimizer.load_state_dict(optimizer_state)
-        if teacher := self._rewards.teacher_state():
+        if teacher := self._rewards.teacher_weights():
             read_tensors(folder / "teacher", teacher, world)
 
     # ---- state ----

@@ -18,6 +18,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from srt_fast.config import DistConfig
 from srt_fast.distributed.world import ONE_PROCESS, World, lost_ranks_are_errors
 
+CHECKPOINT_TIMEOUT = datetime.timedelta(hours=1)
+"""Least time that a rank waits for the others while a checkpoint is written."""
+
 _worlds = itertools.count()  # of this process
 
 
@@ -57,7 +60,8 @@ def start(config: DistConfig, device: str = "auto") -> World:
             "cuda" if on_cuda else "cpu", mesh_shape, mesh_dim_names=("replicate", "shard")
         )
         control = dist.new_group(backend="gloo", timeout=timeout)
-        checkpoints = dist.new_group(backend="gloo", timeout=timeout)
+        # A slow disk is no hang.
+        checkpoints = dist.new_group(backend="gloo", timeout=max(timeout, CHECKPOINT_TIMEOUT))
     assert isinstance(control, dist.ProcessGroup)
     assert isinstance(checkpoints, dist.ProcessGroup)
     return World(

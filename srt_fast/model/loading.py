@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from srt_fast.config import ModelConfig
-from srt_fast.distributed import ONE_PROCESS, World
+from srt_fast.distributed.world import ONE_PROCESS, World
 from srt_fast.errors import first_line
 from srt_fast.model.attention import ATTENTION
 from srt_fast.model.layer_kernels import apply_layer_kernels

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from srt_fast.distributed import ONE_PROCESS, World
 from srt_fast.distributed.balance import split
+from srt_fast.distributed.world import ONE_PROCESS, World
 from srt_fast.types import MicroBatch, Rollouts
 
 

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
 
 from srt_fast.config import ModelConfig, SamplingConfig
-from srt_fast.distributed import ONE_PROCESS, World
 from srt_fast.distributed.sharding import gather_weight, gathered_weights, run_in_forward
 from srt_fast.distributed.tensor_files import read_tensors, write_tensors
+from srt_fast.distributed.world import ONE_PROCESS, World
 
 Result = TypeVar("Result")
 
@@ -104,7 +104,7 @@ class Policy:
     def load(self, folder: Path) -> None:
         """Copy the weights that `save` wrote into this model."""
         if self.world.is_distributed:
-            read_tensors(folder, self.named_weights(), self.world)
+            read_tensors(folder, saved_tensors(self.model), self.world)
             return
         saved_model = type(self.model).from_pretrained(
             folder, dtype=self.model.dtype, trust_remote_code=self.trust_remote_code
@@ -126,12 +126,7 @@ class Policy:
         A weight of a sharded model is a DTensor. A weight is copied only if the checkpoint has
         another layout than the model: transformers fuses the experts of mixture models.
         """
-        first_names: dict[int, str] = {}
-        tensors: dict[str, Tensor] = {}
-        for name, tensor in self.model.state_dict(keep_vars=True).items():
-            if first_names.setdefault(id(tensor), name) == name:
-                tensors[name] = tensor
-        weights = revert_weight_conversion(self.model, tensors)
+        weights = revert_weight_conversion(self.model, saved_tensors(self.model))
         return {name: tensor.detach() for name, tensor in weights.items()}
 
     def weights(self, gather_dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
@@ -273,6 +268,16 @@ def disable_dropout(model: nn.Module) -> None:
         for name in DROPOUTS:
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
+
+
+def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """A model's own weights and saved buffers by name, not copied. Tied weights come once."""
+    first_names: dict[int, str] = {}
+    return {
+        name: tensor
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if first_names.setdefault(id(tensor), name) == name
+    }
 
 
 def longest_prompt(policy: Policy, sampling: SamplingConfig) -> int:

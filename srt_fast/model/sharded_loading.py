@@ -7,17 +7,16 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from srt_fast.config import ModelConfig
-from srt_fast.distributed import World
 from srt_fast.distributed.sharding import run_in_forward, shard
 from srt_fast.distributed.tensor_files import read_tensors
+from srt_fast.distributed.world import World
 from srt_fast.errors import CheckpointError
 from srt_fast.model.attention import ATTENTION
 from srt_fast.model.layer_kernels import apply_layer_kernels
-from srt_fast.model.policy import autocast_dtype
+from srt_fast.model.policy import autocast_dtype, saved_tensors
 
 
 def load_sharded(
@@ -42,7 +41,7 @@ def load_sharded(
     shard(model, world, autocast=autocast_dtype(device, config) is not None)
     model.to_empty(device="cpu" if world.settings.cpu_offload else device)
     try:
-        read_tensors(folder, _saved_weights(model), world, allow_more=True)
+        read_tensors(folder, saved_tensors(model), world, allow_more=True)
     except CheckpointError as error:
         raise ValueError(
             "model.path: expected the weights of the model under their names on several ranks "
@@ -52,16 +51,6 @@ def load_sharded(
     with torch.no_grad():
         run_in_forward(model, lambda: None)  # FSDP finds its units in the root's first forward
     return model
-
-
-def _saved_weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    """All weights and saved buffers by name. Tied weights come once."""
-    first_names: dict[int, str] = {}
-    return {
-        name: tensor
-        for name, tensor in model.state_dict(keep_vars=True).items()
-        if first_names.setdefault(id(tensor), name) == name
-    }
 
 
 def _folder(source: str) -> Path:

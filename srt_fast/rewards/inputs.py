@@ -145,22 +145,16 @@ class RewardInputs:
         for place, label in zip(new, labels, strict=True):
             self._labels[prompts.problems[place].id] = label
 
-    def teacher_state(self) -> dict[str, Tensor] | None:
-        """The EMA teacher's weights, or None without a teacher."""
-        return self._ema_teacher.state_dict() if self._ema_teacher else None
-
-    def load_teacher_state(self, weights: dict[str, Tensor] | None) -> None:
-        """The inverse of teacher_state."""
-        if self._ema_teacher:
-            assert weights is not None
-            self._ema_teacher.load_state_dict(weights)
+    def teacher_weights(self) -> dict[str, Tensor] | None:
+        """The EMA teacher's weights by name, not copied. None without a teacher."""
+        return self._ema_teacher.weights() if self._ema_teacher else None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"labels": dict(self._labels), "teacher": self.teacher_state()}
+        """The labels. The teacher's weights are apart (teacher_weights)."""
+        return {"labels": dict(self._labels)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._labels = dict(state["labels"])
-        self.load_teacher_state(state["teacher"])
 
 
 def read_labels(file: str) -> dict[str, int]:

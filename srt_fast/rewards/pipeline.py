@@ -183,13 +183,9 @@ class RewardPipeline:
         """From now on the starting model's votes are the labels."""
         self.function = make_reward_function("frozen", {})
 
-    def teacher_state(self) -> dict[str, Tensor] | None:
-        """The EMA teacher's weights, or None without a teacher."""
-        return self._inputs.teacher_state()
-
-    def load_teacher_state(self, weights: dict[str, Tensor] | None) -> None:
-        """The inverse of teacher_state."""
-        self._inputs.load_teacher_state(weights)
+    def teacher_weights(self) -> dict[str, Tensor] | None:
+        """The EMA teacher's weights by name, not copied. None without a teacher."""
+        return self._inputs.teacher_weights()
 
     def state_dict(self) -> dict[str, Any]:
         return self._inputs.state_dict()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from srt_fast.config import Config
 from srt_fast.distributed.sharding import local_part
-from srt_fast.model.policy import Policy
+from srt_fast.model.policy import Policy, saved_tensors
 from srt_fast.sampling import Sampler
 from srt_fast.sampling.base import SamplingParams
 from srt_fast.sampling.hf import HFSampler
@@ -79,11 +78,9 @@ class Teacher:
             # Both models are sharded alike, so each rank moves its own part.
             local_part(weight).lerp_(local_part(policy_weight), 1 - decay)
 
-    def state_dict(self) -> dict[str, Any]:
-        return self._model.model.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._model.model.load_state_dict(state)
+    def weights(self) -> dict[str, Tensor]:
+        """The weights by name, not copied. Tied ones come once."""
+        return saved_tensors(self._model.model)
 
 
 def decay_at(progress: float, initial: float, final: float) -> float:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from srt_fast.config import Config, from_dict, to_dict
 from srt_fast.config.resume import check_resume
-from srt_fast.distributed import ONE_PROCESS, World
+from srt_fast.distributed.world import ONE_PROCESS, World
 from srt_fast.errors import CheckpointError
 from srt_fast.files import write_atomically
 from srt_fast.rewards.audit import Audit, describe_totals

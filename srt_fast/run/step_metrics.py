@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from srt_fast.distributed import World
+from srt_fast.distributed.world import World
 from srt_fast.types import Batch, MicroBatch, Problem, Rollouts
 from srt_kernels import Objective, PolicyLoss, Vote
 from srt_kernels.core.segments import segment_ids

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from srt_fast.distributed import World
+from srt_fast.distributed.world import World
 from srt_fast.model.policy import Policy
 from srt_fast.sampling.base import (
     Completion,

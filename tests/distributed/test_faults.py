@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from srt_fast.cli import main
 from srt_fast.config import Config, from_dict, override, to_dict
-from srt_fast.distributed import World
+from srt_fast.distributed.world import World
 from srt_fast.files import read_rows
 from srt_fast.train import Trainer
 from support.models import sharpen
@@ -109,7 +109,7 @@ def test_sigterm_saves_and_another_number_of_ranks_continues(config, tmp_path):
     whole = override(config, {"run_dir": str(tmp_path / "whole")})
     Trainer(whole, quiet=True).train()
     folder = tmp_path / "stopped"
-    config_file = tmp_path / "config.json"
+    config_file = tmp_path / "config.yaml"
     config_file.write_text(json.dumps(to_dict(override(config, {"run_dir": str(folder)}))))
     with pytest.raises(RanksFailed) as failure:
         run_ranks(signalled_task, 2, str(config_file), 3, timeout=100)

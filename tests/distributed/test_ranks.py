@@ -31,7 +31,7 @@ def hang() -> None:
 
 
 def test_outputs_come_by_rank():
-    assert run_ranks(add_ranks, 2, 10, timeout=60) == [
+    assert run_ranks(add_ranks, 2, 10, timeout=300) == [
         "rank 0: 21, 1 thread\n",
         "rank 1: 21, 1 thread\n",
     ]
@@ -39,7 +39,7 @@ def test_outputs_come_by_rank():
 
 def test_a_failure_shows_the_output_of_all_ranks():
     with pytest.raises(RanksFailed, match="torchrun ended with 1") as failure:
-        run_ranks(fail_on_rank_1, 2, timeout=60)
+        run_ranks(fail_on_rank_1, 2, timeout=300)
     assert failure.value.returncode == 1
     assert failure.value.outputs == ["rank 0 has started\n", "rank 1 has started\n"]
     for text in ("rank 0 has started", "rank 1 has no weights"):

@@ -8,9 +8,9 @@ import torch
 from transformers import LlamaConfig
 
 from srt_fast.config import DistConfig, ModelConfig
-from srt_fast.distributed import ONE_PROCESS
 from srt_fast.distributed.launch import start
 from srt_fast.distributed.sharding import gather_weight
+from srt_fast.distributed.world import ONE_PROCESS
 from srt_fast.model.loading import load_policy
 from srt_fast.model.logprobs import head_inputs
 from srt_fast.model.packing import pack

@@ -17,14 +17,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from srt_fast.distributed import World
 from srt_fast.distributed.optimizer_state import (
     optimizer_settings,
     optimizer_tensors,
     read_optimizer,
 )
 from srt_fast.distributed.tensor_files import read_tensors, write_tensors
-from srt_fast.distributed.world import digest
+from srt_fast.distributed.world import World, digest
 from support.models import SMALL, make_model
 from support.ranks import run_ranks
 

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from srt_fast.config import DistConfig
-from srt_fast.distributed import ONE_PROCESS, WorldError
 from srt_fast.distributed.launch import start
-from srt_fast.distributed.world import ON_ALL_RANKS, World
+from srt_fast.distributed.world import ON_ALL_RANKS, ONE_PROCESS, World, WorldError
 from srt_fast.sampling import SamplerError
 from support.ranks import RanksFailed, run_ranks
 

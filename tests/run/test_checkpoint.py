@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from srt_fast.config import DistConfig
-from srt_fast.distributed import World
 from srt_fast.distributed.launch import start
 from srt_fast.distributed.manifest import verify_checkpoint
 from srt_fast.distributed.tensor_files import read_tensors
+from srt_fast.distributed.world import World
 from srt_fast.errors import CheckpointError
 from srt_fast.run.checkpoint import CheckpointStore, random_state, set_random_state
 from srt_fast.run.checkpoint_writer import Contents
