@@ -27,10 +27,10 @@ RUNS = {
         "reward": {"kind": "ema", "params": {"decay": 0.5, "final_decay": 0.5}},
         "train": {"reward_kl_coef": 0.1, "minibatches": 2},
     },
-    "threshold": {"reward": {"kind": "threshold", "params": {"tau": 0.75}, "resample": 2}},
+    "threshold": {"reward": {"kind": "threshold", "params": {"tau": 0.5}, "resample": 2}},
     "gspo": {"train.objective": "gspo"},
     # Fewer prompts than ranks. Steps whose only group is unanimous have no gradient.
-    "one prompt": {"train.prompts_per_step": 1},
+    "one prompt": {"train.prompts_per_step": 1, "sampling.temperature": 0.5},
     "supervised": {"curriculum": {"supervised_every": 2, "supervised_lead": 1.0}},
 }
 
@@ -66,7 +66,7 @@ def test_runs_are_those_of_one_process(sharp_config, tmp_path):
         ranks = weights_of(tmp_path / f"{name} on two ranks", sharp_config)
         for weight_name, weight in alone.items():
             assert (weight - ranks[weight_name]).abs().max() <= BAR, (name, weight_name)
-        assert any((alone[weight] - start[weight]).abs().max() > LR for weight in start), name
+        assert any((alone[weight] - start[weight]).abs().max() > LR / 2 for weight in start), name
         metrics = [
             [
                 {
