@@ -1,5 +1,6 @@
 """Gradients of a sharded model against those of one process."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,10 +37,10 @@ VARIANTS = {
 }
 
 
-def gradients(policy: Policy, rollouts: Rollouts) -> dict:
-    """Gradients of the policy loss by name, whole and in float64."""
+def gradients(policy: Policy, rollouts: Rollouts, factor: float = 1.0) -> dict:
+    """Gradients of the policy loss by name, whole and in float64. factor: of the advantages."""
     generator = torch.Generator().manual_seed(0)
-    advantages = torch.randn(len(rollouts.truncated), generator=generator)
+    advantages = factor * torch.randn(len(rollouts.truncated), generator=generator)
     indices = torch.arange(len(advantages))
     for batch in pack(rollouts, advantages, indices, TOKEN_BUDGET, policy.world):
 
@@ -96,6 +97,8 @@ def gradients_task(folders: list[str]) -> None:
             error = largest_error(gradients(sharded, rollouts), exact)
             bar = ROUNDING * largest_error(alone, exact)
             assert error <= bar, f"{name} of {folder}: {error:.2g} > {bar:.2g}"
+        broken = gradients(sharded, rollouts, factor=math.nan if world.rank == 1 else 1.0)
+        assert all(gradient.isnan().any() for gradient in broken.values())
     world.close()
 
 
@@ -113,4 +116,5 @@ def folders(tmp_path: Path) -> list[str]:
 
 
 def test_gradients_are_those_of_one_process(folders):
+    """NaN on one rank reaches all."""
     run_ranks(gradients_task, 2, folders, timeout=120)
