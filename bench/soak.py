@@ -47,7 +47,7 @@ from srt_fast.run.progress import RunProgress
 MAX_GROWTH = 0.01
 """Growth of memory that counts as none. File handles must not grow at all."""
 POLL_SECONDS = 1.0
-KILLED_STEPS = 60
+KILLED_STEPS = 400
 """Steps of a run that is killed."""
 
 
@@ -149,10 +149,10 @@ def _long_run(folder: Path, shape: Shape, steps: int) -> LongRun:
 
 
 def _figures(rows: list[tuple[float, int]]) -> dict[str, float]:
-    """Medians of a tenth of the rows, at a quarter and at the end."""
+    """Medians of a tenth of the rows, at a quarter and before the report, which needs matplotlib."""
     tenth = max(len(rows) // 10, 1)
     quarter = rows[len(rows) // 4 : len(rows) // 4 + tenth]
-    end = rows[-tenth - 1 : -1]  # the last row may be of a process that ends
+    end = rows[-2 * tenth : -tenth]
     return {
         "mib_at_quarter": round(statistics.median(mib for mib, _ in quarter), 1),
         "mib_at_end": round(statistics.median(mib for mib, _ in end), 1),
@@ -182,17 +182,20 @@ def worker_ends() -> Iterator[None]:
 def _killed_run(folder: Path, shape: Shape, kills: int, seed: int) -> KilledRun:
     rng = random.Random(seed)
     whole = folder / f"whole-{shape.ranks}"
-    started_at = time.monotonic()
+    started_at = time.time()
     process = _start(folder, shape, whole, KILLED_STEPS, checkpoint_every=3)
     if process.wait():
         raise SystemExit(f"error: the run on {shape.name} ended with {process.returncode}")
-    longest = time.monotonic() - started_at
+    first_row, *_, last_row = read_rows(whole / "metrics.jsonl")
+    start_seconds = first_row["time"] - started_at
+    step_seconds = last_row["time"] - first_row["time"]
     killed = folder / f"killed-{shape.ranks}"
     count = 0
     while True:
         process = _start(folder, shape, killed, KILLED_STEPS, checkpoint_every=3)
         if count < kills:
-            time.sleep(rng.uniform(0.3, 0.8) * longest)
+            # Some kills come before the first step. A run makes progress between most of them.
+            time.sleep(start_seconds * rng.uniform(0.5, 1.2) + step_seconds / kills * rng.random())
         if count == kills or process.poll() is not None:
             if process.wait():
                 raise SystemExit(f"error: a resumed run ended with {process.returncode}")

@@ -56,27 +56,6 @@ def set_lanes(monkeypatch):
     return lambda lanes: monkeypatch.setattr(keys_kernel, "LANES", lanes)
 
 
-def test_many_answers(set_lanes):
-    """SRT_TEST_STRINGS short answers. CI takes a hundred thousand, in the interpreter too."""
-    set_lanes(1 << 14)
-    count = int(os.environ.get("SRT_TEST_STRINGS", 10_000 if IS_INTERPRETED else 100_000))
-    texts = random_texts(3 * count, SYMBOLS + LATEX, 5, seed=1)
-    texts = [text for text in texts if len(text) <= 16][:count]
-    assert len(texts) == count
-    assert len(set(check(texts, "whole"))) > count / 5
-
-
-@pytest.mark.parametrize("rule", ANSWER_RULES)
-def test_completions(rule: str, set_lanes):
-    set_lanes(1024)
-    texts = random_texts(1000, SYMBOLS + LATEX + FRAMES * 3, 10, seed=2)
-    texts += [b"no answer " * 9 + text + b" x" * 20 for text in texts[:20]]  # far from the end
-    assert len(set(check(texts, rule))) > (2 if rule == "tag" else 30)
-    if rule == "tag":
-        texts = [b"<answer>" + text + b"</answer>" for text in texts[:500]]
-        assert len(set(check(texts, rule))) > 100
-
-
 HOSTILE = [
     b"",
     b"{" * 200,
@@ -106,26 +85,56 @@ HOSTILE = [
 ]
 
 
+LONGEST = b"x" * MAX_BYTES
+AT_THE_LIMIT = [
+    box(LONGEST),
+    box(LONGEST + b" "),
+    box(LONGEST + b"x"),
+    box(LONGEST[:-1] + b"_1"),  # becomes x_{1}
+]
+
+
+def short_answers() -> list[bytes]:
+    """SRT_TEST_STRINGS of them. CI takes a hundred thousand, in the interpreter too."""
+    count = int(os.environ.get("SRT_TEST_STRINGS", 10_000 if IS_INTERPRETED else 100_000))
+    texts = random_texts(3 * count, SYMBOLS + LATEX, 5, seed=1)
+    texts = [text for text in texts if len(text) <= 16][:count]
+    assert len(texts) == count
+    return texts
+
+
+def completions(rule: str) -> list[bytes]:
+    texts = random_texts(1000, SYMBOLS + LATEX + FRAMES * 3, 10, seed=2)
+    texts += [b"no answer " * 9 + text + b" x" * 20 for text in texts[:20]]  # far from the end
+    if rule == "tag":
+        texts += [b"<answer>" + text + b"</answer>" for text in texts[:500]]
+    return texts
+
+
 @pytest.mark.parametrize("rule", ANSWER_RULES)
-def test_hostile_text(rule: str):
-    check(HOSTILE, rule)
+def test_keys_are_those_of_the_plain_twin(rule: str, set_lanes):
+    """All texts in one call: in the interpreter a call takes the time of its longest text."""
+    set_lanes(1 << 14)
+    texts = HOSTILE + completions(rule)
+    if rule == "whole":
+        texts += short_answers()
+    if rule == "boxed":
+        texts = AT_THE_LIMIT + texts
+    keys = check(texts, rule)
+    assert len(set(keys)) > (2000 if rule == "whole" else 30)
+    if rule == "boxed":
+        assert keys[0] == keys[1] and len(set(keys[:4])) == 3
 
 
-def test_the_longest_answer():
-    longest = b"x" * MAX_BYTES
-    growing = longest[:-1] + b"_1"  # becomes x_{1}
-    keys = check([box(longest), box(longest + b" "), box(longest + b"x"), box(growing)], "boxed")
-    assert keys[0] == keys[1] and len(set(keys)) == 3
-
-
-def test_real_answers(set_lanes):
+@pytest.mark.parametrize("rule", ["whole", "boxed", "last_number"])
+def test_real_answers(rule: str, set_lanes):
     set_lanes(1024)
-    files = ("math500.jsonl", "amc.jsonl", "aime24.jsonl")
-    check([row["answer"].encode() for file in files for row in shared_rows(file)], "whole")
+    if rule == "whole":
+        files = ("math500.jsonl", "amc.jsonl", "aime24.jsonl")
+        check([row["answer"].encode() for file in files for row in shared_rows(file)], rule)
+        return
     solutions = [row["solution"] for row in shared_rows("math500_solutions.jsonl")]
-    endings = [solution.encode()[-150:] for solution in solutions]
-    check(endings, "boxed")
-    check(endings, "last_number")
+    check([solution.encode()[-150:] for solution in solutions], rule)
 
 
 def reward_step(
