@@ -149,7 +149,7 @@ def _long_run(folder: Path, shape: Shape, steps: int) -> LongRun:
 
 
 def _figures(rows: list[tuple[float, int]]) -> dict[str, float]:
-    """Medians of a tenth of the rows, at a quarter and before the report, which needs matplotlib."""
+    """Medians of a tenth of the rows: at a quarter, and before the report is drawn."""
     tenth = max(len(rows) // 10, 1)
     quarter = rows[len(rows) // 4 : len(rows) // 4 + tenth]
     end = rows[-2 * tenth : -tenth]
