@@ -79,7 +79,7 @@ class Learner:
         self._step_values["tokens_saved"] = tokens_saved
         old = self._logprobs(self._policy, rollouts, active) if train.minibatches > 1 else None
         ref = self._logprobs(self._reference, rollouts, active) if objective.kl_coef else None
-        bounds = _minibatch_bounds(reward, rollouts, train.minibatches)
+        bounds = _minibatch_bounds(reward.keep, rollouts, train.minibatches)
         rollout_bounds = rollouts.cu_groups[bounds].tolist()
         minibatches = []
         for first, last in zip(rollout_bounds[:-1], rollout_bounds[1:], strict=True):
@@ -102,10 +102,7 @@ class Learner:
             )
         self._world.check_digest(
             "rollouts, advantages and random state",
-            rollouts.tokens,
-            advantages,
-            active,
-            torch.get_rng_state(),
+            lambda: (rollouts.tokens, advantages, active, torch.get_rng_state()),
         )
         return minibatches
 
@@ -253,12 +250,12 @@ class Learner:
         return torch.zeros(len(all_rollouts), device=k3.device).index_add(0, rollout, k3)
 
 
-def _minibatch_bounds(reward: Reward, rollouts: Rollouts, minibatches: int) -> Tensor:
+def _minibatch_bounds(keep: Tensor, rollouts: Rollouts, minibatches: int) -> Tensor:
     """[minibatches + 1] prompts at which mini-batches begin.
 
     Mini-batches have equally many prompts with a rollout that trains.
     """
-    kept = (segment_reduce(reward.keep, "max", rollouts.cu_groups) > 0).nonzero()[:, 0]
+    kept = (segment_reduce(keep, "max", rollouts.cu_groups) > 0).nonzero()[:, 0]
     device = kept.device
     places = torch.linspace(0, len(kept), minibatches + 1, device=device).long()[1:-1]
     if len(kept):

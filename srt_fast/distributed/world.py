@@ -155,11 +155,11 @@ class World:
                 dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor
 
-    def check_digest(self, what: str, *values: Any) -> None:
-        """Raise WorldError if the ranks differ in these values: tensors, or what has a repr."""
+    def check_digest(self, what: str, values: Callable[[], tuple[Any, ...]]) -> None:
+        """Raise WorldError if the ranks differ in values(): tensors, or what has a repr."""
         if not self.is_distributed:
             return
-        digests = self.gather(digest(*values))
+        digests = self.gather(digest(*values()))
         different = [rank for rank, value in enumerate(digests) if value != digests[0]]
         if different:
             ranks = ", ".join(map(str, different))

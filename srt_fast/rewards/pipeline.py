@@ -90,7 +90,8 @@ class RewardPipeline:
         reward = self.function(groups)
         if self._config.reward.truncated == "mask":
             reward = replace(reward, keep=reward.keep & ~rollouts.truncated)
-        reward = head_tail(reward, groups, self._config.curriculum.head_tail)
+        if power := self._config.curriculum.head_tail:
+            reward = head_tail(reward, groups, power)
         new = Batch(prompts=prompts, rollouts=rollouts, groups=groups, reward=reward, rounds=1)
         return new if batch is None else self._join(batch, new)
 

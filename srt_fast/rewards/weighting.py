@@ -15,10 +15,8 @@ def head_tail(reward: Reward, groups: Groups, power: float) -> Reward:
     caps the trajectories of easy prompts. It repeats and resamples those of hard prompts in
     proportion to 1 - accuracy. Here f_m stands for the accuracy, which needs gold. A weight on the
     advantage stands for repeats: it has the same gradient in expectation. Left out: sampling hard
-    prompts more often. power 0 returns the reward unchanged.
+    prompts more often.
     """
-    if not power:
-        return reward
     hardness = (1 - groups.vote.share).clamp_min(0) ** power
     hardness = hardness / hardness.mean().clamp_min(1e-9)
     weights = hardness[group_index(groups)]

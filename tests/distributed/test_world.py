@@ -23,7 +23,7 @@ def test_one_process():
     assert ONE_PROCESS.sum(tensor) is tensor
     with pytest.raises(ValueError, match="expected"), ONE_PROCESS.agreement():
         raise ValueError("expected this")
-    ONE_PROCESS.check_digest("values", torch.ones(2))
+    ONE_PROCESS.check_digest("values", lambda: (torch.ones(2),))
 
 
 def collectives_task() -> None:
@@ -35,8 +35,8 @@ def collectives_task() -> None:
     assert world.max(torch.tensor([float(rank)])).tolist() == [1.0]
     assert world.broadcast(f"of rank {rank}") == "of rank 0"
     assert world.on_main(lambda: os.environ["RANK"]) == "0"
-    world.check_digest("rewards", torch.ones(3), [1, "a"])
-    _fails(WorldError, "rewards.*rank 1", lambda: world.check_digest("rewards", rank))
+    world.check_digest("rewards", lambda: (torch.ones(3), [1, "a"]))
+    _fails(WorldError, "rewards.*rank 1", lambda: world.check_digest("rewards", lambda: (rank,)))
     _fails(SamplerError, "of rank 1", lambda: _raise_on(world, 1))
     _fails(SamplerError, "of rank 0", lambda: _raise_on(world, 0, 1))
     _fails(OSError, "disk", lambda: world.on_main(lambda: _raise(OSError(28, "disk full"))))

@@ -28,7 +28,6 @@ def test_hard_prompts_count_more():
     """1 - share is 0, 1/2 and 3/4. Their mean is 5/12."""
     groups = make_groups([1, 1, 1, 1, 1, 1, 2, 3, 1, 2, 3, 4], [0, 4, 8, 12])
     reward = Reward(rewards=groups.vote.rewards, keep=keep_all(groups))
-    assert head_tail(reward, groups, 0.0) is reward
     weights = head_tail(reward, groups, 1.0).weights.view(3, 4)
     torch.testing.assert_close(weights, torch.tensor([[0.0], [6 / 5], [9 / 5]]).expand(3, 4))
     doubled = replace(reward, weights=torch.full((12,), 2.0))
