@@ -3,9 +3,9 @@
     python bench/soak.py --out bench/results/soak.json    everything: about 20 minutes
     python bench/soak.py --steps 200 --kills 2            a short one
 
-1. A long run in one process, on two ranks, and on 2 x 2 ranks (HSDP). Memory and file handles of
-   each process are read from /proc every second. They must not grow from a quarter of the run to
-   its end.
+1. A long run in one process and on two ranks, and one of a quarter of the steps on 2 x 2 ranks
+   (HSDP). Memory and file handles of each process are read from /proc every second. They must not
+   grow from a quarter of the run to its end.
 2. A run that is killed (SIGKILL, all its processes) at random moments and resumed each time, in one
    process and on two ranks. Its final weights must have the bits of the undisturbed run's.
 
@@ -102,8 +102,9 @@ def main() -> int:
         progress.phase("soak", 5, ["running"])
         long_runs = []
         for shape in (ONE_PROCESS, TWO_RANKS, HSDP):
-            progress.update(len(long_runs), running=f"{options.steps} steps, {shape.name}")
-            long_runs.append(_long_run(folder, shape, options.steps))
+            steps = options.steps // 4 if shape is HSDP else options.steps
+            progress.update(len(long_runs), running=f"{steps} steps, {shape.name}")
+            long_runs.append(_long_run(folder, shape, steps))
         killed_runs = []
         for shape in (ONE_PROCESS, TWO_RANKS):
             progress.update(3 + len(killed_runs), running=f"{options.kills} kills, {shape.name}")
