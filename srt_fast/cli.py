@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import os
 import sys
+import tempfile
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from safetensors import SafetensorError
 
 from srt_fast.config import override, to_dict
 from srt_fast.config.arguments import configure, find_recipe, override_fields, split_arguments
 from srt_fast.config.recipes import RECIPES
+from srt_fast.errors import PrintableFormatter, first_line, print_text
 
 # Modules that import torch are imported in the commands that use them. They take seconds, and
 # `srt-fast --help` must not need them.
@@ -77,7 +82,10 @@ def main(argv: list[str] | None = None) -> int:
         return _fail_with(
             f"expected one of the commands {names}, got {argv[0]!r}; see srt-fast --help"
         )
+    if logging.lastResort:  # prints what our loggers have to say
+        logging.lastResort.setFormatter(PrintableFormatter())
     try:
+        _check_characters(argv)
         return commands[argv[0]](argv[1:])
     except ValueError as error:
         return _fail(error)
@@ -85,8 +93,10 @@ def main(argv: list[str] | None = None) -> int:
         # Python would complain when it flushes standard output at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:  # a full disk, or a folder that cannot be written
-        return _fail(error, f"{error.strerror or error}: {error.filename or ''}", code=1)
+    except (OSError, MemoryError, RuntimeError, SafetensorError) as error:
+        if message := _explain(error):
+            return _fail(error, message, code=1)
+        raise
 
 
 def _train(argv: list[str]) -> int:
@@ -110,10 +120,16 @@ def _train(argv: list[str]) -> int:
         summary = trainer.train()
     except RunInterrupted as interrupt:
         if trainer.world.is_main:
-            print(f"Stopped by {interrupt}. {trainer.run.where_saved()}")
+            print_text(f"Stopped by {interrupt}. {trainer.run.where_saved()}")
         return 128 + interrupt.signal
     except (CheckpointError, SamplerError, WorldError) as error:
         return _fail(error, f"{error}. {trainer.run.where_saved()}", code=1)
+    except (OSError, MemoryError, RuntimeError) as error:
+        if message := _explain(error):
+            has_begun = (trainer.run.folder / "config.json").exists()
+            hint = f". {trainer.run.where_saved()}" if has_begun else ""
+            return _fail(error, message + hint, code=1)
+        raise
     if trainer.world.is_main:
         _print_results(trainer, summary)
     return 0
@@ -130,7 +146,7 @@ def _print_results(trainer: Trainer, summary: dict[str, Any]) -> None:
     rows = [(name, start[name], end[name]) for name in start if _is_in_summary(name)]
     summary_table(title, rows)
     for name in ("model", "metrics.jsonl", "report.html", "report.png"):
-        print(f"{name:14} {Path(summary['run_dir']) / name}")
+        print_text(f"{name:14} {Path(summary['run_dir']) / name}")
     print(json.dumps(summary))
 
 
@@ -140,24 +156,52 @@ def _is_in_summary(metric: str) -> bool:
 
 
 def _eval(argv: list[str]) -> int:
-    folder = Path(argv[0]) if argv and not argv[0].startswith("-") else None
-    if folder and (folder / "config.json").is_file() and (folder / "metrics.jsonl").is_file():
+    run_dir = _find_run_dir(argv)
+    if run_dir:
         from srt_fast.run.folder import load_config
 
-        changes = {"model.path": str(folder / "model")} | WITHOUT_REWARD
-        config = override(load_config(folder), changes)
-        config = override_fields(config, argv[1:], f"eval {folder}")
+        changes = {"model.path": str(run_dir / "model")} | WITHOUT_REWARD
+        config = override(load_config(run_dir), changes)
+        config = override_fields(config, argv[1:], f"eval {run_dir}")
     else:
         arguments = split_arguments(argv)
         if arguments.resume is not None:
             raise ValueError("--resume: expected with srt-fast train only, got it with eval")
         config = configure(arguments, "eval", WITHOUT_REWARD)
+    from srt_fast.sampling import SamplerError, choose_engine
     from srt_fast.train import evaluate_model
 
-    scores = evaluate_model(config)
+    config = choose_engine(config)
+    log_folder = None
+    if config.sampling.engine == "vllm" and config.vllm.mode == "colocate":
+        log_folder = _log_folder(run_dir)
+        print_text(f"sampling with vLLM, whose log is {log_folder / 'vllm.log'}", sys.stderr)
+    try:
+        scores = evaluate_model(config, folder=log_folder)
+    except SamplerError as error:
+        return _fail(error, code=1)
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps({"model": config.model.path, **scores}))
     return 0
+
+
+def _find_run_dir(argv: list[str]) -> Path | None:
+    """The first argument, if it is a run's folder."""
+    if not argv or argv[0].startswith("-"):
+        return None
+    folder = Path(argv[0])
+    has_run = all((folder / name).is_file() for name in ("config.json", "metrics.jsonl"))
+    return folder if has_run else None
+
+
+def _log_folder(run_dir: Path | None) -> Path:
+    """Where vLLM's log of an evaluation goes: the run's folder, else a new temporary folder.
+
+    The temporary one also serves for a run's folder that cannot be written, such as another user's.
+    """
+    if run_dir and os.access(run_dir, os.W_OK):
+        return run_dir
+    return Path(tempfile.mkdtemp(prefix="srt-fast-eval-"))
 
 
 def _report(argv: list[str]) -> int:
@@ -167,7 +211,7 @@ def _report(argv: list[str]) -> int:
     from srt_fast.run.report import write_report
 
     for path in write_report(Path(argv[0])):
-        print(path)
+        print_text(path)
     return 0
 
 
@@ -206,6 +250,26 @@ def _plan(argv: list[str]) -> int:
     return run_plan(argv)
 
 
+def _check_characters(argv: list[str]) -> None:
+    """Raise ValueError for control characters. tyro and argparse would print them as they are."""
+    for argument in argv:
+        if any(unicodedata.category(letter) == "Cc" for letter in argument if letter not in "\n\t"):
+            raise ValueError(f"expected arguments without control characters, got {argument!r}")
+
+
+def _explain(error: BaseException) -> str | None:
+    """What the machine lacks, in one sentence. None: something else, whose traceback is needed."""
+    if isinstance(error, OSError):  # a full disk, or a folder that cannot be written
+        reason = error.strerror or str(error)
+        return f"{reason}: {error.filename}" if error.filename else reason
+    if isinstance(error, SafetensorError):  # a full disk
+        return first_line(error)
+    is_torch = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+    if isinstance(error, MemoryError) or is_torch:
+        return f"out of memory: {first_line(error)}"
+    return None
+
+
 def _fail(error: Exception, message: str | None = None, code: int = 2) -> int:
     """Print an error. Returns the exit code. Rank 0 alone prints an error of all ranks."""
     rank = int(os.environ.get("RANK", "0"))
@@ -227,7 +291,7 @@ def _is_of_this_rank(error: Exception) -> bool:
 
 
 def _fail_with(message: str, code: int = 2, prefix: str = "") -> int:
-    print(f"{prefix}error: {message.strip()}", file=sys.stderr)
+    print_text(f"{prefix}error: {message.strip()}", sys.stderr)
     return code
 
 

@@ -290,8 +290,13 @@ class Trainer:
         self.run.progress.note(f"resumed from {checkpoint} at step {self.step}")
 
 
-def evaluate_model(config: Config, *, quiet: bool = False) -> dict[str, float | int | None]:
-    """Evaluate config.model on the held-out prompts of config.task: pass@1, pass@k, maj@k."""
+def evaluate_model(
+    config: Config, *, folder: Path | None = None, quiet: bool = False
+) -> dict[str, float | int | None]:
+    """Evaluate config.model on the held-out prompts of config.task: pass@1, pass@k, maj@k.
+
+    folder: where vLLM's log goes, if vLLM samples in this process.
+    """
     config = choose_engine(config)
     quiet_transformers()
     task = make_task(config)
@@ -299,7 +304,7 @@ def evaluate_model(config: Config, *, quiet: bool = False) -> dict[str, float | 
     with RunProgress(quiet=quiet or not world.is_main) as progress:
         policy = load_policy(starting_model(config, progress), config.model, world)
         reader = AnswerReader(policy.tokenizer, config.task.answer_rule)
-        with contextlib.closing(make_sampler(config, policy)) as sampler:
+        with contextlib.closing(make_sampler(config, policy, folder=folder)) as sampler:
             progress.phase("evaluation", 1, ["pass1", "maj", "vote_share"])
             scores = evaluate(policy, sampler, reader, task, config, config.evaluation)
         progress.update(1, **scores)

@@ -1,14 +1,17 @@
 """What a user types: commands, their errors and their exit codes."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 
 from srt_fast import cli
 from srt_fast.config import override, to_dict
+from srt_fast.train import Trainer
 
 
 @pytest.mark.parametrize(
@@ -111,3 +114,50 @@ def test_train_eval_and_report_from_the_command_line(tiny_config, tmp_path, caps
     (folder / "report.html").unlink()
     assert cli.main(["report", str(folder)]) == 0
     assert (folder / "report.html").is_file()
+
+
+def test_a_hostile_name_reaches_no_terminal_and_no_page(tiny_config, tmp_path, capfd):
+    """Model, run folder, recipe, prompts and gold answers hold markup and escape sequences."""
+    hostile = "\x1b]0;title\x07\x1b[2J\r[/red]<script>"
+    prompts = tmp_path / "prompts.jsonl"
+    rows = [{"problem": f"{hostile}{number}", "answer": hostile} for number in range(20)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = shutil.copytree(tiny_config.model.path, tmp_path / hostile)
+    folder = tmp_path / f"run{hostile}"
+    changes = {
+        "recipe": hostile,
+        "run_dir": str(folder),
+        "model.path": str(model),
+        "task": {"kind": "jsonl", "name": str(prompts), "params": {}, "gold_column": "answer"},
+        "train.steps": 1,
+    }
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(to_dict(override(tiny_config, changes))))
+    assert cli.main(["train", str(file)]) == 0
+    page = (folder / "report.html").read_text()
+    output = capfd.readouterr()
+    assert "\\x1b]0;title\\x07" in output.out
+    assert not {"\x1b", "\x07", "\r"} & set(output.out + output.err + page)
+    assert "<script" not in page
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, tiny_config, capsys):
+    """A file lies where the folder should be."""
+    (tmp_path / "file").write_text("")
+    file = tmp_path / "run.yaml"
+    config = override(tiny_config, {"run_dir": str(tmp_path / "file" / "run")})
+    file.write_text(yaml.safe_dump(to_dict(config)))
+    assert cli.main(["train", str(file)]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == f"error: Not a directory: {tmp_path / 'file' / 'run'}"
+
+
+def test_no_memory_is_one_line_that_says_how_to_go_on(tmp_path, tiny_config, capsys, monkeypatch):
+    """A step asks for a petabyte."""
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(to_dict(tiny_config)))
+    monkeypatch.setattr(Trainer, "train_step", lambda self: torch.empty(10**15))
+    assert cli.main(["train", str(file)]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: out of memory: ")
+    assert f"srt-fast train --resume {tmp_path / 'run'}" in error

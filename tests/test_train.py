@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,13 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from srt_fast import learner
 from srt_fast.config import Config, override, to_dict
 from srt_fast.errors import CheckpointError
 from srt_fast.files import read_rows
 from srt_fast.run.folder import load_config
+from srt_fast.run.records import read_record
 from srt_fast.train import Trainer
 
 Weights = dict[str, torch.Tensor]
@@ -77,6 +80,7 @@ def test_a_run_writes_its_files(tiny_config, tmp_path):
         "model/config.json",
     ):
         assert (tmp_path / "run" / name).stat().st_size > 0
+    assert read_record(tmp_path / "run").damage == []
 
 
 def test_gold_answers_change_no_step(tiny_config, tmp_path):
@@ -315,6 +319,54 @@ def test_a_resume_may_not_become_another_run(tiny_config, tmp_path):
         Trainer(config)
     longer = override(config, {"train.steps": 2})
     assert Trainer(longer, resume=tmp_path / "run", quiet=True).train()["steps"] == 2
+
+
+def test_a_moved_run_goes_on_where_it_is(tiny_config, tmp_path):
+    """The old place stays empty, and the link to the model holds."""
+    run(tiny_config, tmp_path / "old", **{"train.steps": 1})
+    moved = (tmp_path / "old").rename(tmp_path / "new place")
+    config = override(load_config(moved), {"train.steps": 2})
+    summary = Trainer(config, resume=moved, quiet=True).train()
+    assert (summary["steps"], summary["run_dir"]) == (2, str(moved))
+    assert weights(moved)
+    assert not (tmp_path / "old").exists()
+
+
+def test_weights_that_are_not_finite_are_refused(tiny_config, tiny_model, tmp_path):
+    """At the start, and after a step whose gradient is not finite."""
+    model = Path(shutil.copytree(tiny_model, tmp_path / "nan"))
+    broken = load_file(model / "model.safetensors")
+    broken["model.norm.weight"][:] = float("nan")
+    save_file(broken, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="got nan"):
+        run(tiny_config, tmp_path / "from nan", **{"model.path": str(model)})
+
+    changes = {"task.answer_rule": "last_number", "checkpoint.every": 1}
+    config = override(tiny_config, changes | {"run_dir": str(tmp_path / "gradient")})
+    trainer = Trainer(config, quiet=True)
+    train_step = trainer.train_step
+
+    def step_with_nan():
+        if trainer.step == 1:
+            for parameter in trainer.parts.policy.model.parameters():
+                parameter.register_hook(lambda gradient: gradient * float("nan"))
+        train_step()
+
+    trainer.train_step = step_with_nan
+    with pytest.raises(ValueError, match="expected a finite gradient norm, got nan"):
+        trainer.train()
+    assert all(weight.isfinite().all() for weight in weights(tmp_path / "gradient").values())
+
+
+def test_a_tokenizer_without_padding_trains(tiny_config, tiny_model, tmp_path):
+    model = Path(shutil.copytree(tiny_model, tmp_path / "no padding"))
+    for name, field in (("tokenizer_config.json", "pad_token"), ("config.json", "pad_token_id")):
+        values = json.loads((model / name).read_text())
+        values[field] = None
+        (model / name).write_text(json.dumps(values))
+    assert AutoTokenizer.from_pretrained(model).pad_token is None
+    summary, _, _ = run(tiny_config, tmp_path / "run", **{"model.path": str(model)})
+    assert summary["steps"] == 4
 
 
 def test_a_missing_model_leaves_no_folder(tiny_config, tmp_path):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
@@ -14,6 +15,8 @@ import pydantic.dataclasses
 import tyro
 import yaml
 from pydantic import Field
+
+from srt_fast.errors import URL_USER
 
 Section = TypeVar("Section")
 
@@ -61,6 +64,27 @@ def field_docs(cls: type) -> dict[str, str]:
             ):
                 docs[name] = " ".join(doc.split())
     return docs
+
+
+def check_no_password(name: str, value: Any) -> None:
+    """Raise ValueError for a URL with a user or password, also inside sections and tables.
+
+    A run writes its configuration to config.json and to its report.
+    """
+    if isinstance(value, str) and URL_USER.search(value):
+        raise ValueError(
+            f"{name}: expected a URL without user and password, which config.json and the report "
+            "would show, got one with them"
+        )
+    members: Iterable[tuple[Any, Any]] = ()
+    if dataclasses.is_dataclass(value):
+        members = vars(value).items()
+    elif isinstance(value, dict):
+        members = value.items()
+    elif isinstance(value, list | tuple):
+        members = enumerate(value)
+    for key, member in members:
+        check_no_password(f"{name}.{key}".lstrip("."), member)
 
 
 def explain(error: pydantic.ValidationError, prefix: str = "") -> str:

@@ -40,7 +40,7 @@ def override(config: Config, changes: dict[str, Any]) -> Config:
     """
     values = to_dict(config)
     for key, value in changes.items():
-        *path, leaf = key.split(".")
+        *path, leaf = str(key).split(".")  # YAML also has keys that are no text
         _merge(values, _nest(path, {leaf: value}), "")
     return from_dict(values)
 
@@ -52,9 +52,9 @@ def read_file(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"expected a YAML or TOML file, got {str(path)!r}, which does not exist")
     is_toml = path.suffix == ".toml"
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         values = tomllib.loads(text) if is_toml else yaml.safe_load(text)
-    except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
         kind = "TOML" if is_toml else "YAML"
         raise ValueError(f"{path}: expected valid {kind}, got: {error}") from None
     if values is None:  # an empty YAML file

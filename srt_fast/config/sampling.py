@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from srt_fast.config.fields import Fraction, NonNegative, Positive, PositiveFloat, Table, section
+from srt_fast.config.fields import (
+    Fraction,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+    Table,
+    check_no_password,
+    section,
+)
 
 
 @section("sampling.")
@@ -100,6 +108,7 @@ class VLLMConfig:
     """More arguments of vllm.LLM, such as enforce_eager=true (colocate)."""
 
     def __post_init__(self) -> None:
+        check_no_password("vllm.urls", self.urls)  # first: the errors below show the URLs
         if self.mode == "server" and not self.urls:
             raise ValueError(
                 "vllm.urls: expected at least one server with vllm.mode='server', got none"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from srt_fast.config.dist import DistConfig
-from srt_fast.config.fields import section
+from srt_fast.config.fields import check_no_password, section
 from srt_fast.config.model import ModelConfig, WarmStartConfig
 from srt_fast.config.reward import (
     REWARDS_WITH_GOLD,
@@ -53,6 +53,7 @@ class Config:
     dist: DistConfig = Field(default_factory=DistConfig)
 
     def __post_init__(self) -> None:
+        check_no_password("", self)
         _check_model(self)
         _check_gold(self)
         _check_train(self)

@@ -8,6 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from srt_fast.errors import print_text
 from srt_fast.experiment.grid import GROUPS, collapse_grid
 from srt_fast.run.interrupts import RunInterrupted
 
@@ -37,15 +38,15 @@ def main(argv: list[str]) -> int:
             failures = run_grid(arms, options.seeds, root, options.jobs)
         except RunInterrupted as interrupt:
             command = shlex.join(["srt-fast", "experiment", *argv])
-            print(f"Stopped by {interrupt}. Continue with: {command}")
+            print_text(f"Stopped by {interrupt}. Continue with: {command}")
             return 128 + interrupt.signal
     for name, reason in failures.items():
-        print(f"error: {name}: {reason} (see {root / name}.log)", file=sys.stderr)
+        print_text(f"error: {name}: {reason} (see {root / name}.log)", sys.stderr)
     # Imports matplotlib, which --help does not need.
     from srt_fast.experiment.page import write_page
 
     for path in write_page(grid, options.seeds, root, Path(options.out or root)):
-        print(path)
+        print_text(path)
     return 1 if failures else 0
 
 

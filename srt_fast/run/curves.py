@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from srt_fast.errors import printable
 from srt_fast.run.panels import PANELS, Panel, Series
 
 Row = dict[str, Any]
@@ -30,6 +31,7 @@ PURPLE = "#9a68c8"
 GREY = "#8a8f98"
 
 _SMOOTHED_STEPS = 40  # curves of so many training steps are smoothed
+_SMALLEST = 1e-45  # of fp32; a logarithmic axis overflows on some smaller numbers
 _TEXT_COLOUR = "#010203"  # a placeholder: the SVG takes the page's text colour instead
 _STYLE: dict[Any, Any] = {
     "font.size": 9.5,
@@ -52,8 +54,7 @@ def overview(rows: list[Row], title: str) -> Figure:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(13, 7), layout="constrained")
         # Fonts refuse lone surrogates.
-        printable = "".join(letter if letter.isprintable() else "?" for letter in title)
-        figure.suptitle(printable, parse_math=False, fontsize=12, fontweight="bold")
+        figure.suptitle(printable(title), parse_math=False, fontsize=12, fontweight="bold")
         for axes, panel in zip(figure.subplots(2, 3).flat, PANELS[:6], strict=True):
             _draw(axes, panel, rows)
         return figure
@@ -173,10 +174,12 @@ def _curve(rows: list[Row], kind: str, name: str) -> Curve:
     """Steps and values of one metric.
 
     A missing or null value is NaN, which leaves a gap in the line. Without values both are empty.
+    A value below _SMALLEST is 0.
     """
     points = [(row["step"], row.get(name)) for row in rows if row.get("kind") == kind]
     steps = np.array([step for step, _ in points], dtype=float)
     values = np.array([np.nan if value is None else value for _, value in points], dtype=float)
+    values[np.abs(values) < _SMALLEST] = 0
     if not np.isfinite(values).any():
         return steps[:0], values[:0]
     return steps, values

@@ -18,7 +18,7 @@ from srt_fast.config import Config, from_dict, to_dict
 from srt_fast.config.resume import check_resume
 from srt_fast.distributed.world import ONE_PROCESS, World
 from srt_fast.errors import CheckpointError
-from srt_fast.files import write_atomically
+from srt_fast.files import parse_json, write_atomically
 from srt_fast.rewards.audit import Audit, describe_totals
 from srt_fast.run.checkpoint import CheckpointStore
 from srt_fast.run.checkpoint_writer import Contents, checkpoint_step, list_checkpoints
@@ -264,10 +264,15 @@ def load_config(folder: str | Path) -> Config:
     if not path.is_file():
         raise ValueError(f"expected a run folder with config.json, got {str(folder)!r} without one")
     try:
-        values = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        values = parse_json(path.read_bytes())
+    except ValueError as error:
         raise ValueError(f"{path}: expected JSON, got: {error}") from None
-    return from_dict(values)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a table of fields, got {type(values).__name__}")
+    try:
+        return from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _holds_a_run(folder: Path) -> bool:

@@ -6,13 +6,20 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
+from srt_fast.errors import printable
+
 
 def page(title: str, lead: str, sections: Mapping[str, str]) -> str:
     """One HTML page without scripts. `sections` has the HTML under each heading."""
     body = "".join(
         f"<section><h2>{heading}</h2>{content}</section>" for heading, content in sections.items()
     )
-    return _PAGE.format(title=escape(title), lead=escape(lead), style=_STYLE, body=body)
+    return _PAGE.format(title=html_text(title), lead=html_text(lead), style=_STYLE, body=body)
+
+
+def html_text(value: Any) -> str:
+    """The text of a value for HTML: no markup, and escapes for control characters."""
+    return escape(printable(value))
 
 
 def table(head: Iterable[Any], body: Iterable[Iterable[Any]], style: str) -> str:
@@ -22,7 +29,7 @@ def table(head: Iterable[Any], body: Iterable[Iterable[Any]], style: str) -> str
 
 
 def _table_line(tag: str, cells: Iterable[Any]) -> str:
-    return "<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+    return "<tr>" + "".join(f"<{tag}>{html_text(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
 _STYLE = """

@@ -15,6 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from srt_fast.errors import printable
+
 PLAIN_INTERVAL = 10.0
 """Seconds between two lines where there is no terminal."""
 
@@ -103,13 +105,13 @@ class RunProgress:
             raise ValueError("update: expected a phase to be under way, got none")
         phase.advance(step, values)
         if not self._animate and time.monotonic() - self._printed_at >= PLAIN_INTERVAL:
-            self._print(Text(phase.line()))
+            self._print_line(phase.line())
             self._printed_at = time.monotonic()
             self._printed_step = step
 
     def note(self, message: str) -> None:
         """Print a message above the bar."""
-        self._print(Text(message))
+        self._print_line(message)
 
     def _finish_phase(self) -> None:
         """Print the phase's last state. Prints nothing for a phase without updates."""
@@ -123,13 +125,13 @@ class RunProgress:
         if not phase.has_updates():
             return
         if self._animate:
-            self._print(phase)
+            self._console.print(phase)
         elif phase.step != self._printed_step:
-            self._print(Text(phase.line()))
+            self._print_line(phase.line())
 
-    def _print(self, content: Text | _Phase) -> None:
+    def _print_line(self, text: str) -> None:
         if not self._quiet:
-            self._console.print(content, soft_wrap=isinstance(content, Text))
+            self._console.print(Text(printable(text)), soft_wrap=True)
 
 
 class _Phase:
@@ -214,7 +216,7 @@ class _Phase:
 
 def summary_table(title: str, rows: Sequence[tuple[str, float | None, float | None]]) -> None:
     """Print rows of (name, before, after), and the change, on standard output."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAVY)
+    table = Table(title=Text(printable(title)), title_justify="left", box=box.SIMPLE_HEAVY)
     table.add_column("")
     for name in ("before", "after", "change"):
         table.add_column(name, justify="right")
@@ -231,7 +233,7 @@ def _number(value: Value) -> str:
     if value is None:
         return "-"
     if isinstance(value, str):
-        return value or "-"
+        return printable(value) or "-"
     if isinstance(value, int) or abs(value) >= 1000:
         return f"{value:,.0f}"
     if value and abs(value) < 1e-3:

@@ -7,21 +7,23 @@ completion is model output.
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
+import logging
 import statistics
 from collections import Counter
-from html import escape
 from pathlib import Path
-from typing import Any
 
-from srt_fast.files import read_rows
+from srt_fast.errors import hide_passwords
+from srt_fast.files import Row, write_atomically
 from srt_fast.run.curves import bar_svg, overview, panel_svg
-from srt_fast.run.page import page, table
+from srt_fast.run.page import html_text, page, table
 from srt_fast.run.panels import PANELS
+from srt_fast.run.records import RunRecord, read_record
 from srt_fast.run.score_tables import score_tables
 
-Row = dict[str, Any]
+logger = logging.getLogger(__name__)
 
 STEP_PARTS = {
     "sampling": "seconds_sample",
@@ -38,61 +40,53 @@ MAX_AUDIT_EXAMPLES = 20
 def write_report(run_dir: str | Path) -> tuple[Path, Path]:
     """Write report.html and report.png into the run's folder, and return their paths.
 
-    config.json, samples.jsonl, audit.jsonl and summary.json may be missing. Raises ValueError for a
-    folder without metrics.jsonl and for broken files.
+    Only metrics.jsonl must exist. Leaves out damaged rows and fields, and says so in the report and
+    in one warning. Raises ValueError for a folder without metrics.jsonl.
     """
     run_dir = Path(run_dir)
-    if not run_dir.is_dir():
-        raise ValueError(f"{run_dir}: expected a run's folder, got none")
-    if not (run_dir / "metrics.jsonl").is_file():
-        raise ValueError(f"{run_dir}: expected a run's folder with a metrics.jsonl, got none in it")
-    rows = read_rows(run_dir / "metrics.jsonl")
-    audit_rows = _read_rows_if_any(run_dir / "audit.jsonl")
-    config = _read_json(run_dir / "config.json")
-    summary = _read_json(run_dir / "summary.json")
-    facts = _facts(run_dir, config, summary, rows)
+    record = read_record(run_dir)
+    rows = record.metrics
+    facts = _facts(run_dir, record)
     title = f"{facts['recipe']}, seed {facts['seed']}"
     sections = {
-        "Before and after": score_tables(rows, summary),
+        "Before and after": score_tables(rows, record.summary),
         "Curves": _curves(rows),
         "Where a step's time goes": _step_time(rows),
         "Events": _events(rows),
     }
-    if audit_rows:
-        sections["Second opinion on the vote"] = _audit(audit_rows)
-    sections["Sample completions"] = _samples(_read_rows_if_any(run_dir / "samples.jsonl"))
-    sections["Hyperparameters"] = _hyperparameters(config)
+    if record.audit:
+        sections["Second opinion on the vote"] = _audit(record.audit)
+    sections["Sample completions"] = _samples(record.samples)
+    sections["Hyperparameters"] = _hyperparameters(record.config)
+    lead = _lead(facts)
+    if record.damage:
+        notice = f"damaged and left out: {', '.join(record.damage)}"
+        logger.warning("%s: %s", run_dir, notice)
+        lead = f"{lead}; {notice}"
 
-    png = run_dir / "report.png"
-    overview(rows, title).savefig(png, dpi=150)
+    image = io.BytesIO()
+    overview(rows, title).savefig(image, format="png", dpi=150)
     html = run_dir / "report.html"
-    html.write_text(page(title, _lead(facts), sections), encoding="utf-8", errors="replace")
+    png = run_dir / "report.png"
+    write_atomically(html, page(title, lead, sections))
+    write_atomically(png, image.getvalue())
     return html, png
 
 
-def _read_rows_if_any(path: Path) -> list[Row]:
-    return read_rows(path) if path.is_file() else []
+def _facts(run_dir: Path, record: RunRecord) -> Row:
+    """recipe, seed, steps, seconds and run_dir: the summary's, or an unfinished run's so far.
 
-
-def _read_json(path: Path) -> Row:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected a JSON document, got a broken one ({error})") from error
-
-
-def _facts(run_dir: Path, config: Row, summary: Row, rows: list[Row]) -> Row:
-    """recipe, seed, steps, seconds and run_dir: the summary's, or an unfinished run's so far."""
+    The seconds so far are those of the steps. The clock of the rows may have been set meanwhile.
+    """
+    train = [row for row in record.metrics if row["kind"] == "train"]
     facts = {
-        "recipe": config.get("recipe", run_dir.name),
-        "seed": config.get("train", {}).get("seed", "unknown"),
-        "steps": max((row["step"] for row in rows), default=0),
-        "seconds": rows[-1]["time"] - rows[0]["time"] if rows else 0.0,
+        "recipe": record.config.get("recipe", run_dir.name),
+        "seed": record.config.get("train", {}).get("seed", "unknown"),
+        "steps": max((row["step"] for row in record.metrics), default=0),
+        "seconds": sum(row.get("seconds") or 0.0 for row in train),
         "run_dir": str(run_dir),
     }
-    return {name: summary.get(name, value) for name, value in facts.items()}
+    return {name: record.summary.get(name, value) for name, value in facts.items()}
 
 
 def _lead(facts: Row) -> str:
@@ -106,14 +100,17 @@ def _curves(rows: list[Row]) -> str:
 
 def _step_time(rows: list[Row]) -> str:
     """Medians over the steps. Leaves out the first one, which warms up."""
-    steps = [row for row in rows if row.get("kind") == "train" and row.get("seconds")][1:]
+    names = ("seconds", "tokens_per_second", *STEP_PARTS.values())
+    train = [row for row in rows if row["kind"] == "train"]
+    # Rows of an older version may lack a part.
+    steps = [row for row in train if all(row.get(name) is not None for name in names)][1:]
     if not steps:
         return "<p>no timed steps after the first</p>"
     parts = {
         part: statistics.median(row[name] for row in steps) for part, name in STEP_PARTS.items()
     }
     parts["the rest"] = statistics.median(
-        row["seconds"] - sum(row[name] for name in STEP_PARTS.values()) for row in steps
+        max(0.0, row["seconds"] - sum(row[name] for name in STEP_PARTS.values())) for row in steps
     )
     seconds = statistics.median(row["seconds"] for row in steps)
     speed = statistics.median(row["tokens_per_second"] for row in steps)
@@ -127,21 +124,19 @@ def _step_time(rows: list[Row]) -> str:
 
 def _events(rows: list[Row]) -> str:
     """How often each event happened, and the last MAX_EVENTS in full."""
-    fractions = [row.get("truncated") for row in rows if row.get("kind") == "train"]
+    fractions = [row.get("truncated") for row in rows if row["kind"] == "train"]
     truncated = [fraction for fraction in fractions if fraction is not None]
     lead = ""
     if truncated:
         percent = 100 * statistics.fmean(truncated)
         lead = f"<p>{percent:.1f} % of training completions were truncated.</p>"
-    events = [row for row in rows if row.get("kind") == "event"]
+    events = [row for row in rows if row["kind"] == "event"]
     if not events:
         return lead + "<p>no events</p>"
-    counts = Counter(str(row.get("event", "event")) for row in events)
+    counts = Counter(row["event"] for row in events)
     counts_text = ", ".join(f"{name}: {count}" for name, count in counts.most_common())
-    body = [
-        (row["step"], row.get("event", "event"), _event_text(row)) for row in events[-MAX_EVENTS:]
-    ]
-    return f"{lead}<p>{escape(counts_text)}</p>" + table(("step", "event", "what"), body, "left")
+    body = [(row["step"], row["event"], _event_text(row)) for row in events[-MAX_EVENTS:]]
+    return f"{lead}<p>{html_text(counts_text)}</p>" + table(("step", "event", "what"), body, "left")
 
 
 def _event_text(row: Row) -> str:
@@ -157,8 +152,8 @@ def _audit(rows: list[Row]) -> str:
     # Imports torch. A report without an audit should not wait for that.
     from srt_fast.rewards.audit import describe_totals, sum_counts
 
-    examples = [(row["step"], *example) for row in rows for example in row.get("examples", [])]
-    totals = f"<p>{escape(describe_totals(sum_counts(rows)))}</p>"
+    examples = [(row["step"], *example) for row in rows for example in row["examples"]]
+    totals = f"<p>{html_text(describe_totals(sum_counts(rows)))}</p>"
     if not examples:
         return totals
     head = ("step", "what", "majority", "other answer")
@@ -174,9 +169,9 @@ def _samples(samples: list[Row]) -> str:
     for step in sorted({min(steps), max(steps)}):
         parts.append(f"<h3>Step {step}</h3>")
         step_samples = [row for row in samples if row["step"] == step]
-        for prompt, group in itertools.groupby(step_samples, key=lambda row: row.get("prompt", "")):
+        for prompt, group in itertools.groupby(step_samples, key=lambda row: row["prompt"]):
             completions = "".join(_completion(row) for row in group)
-            parts.append(f'<div class="prompt"><pre>{escape(str(prompt))}</pre>{completions}</div>')
+            parts.append(f'<div class="prompt"><pre>{html_text(prompt)}</pre>{completions}</div>')
     return "".join(parts)
 
 
@@ -187,8 +182,8 @@ def _completion(row: Row) -> str:
     badges = "".join(
         f'<span class="badge {text.split()[0]}">{text}</span>' for text in (vote, truth)
     )
-    text = escape(str(row.get("completion", "")))
-    return f'<div class="completion">{badges}<b>{escape(answer)}</b><pre>{text}</pre></div>'
+    text = html_text(row["completion"])
+    return f'<div class="completion">{badges}<b>{html_text(answer)}</b><pre>{text}</pre></div>'
 
 
 def _word(value: bool | None, if_true: str, if_false: str, if_none: str) -> str:
@@ -204,8 +199,9 @@ def _hyperparameters(config: Row) -> str:
     run_fields = {name: value for name, value in config.items() if name not in sections}
     parts = []
     for name, fields in ({"run": run_fields} | sections).items():
-        body = [(field, json.dumps(value, ensure_ascii=False)) for field, value in fields.items()]
+        texts = {field: json.dumps(value, ensure_ascii=False) for field, value in fields.items()}
+        body = [(field, hide_passwords(text)) for field, text in texts.items()]
         parts.append(
-            f"<details open><summary>{escape(name)}</summary>{table((), body, 'left')}</details>"
+            f"<details open><summary>{html_text(name)}</summary>{table((), body, 'left')}</details>"
         )
     return "".join(parts)

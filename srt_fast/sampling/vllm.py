@@ -69,6 +69,7 @@ class VLLMEngine:
                 "enforce_eager": is_on_cpu,
                 "disable_log_stats": True,
                 "seed": 0,
+                "use_tqdm_on_load": False,
             }
             try:
                 with warnings.catch_warnings():
@@ -252,6 +253,13 @@ def _repack_tied_head(model: nn.Module) -> None:
         seen_ids.add(id(weight))
 
 
+class _LogFile(logging.FileHandler):
+    """A log whose messages are lost on a full disk. The base class prints a traceback for each."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 def _configure_log(file: Path | None) -> None:
     """Send vLLM's log to a file. None: errors only, to stderr.
 
@@ -262,7 +270,7 @@ def _configure_log(file: Path | None) -> None:
     for old_handler in list(logger.handlers):
         logger.removeHandler(old_handler)
         old_handler.close()
-    handler = logging.FileHandler(file) if file else logging.StreamHandler()
+    handler = _LogFile(file) if file else logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if file else logging.ERROR)

@@ -7,6 +7,7 @@ with a time limit and notices signals meanwhile. It may train while the engine s
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import queue
 import threading
 import time
@@ -18,7 +19,7 @@ from typing import Any, Literal
 import torch
 
 from srt_fast.config import SamplingConfig, VLLMConfig
-from srt_fast.errors import first_line
+from srt_fast.errors import first_line, native_output_to
 from srt_fast.model.policy import Policy
 from srt_fast.sampling.base import Completion, PendingRollouts, SamplerError
 from srt_fast.sampling.logprob_check import LogprobCheck
@@ -37,11 +38,13 @@ class VLLMSampler(VLLMSamplerBase):
         policy: The model to sample from.
         sampling: The run's sampling settings.
         config: The run's vLLM settings.
-        log_file: Where vLLM's log goes. None: only errors, to stderr.
+        log_file: Where vLLM's log goes, and what C code prints while the engine starts. None: only
+            errors, to stderr.
         checkpoint: Called while waiting. It may raise to leave early, because a signal arrived.
 
     Raises:
         SamplerError: The engine cannot start.
+        OSError: The log file cannot be opened.
     """
 
     def __init__(
@@ -60,7 +63,9 @@ class VLLMSampler(VLLMSamplerBase):
         self._stop_requested = threading.Event()
         self._thread = _EngineThread()
         try:
-            self._engine = self._call(self._start_engine, "starting", interruptible=True)
+            # Here and not in the engine's thread: a start that hangs must not keep the terminal.
+            with native_output_to(log_file) if log_file else contextlib.nullcontext():
+                self._engine = self._call(self._start_engine, "starting", interruptible=True)
         except BaseException:
             self._thread.end()
             raise

@@ -7,12 +7,12 @@ from 1.
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from srt_fast.config import TaskConfig
+from srt_fast.files import parse_json
 
 NumberedRow = tuple[int, str, Any]
 
@@ -36,8 +36,8 @@ def _jsonl_rows(name: str) -> Iterator[NumberedRow]:
             if not line.strip():
                 continue
             try:
-                yield number, where, json.loads(line)
-            except ValueError as error:  # not JSON, or not UTF-8
+                yield number, where, parse_json(line)
+            except ValueError as error:
                 raise ValueError(
                     f"{where}: expected a JSON object, got {line.strip()!r:.80} ({error})"
                 ) from error

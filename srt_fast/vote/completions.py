@@ -21,6 +21,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from srt_fast.files import parse_json
+
 logger = logging.getLogger(__name__)
 
 LISTS = ("completions", "responses", "outputs", "samples", "generations", "choices")
@@ -131,9 +133,8 @@ def _rows(source: str, lines: Iterable[bytes]) -> Iterator[tuple[int, str, dict]
             continue
         where = f"{source}, line {number}"
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            # Not JSON, not UTF-8, or nested a thousand deep.
+            row = parse_json(line)
+        except ValueError as error:
             raise ValueError(
                 f"{where}: expected a JSON object, got {_preview(line.strip())} ({error})"
             ) from error
@@ -239,11 +240,18 @@ def _text(where: str, value: Any) -> str:
             f"{where}: expected an assistant message among the chat's, got {_preview(value)}"
         )
     if isinstance(value, list) and _is_message_in_parts(value):
-        return "".join(_text(where, part["text"]) for part in value if part["type"] == "text")
+        return "".join(_part_text(where, part) for part in value if part["type"] == "text")
     raise ValueError(
         f"{where}: expected text, an object with text, content or message.content, or a list of "
         f"chat messages, got {_preview(value)}"
     )
+
+
+def _part_text(where: str, part: dict) -> str:
+    """The text of a chat message's part."""
+    if "text" not in part:
+        raise ValueError(f"{where}: expected text in a message's part, got {_preview(part)}")
+    return _text(where, part["text"])
 
 
 def _is_chat(value: list) -> bool:

@@ -1,7 +1,7 @@
 """Prints the votes of saved completions as a table.
 
-Answers are model output. They are printed without markup and without control characters, truncated
-to a width.
+Answers are model output. They are printed without markup, with escapes for control characters,
+truncated to a width.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from srt_fast.errors import printable
 from srt_fast.vote.vote import Answer, GroupVote
 
 MAX_ANSWERS = 5  # of a group; the others are counted
@@ -145,14 +146,14 @@ def _label(name: Any) -> str:
 
 def _text(text: str, width: int, style: str = "") -> Text:
     """Model output as one line that moves no cursor, truncated to a width."""
-    line = Text(_printable(text), style=style)
+    line = Text(_one_line(text), style=style)
     line.truncate(width, overflow="ellipsis")
     return line
 
 
 def _shorten_middle(text: str, width: int) -> Text:
     """The beginning and the end of a text. The prompts of a task often begin alike."""
-    text = _printable(text)
+    text = _one_line(text)
     if cell_len(text) <= width:
         return Text(text)
     head = set_cell_size(text, width // 2)
@@ -160,7 +161,6 @@ def _shorten_middle(text: str, width: int) -> Text:
     return Text(head + "…" + tail)
 
 
-def _printable(text: str) -> str:
-    """One line. Replacement characters stand for those that cannot be printed."""
-    line = " ".join(text.split())
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line)
+def _one_line(text: str) -> str:
+    """The text as one line."""
+    return printable(" ".join(text.split()))

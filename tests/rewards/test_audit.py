@@ -161,7 +161,9 @@ def test_a_run_with_the_audit_on(tiny_config, tmp_path, monkeypatch):
     assert event["audit/groups"] == 6
     assert event["audit/dropped"] == 0
     assert "in 6 groups" in event["message"]
-    assert "Second opinion on the vote" in (folder / "report.html").read_text()
+    report = (folder / "report.html").read_text()
+    assert "Second opinion on the vote" in report
+    assert "damaged" not in report
 
     # A row of a step that was lost, as after kill -9.
     with open(folder / "audit.jsonl", "a") as file:

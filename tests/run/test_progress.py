@@ -22,7 +22,7 @@ def show_three_phases(console: Console, **settings: bool) -> None:
             pass
         with progress.phase("train", 100, ["pass1", "maj", "tokens_per_second"]):
             progress.update(51, pass1=0.5, lr=1e-6)
-            progress.note("step 51: [bold]a note[/bold]")
+            progress.note("step 51: [bold]a note[/bold]\x1b]0;title\x07\r")
             progress.update(52, maj=None, pass1=0.625, tokens_per_second=12345.6)
             progress.update(53)
 
@@ -36,7 +36,7 @@ def test_without_a_terminal_plain_lines(monkeypatch):
     lines = file.getvalue().splitlines()
     assert "\x1b[?25l" not in file.getvalue()  # the cursor is not hidden
     assert lines[0].startswith("warm start 3  0:")
-    assert "step 51: [bold]a note[/bold]" in lines
+    assert "step 51: [bold]a note[/bold]\\x1b]0;title\\x07\\r" in lines
     assert lines[-1].startswith("train 53/100  ")
     assert lines[-1].endswith("pass@1 0.625  maj -  tok/s 12,346")
     line_of_51 = next(line for line in lines if line.startswith("train 51/100"))
@@ -81,8 +81,9 @@ def test_quiet_prints_nothing():
 
 def test_summary_table_goes_to_standard_output(capsys):
     rows = [("pass@1", 0.5, 0.82), ("tokens", 12.0, 8.5), ("maj@8", None, 0.9)]
-    summary_table("Held-out accuracy", rows)
+    summary_table("[/red]\x1b[2J held-out", rows)
     output, errors = capsys.readouterr()
+    assert "[/red]\\x1b[2J held-out" in output
     [line] = [line for line in output.splitlines() if "pass@1" in line]
     assert line.split() == ["pass@1", "0.500", "0.820", "+0.320"]
     assert "-3.500" in output

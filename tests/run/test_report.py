@@ -1,17 +1,25 @@
 """The report: figures of the run, escaped text, one file without scripts."""
 
 import json
+import math
+import resource
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from srt_fast.config import Config, LogConfig
+from srt_fast.run.curves import panel_svg
 from srt_fast.run.metrics import MetricsWriter
+from srt_fast.run.panels import PANELS
+from srt_fast.run.records import LARGEST, read_record
 from srt_fast.run.report import write_report
+from srt_fast.run.score_tables import score_tables
 
-HOSTILE = "<script>alert('1')</script> & \udcff 1\u2028\x00"
+HOSTILE = "<script>alert('1')</script> & \udcff 1\u2028\x00\x1b]0;title\x07\r"
 FILES_ONLY = LogConfig(tensorboard=False)
 
 
@@ -81,6 +89,7 @@ def test_full_run(tmp_path):
     ):
         assert text in page.text
     assert "Step 4" not in page.text
+    assert not {"\x00", "\x1b", "\x07", "\r"} & set(html.read_text(encoding="utf-8"))
     assert png.read_bytes().startswith(b"\x89PNG")
 
 
@@ -129,7 +138,120 @@ def test_refuses_what_is_no_run(tmp_path):
         write_report(tmp_path / "missing")
     with pytest.raises(ValueError, match="metrics.jsonl"):
         write_report(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text("")
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="config.json: expected a JSON document"):
-        write_report(tmp_path)
+
+
+DAMAGED = {
+    "metrics.jsonl": [
+        "7",
+        '{"kind": "train", "time": 1}',
+        '{"step": 1, "kind": "trai',
+        '{"step": true, "kind": "train", "time": 1}',
+        '{"step": 1, "kind": ["train"], "time": 1}',
+        '{"step": 1, "kind": "train", "time": null}',
+        '{"step": 1, "kind": "train", "time": 1, "loss": "low"}',
+        '{"step": 1, "kind": "train", "time": 1, "loss": {"a": 1}}',
+        '{"step": 1, "kind": "train", "time": 1, "loss": 1e308}',
+        '{"step": 1, "kind": "train", "time": 1, "loss": ' + "9" * 5000 + "}",
+        '{"step": 1, "kind": "train", "time": 1, "seconds": -3}',
+        '{"step": 1, "kind": "eval", "time": 1, "pass1": NaN}',
+        '{"step": 1, "kind": "event", "time": 1}',
+    ],
+    "samples.jsonl": [
+        "[]",
+        '{"step": 1, "prompt": "p"}',
+        '{"step": 1, "prompt": ["p"], "completion": "c"}',
+        '{"prompt": "p", "completion": "c"}',
+    ],
+    "audit.jsonl": [
+        "null",
+        '{"step": 1, "groups": 1}',
+        '{"step": 1, "groups": 1, "pairs": 1, "false_merges": 0, "false_splits": 0, "failures": 0,'
+        ' "dropped": 0, "examples": [["false_merges", "1"]]}',
+    ],
+}
+
+
+def test_damaged_rows_and_fields_are_left_out_and_counted_once(tmp_path, caplog):
+    write_run(tmp_path, 2, gold=True)
+    assert read_record(tmp_path).damage == []
+    for name, lines in DAMAGED.items():
+        with open(tmp_path / name, "a") as file:
+            file.write("\n".join(lines) + "\n")
+    (tmp_path / "config.json").write_text('{"recipe": ["x"], "train": 3, "vllm": {}}')
+    (tmp_path / "summary.json").write_text('{"recipe": "mine", "seconds": {}, "pass1_end": "x"}')
+    html, _ = write_report(tmp_path)
+    notice = (
+        "damaged and left out: 13 rows of metrics.jsonl, 4 rows of samples.jsonl, 3 rows of "
+        "audit.jsonl, recipe of config.json, train of config.json, pass1_end of summary.json, "
+        "seconds of summary.json"
+    )
+    page = Page(html)
+    assert notice in page.text
+    assert [record.getMessage() for record in caplog.records] == [f"{tmp_path}: {notice}"]
+    assert "mine, seed unknown" in page.text
+    assert "Step 2" in page.text  # what is whole is shown
+    for text in ("{", "[1]", "\xff"):
+        (tmp_path / "config.json").write_text(text, encoding="latin-1")
+        (tmp_path / "summary.json").write_text(text, encoding="latin-1")
+        assert read_record(tmp_path).damage[-2:] == ["config.json", "summary.json"]
+
+
+@pytest.mark.parametrize("panel", [PANELS[3], PANELS[-1]], ids=["linear", "logarithmic"])
+def test_the_largest_numbers_can_be_drawn(panel):
+    rows = []
+    for step, value in enumerate((LARGEST, -LARGEST, 5e-324, 0, 2**53)):
+        for kind, name, _ in panel.series:
+            rows.append({"step": step, "kind": kind, "time": 1, name: value})
+    rows.append({"step": 2**53, "kind": "event", "time": 1, "event": "alarm"})
+    assert "no data" not in panel_svg(panel, rows)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda values: st.lists(values, max_size=2) | st.dictionaries(st.text(max_size=2), values),
+    max_leaves=3,
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_whatever_a_row_holds_only_sound_ones_are_read(tmp_path_factory, data):
+    """Any field of a row may be missing or hold any JSON. The tables of the report still hold."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "metrics.jsonl").write_text("")
+    names = ["step", "kind", "time", "pass1", "seconds", "maj_end", "run_dir", "examples", "prompt"]
+    for name in ("metrics.jsonl", "samples.jsonl", "audit.jsonl", "config.json", "summary.json"):
+        values = st.dictionaries(st.sampled_from(names), JSON) | JSON
+        (folder / name).write_text(json.dumps(data.draw(values)))
+    record = read_record(folder)
+    for row in record.metrics:
+        assert type(row["step"]) is int
+        assert all(value is None or math.isfinite(value) for value in figures(row))
+    score_tables(record.metrics, record.summary)
+
+
+def figures(row: dict) -> list:
+    return [] if row["kind"] == "event" else [row[name] for name in row if name != "kind"]
+
+
+def test_a_clock_that_was_set_back_changes_no_duration(tmp_path):
+    rows = [
+        {"step": step, "kind": "train", "time": time, "seconds": 20.0}
+        for step, time in ((1, 2e9), (2, 1e9), (3, 3e9))
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "3 steps in 1 min 0 s" in Page(write_report(tmp_path)[0]).text
+
+
+def test_a_full_disk_leaves_the_old_report(tmp_path):
+    write_run(tmp_path, 2, gold=True)
+    html, png = write_report(tmp_path)
+    old = html.read_bytes(), png.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"report\.html"):
+            write_report(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (html.read_bytes(), png.read_bytes()) == old

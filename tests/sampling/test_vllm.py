@@ -9,6 +9,7 @@ import shutil
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -405,6 +406,36 @@ def test_a_signal_ends_the_wait_for_a_stuck_engine(policy, monkeypatch):
         sampler.sync(policy)
     sampler.close()
     assert time.monotonic() - started_at < 10
+
+
+def test_notices_of_an_evaluation_go_to_a_log(config, tmp_path, capfd):
+    """libnuma, torch and vLLM write to the process's own descriptors, before our first line.
+
+    The log of a run's folder lies in the folder. Another one is named.
+    """
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(to_dict(config)))
+    (folder / "metrics.jsonl").touch()
+    (folder / "model").symlink_to(config.model.path)
+    file = tmp_path / "model.yaml"
+    file.write_text(json.dumps(to_dict(config)))
+    for target in (folder, file):
+        assert main(["eval", str(target)]) == 0
+        output = capfd.readouterr()
+        assert len(output.out.splitlines()) == 1
+        first_line, last_line = output.err.splitlines()
+        log = Path(first_line.removeprefix("sampling with vLLM, whose log is "))
+        assert last_line.startswith("evaluation 1/1")
+        assert (log.parent == folder) == (target == folder)
+        assert "Initializing a V1 LLM engine" in log.read_text()
+
+
+def test_a_log_on_a_full_disk_costs_its_messages_only(policy, capfd):
+    sampling = SamplingConfig(max_new_tokens=12, max_sequences=32)
+    config = VLLMConfig(kv_cache_gib=0.1)
+    VLLMSampler(policy, sampling, config, log_file=Path("/dev/full")).close()
+    assert capfd.readouterr().err == ""
 
 
 def test_no_memory_at_the_start_is_one_clear_line(config, tmp_path, capsys):

@@ -83,6 +83,7 @@ def test_parquet_and_datasets_read_what_jsonl_reads(tmp_path):
     ("line", "message"),
     [
         ('{"problem": "b"', "line 3: expected a JSON object, got"),
+        ('{"problem": ' + "[" * 2000, "line 3: expected a JSON object, got"),
         ('["b"]', "line 3: expected an object with the column 'problem', got"),
         ('{"problem": 3}', "line 3: expected non-empty text in column 'problem', got 3"),
         ('{"problem": " "}', "line 3: expected non-empty text"),

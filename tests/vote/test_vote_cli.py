@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from srt_fast import cli
 
@@ -183,6 +185,7 @@ def test_answers_and_prompts_are_text_not_markup_nor_control(tmp_path: Path, cap
         ),
         ("\n[1]", [], "in.jsonl, line 2: expected a JSON object, got [1]"),
         ("[" * 100_000, [], "line 1: expected a JSON object, got b'[[["),
+        ('{"id": 1, "text": ' + "[" * 500 + "]" * 500 + "}", [], "line 1: expected a JSON object"),
         (
             '{"prompt": 1, "reply": "x"}',
             [],
@@ -217,6 +220,16 @@ def test_answers_and_prompts_are_text_not_markup_nor_control(tmp_path: Path, cap
             '{"id": 1, "samples": [[{"role": "user", "content": "y"}]]}',
             [],
             "expected an assistant message among the chat's",
+        ),
+        (
+            '{"id": 1, "samples": [[{"type": "text", "text": "x"}, {"type": "text"}]]}',
+            [],
+            "line 1, field 'samples': expected text in a message's part, got {'type': 'text'}",
+        ),
+        (
+            '{"\\u001b]0;x": 1}',
+            [],
+            "got fields \\x1b]0;x; name it with --completions",
         ),
         (
             '{"id": 1, "text": "x"}',
@@ -261,6 +274,35 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert not output.out
     assert out.read_text() == "as before"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+TEXTS = st.sampled_from(["text", "content", "role", "type", "id", "prompt", "assistant", "a\x1b"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda values: st.lists(values, max_size=2) | st.dictionaries(TEXTS, values, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    rows=st.lists(
+        st.dictionaries(TEXTS | st.sampled_from(["samples", "completions", "output"]), JSON),
+        min_size=1,
+    ),
+    options=st.lists(
+        st.sampled_from(["--gold=id", "--group-by=prompt", "--rule=tag", "--limit=1"])
+    ),
+)
+def test_any_rows_give_a_vote_or_one_line(tmp_path: Path, capsys, rows: list, options: list[str]):
+    file = tmp_path / "in.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code = cli.main(["vote", str(file), *options])
+    output = capsys.readouterr()
+    assert code == 0 or output.err.startswith("error:") and output.err.count("\n") == 1
+    assert not {"\x1b", "\r"} & set(output.out + output.err)
 
 
 def test_a_missing_file(tmp_path: Path, capsys):
