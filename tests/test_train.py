@@ -338,7 +338,7 @@ def test_weights_that_are_not_finite_are_refused(tiny_config, tiny_model, tmp_pa
     broken = load_file(model / "model.safetensors")
     broken["model.norm.weight"][:] = float("nan")
     save_file(broken, model / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="got nan"):
+    with pytest.raises(ValueError, match="expected finite weights, got logits of nan"):
         run(tiny_config, tmp_path / "from nan", **{"model.path": str(model)})
 
     changes = {"task.answer_rule": "last_number", "checkpoint.every": 1}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,9 +194,13 @@ class Policy:
             raise ValueError(
                 f"{name}expected it to take packed sequences, got {type(error).__name__}: {error}"
             ) from error
+        if math.isnan(difference):
+            raise ValueError(
+                f"model {type(self.model).__name__}: expected finite weights, got logits of nan"
+            )
         is_float32 = self.compute_dtype == torch.float32
         tolerance = PARITY_FLOAT32 if is_float32 else PARITY_BFLOAT16
-        if not difference <= tolerance:  # also true for NaN
+        if difference > tolerance:
             raise ValueError(
                 f"{name}expected packed hidden states times the LM head to give the model's own "
                 f"logits (relative difference at most {tolerance:g}), got {difference:.3g}"
