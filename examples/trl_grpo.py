@@ -62,6 +62,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", help="folder or hub id (default: the quickstart's)")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--prompts", type=int, default=64, help="prompts in a step")
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--held-out", type=int, default=128, help="sums to measure accuracy on")
     parser.add_argument("--output", default="runs/trl_grpo", help="TRL's output folder")
     return parser.parse_args(arguments)
@@ -75,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = GRPOConfig(
         output_dir=options.output,
         max_steps=options.steps,
-        learning_rate=1e-4,
+        learning_rate=options.learning_rate,
         lr_scheduler_type="constant",
         loss_type="grpo",
         num_generations=GROUP_SIZE,

@@ -252,7 +252,6 @@ class Trainer:
 
     def _save(self, *, is_required: bool) -> None:
         """Write a checkpoint. Raises CheckpointError only if it is required."""
-
         parts = self.parts
         state = {"step": self.step, "run": self.run.state_dict()} | parts.state_dict()
         contents = Contents.of(
@@ -308,4 +307,5 @@ def evaluate_model(
             progress.phase("evaluation", 1, ["pass1", "maj", "vote_share"])
             scores = evaluate(policy, sampler, reader, task, config, config.evaluation)
         progress.update(1, **scores)
+    world.close()
     return scores

@@ -10,24 +10,17 @@ from srt_fast.files import read_rows
 from srt_fast.quickstart import build_tokenizer, cache_folder, ensure_warm_started, with_slips
 from srt_fast.train import Trainer
 from srt_fast.types import Problem
+from support.models import SMALL_WARM_START
 
 
 @pytest.fixture
 def small_config(monkeypatch, tmp_path) -> Config:
-    """One-digit sums and a model that learns them in seconds, in a cache of its own."""
+    """A small quickstart, in a cache of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    changes = {
+    changes = SMALL_WARM_START | {
         "sampling.engine": "hf",  # the model is too small for vLLM's CPU attention
         "run_dir": str(tmp_path / "run"),
-        "task.params": {"max_digits": 1},
         "log.tensorboard": False,
-        "warm_start": {
-            "hidden_size": 64,
-            "layers": 2,
-            "batch_size": 64,
-            "lr": 1e-2,
-            "max_steps": 600,
-        },
         "train": {"steps": 24, "prompts_per_step": 16, "lr": 1e-3},
         "evaluation": {"every": 0, "prompts": 64, "samples": 8},
     }

@@ -1,4 +1,4 @@
-"""TRL trains the quickstart's model on its own votes: examples/trl_grpo.py."""
+"""TRL trains the quickstart's model, in small, on its own votes: examples/trl_grpo.py."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ import runpy
 
 import pytest
 
+from srt_fast.config import override
+from srt_fast.config.recipes import quickstart
+from support.models import SMALL_WARM_START
 from support.paths import ROOT
 
 pytest.importorskip("trl")
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers and TRL warn about their own code
-def test_majority_reward_without_labels_improves_held_out_accuracy(tmp_path, capsys):
-    """A quarter of the example's steps, from the embedded model's warm start.
-
-    The warm start takes two minutes if it is not cached.
-    """
+def test_majority_reward_without_labels_improves_held_out_accuracy(tmp_path, capsys, monkeypatch):
+    """The example with sums of one digit and a model that learns them in seconds."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     main = runpy.run_path(str(ROOT / "examples" / "trl_grpo.py"))["main"]
-    main(["--steps", "10", "--output", str(tmp_path)])
+    main.__globals__["quickstart"] = lambda: override(quickstart(), SMALL_WARM_START)
+    options = ["--steps", "20", "--prompts", "16", "--learning-rate", "1e-3"]
+    main([*options, "--output", str(tmp_path / "trl")])
     output = capsys.readouterr().out
-    match = re.search(r"accuracy: (\S+) before, (\S+) after 10 steps", output)
+    match = re.search(r"accuracy: (\S+) before, (\S+) after 20 steps", output)
     start = float(match[1])
     end = float(match[2])
     assert 0.3 < start < 0.7

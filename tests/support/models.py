@@ -28,6 +28,18 @@ SMALL: dict[str, Any] = dict(
     eos_token_id=2,
 )
 
+SMALL_WARM_START: dict[str, Any] = {
+    "task.params": {"max_digits": 1},
+    "warm_start": {
+        "hidden_size": 64,
+        "layers": 2,
+        "batch_size": 64,
+        "lr": 1e-2,
+        "max_steps": 600,
+    },
+}
+"""Changes of the quickstart: one-digit sums, and a model that learns them in seconds."""
+
 
 def make_model(config: PreTrainedConfig) -> PreTrainedModel:
     """A random model with packed attention. The same on every call."""
