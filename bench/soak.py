@@ -183,31 +183,46 @@ def worker_ends() -> Iterator[None]:
 def _killed_run(folder: Path, shape: Shape, kills: int, seed: int) -> KilledRun:
     rng = random.Random(seed)
     whole = folder / f"whole-{shape.ranks}"
-    started_at = time.time()
     process = _start(folder, shape, whole, KILLED_STEPS, checkpoint_every=3)
     if process.wait():
         raise SystemExit(f"error: the run on {shape.name} ended with {process.returncode}")
-    first_row, *_, last_row = read_rows(whole / "metrics.jsonl")
-    start_seconds = first_row["time"] - started_at
-    step_seconds = last_row["time"] - first_row["time"]
     killed = folder / f"killed-{shape.ranks}"
     count = 0
-    while True:
+    while count < kills:
         process = _start(folder, shape, killed, KILLED_STEPS, checkpoint_every=3)
-        if count < kills:
-            # Some kills come before the first step. A run makes progress between most of them.
-            time.sleep(start_seconds * rng.uniform(0.5, 1.2) + step_seconds / kills * rng.random())
-        if count == kills or process.poll() is not None:
-            if process.wait():
-                raise SystemExit(f"error: a resumed run ended with {process.returncode}")
+        # Steps 0: before the first step. The mean leaves a tenth of the steps for the last attempt.
+        steps = rng.randrange(round(1.8 * KILLED_STEPS / kills))
+        _wait_for_rows(process, killed, steps)
+        time.sleep(rng.uniform(0, 0.1))
+        if process.poll() is not None:
             break
         _kill(process)
         count += 1
+    process = _start(folder, shape, killed, KILLED_STEPS, checkpoint_every=3)
+    if process.wait():
+        raise SystemExit(f"error: a resumed run ended with {process.returncode}")
     weights = "model/model.safetensors"
     has_same_bits = (whole / weights).read_bytes() == (killed / weights).read_bytes()
-    steps = [row["step"] for row in read_rows(killed / "metrics.jsonl") if row["kind"] == "train"]
-    assert steps == list(range(1, KILLED_STEPS + 1)), "a step is missing or doubled"
+    steps_taken = [
+        row["step"] for row in read_rows(killed / "metrics.jsonl") if row["kind"] == "train"
+    ]
+    assert steps_taken == list(range(1, KILLED_STEPS + 1)), "a step is missing or doubled"
     return KilledRun(shape=shape.name, steps=KILLED_STEPS, kills=count, has_same_bits=has_same_bits)
+
+
+def _wait_for_rows(process: subprocess.Popen, run_dir: Path, steps: int) -> None:
+    """Wait until the run has written so many rows of steps, or has ended. At least its start."""
+    metrics = run_dir / "metrics.jsonl"
+    first_size = None
+    rows = 0
+    while process.poll() is None and rows < steps:
+        if metrics.is_file():
+            text = metrics.read_bytes()
+            # A resume rewrites the file first, without the rows of later steps.
+            if first_size is None or len(text) < first_size:
+                first_size = len(text)
+            rows = text[first_size:].count(b'"kind": "train"')
+        time.sleep(0.02)
 
 
 def _kill(process: subprocess.Popen) -> None:
