@@ -6,6 +6,7 @@ reads environment variables that must be set before.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import tempfile
@@ -269,7 +270,8 @@ def _configure_log(file: Path | None) -> None:
     logger = logging.getLogger("vllm")
     for old_handler in list(logger.handlers):
         logger.removeHandler(old_handler)
-        old_handler.close()
+        with contextlib.suppress(OSError):  # its file may be on a full disk
+            old_handler.close()
     handler = _LogFile(file) if file else logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger.addHandler(handler)

@@ -108,7 +108,7 @@ def make_sampler(policy, temperature=1.0, checkpoint=lambda: None, **settings):
     return VLLMSampler(policy, sampling, config, checkpoint=checkpoint)
 
 
-def corrupt_weights(weights):
+def corrupt_weights(weights, gather_dtype=None):
     """Weights of which one layer is wrong."""
     for name, weight in weights:
         yield name, weight * 1.3 if "layers.1.mlp.down_proj" in name else weight
@@ -233,7 +233,7 @@ class FaultyVLLM:
             with monkeypatch.context() as patch:
                 if self.is_at(11):
                     patch.setattr(
-                        Policy, "weights", lambda policy: corrupt_weights(weights(policy))
+                        Policy, "weights", lambda policy, *dtype: corrupt_weights(weights(policy))
                     )
                 sync(sampler, policy)
 
