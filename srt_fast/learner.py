@@ -17,6 +17,7 @@ from srt_fast.distributed.sharding import full_tensor
 from srt_fast.model.logprobs import head_inputs, rollout_logprobs
 from srt_fast.model.packing import active_rollouts, count_tokens, pack
 from srt_fast.model.policy import Policy
+from srt_fast.optimizer import make_optimizer
 from srt_fast.run.step_metrics import StepTotals
 from srt_fast.types import MicroBatch, Reward, Rollouts
 from srt_kernels import PolicyLoss, group_advantage, linear_logprob, linear_policy_loss
@@ -45,12 +46,7 @@ class Learner:
         self._policy = policy
         self._reference = reference
         self._world = policy.world
-        self.optimizer = torch.optim.AdamW(
-            policy.model.parameters(),
-            lr=train.lr,
-            betas=train.betas,
-            weight_decay=train.weight_decay,
-        )
+        self.optimizer = make_optimizer(policy.model.parameters(), train)
         is_constant = train.lr_schedule == "constant"
         schedule = "constant_with_warmup" if is_constant else train.lr_schedule
         self._scheduler: Any = get_scheduler(

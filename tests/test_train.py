@@ -169,6 +169,7 @@ def test_steps_without_gradient_are_skipped(tiny_config, tmp_path, tiny_model, c
             "train.warmup_steps": 1,
         },
         {"model.autocast": "bfloat16"},
+        {"model.compile": True, "model.gradient_checkpointing": True, "train.steps": 2},
     ],
     ids=lambda changes: next(iter(changes)),
 )

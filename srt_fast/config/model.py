@@ -27,6 +27,9 @@ class ModelConfig:
     and supports the model, else PyTorch's."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """torch.compile each block of the model, for training passes. The first step is slower by the
+    time that this takes. Needs a C++ compiler. The embedded sampler runs the blocks uncompiled."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Read that code before you turn this on."""
 

@@ -22,6 +22,8 @@ ObjectiveName = Literal[
 """The presets of srt_kernels.Objective."""
 AdvantageKind = Literal["grpo", "mean", "rloo", "batch"]
 """The kinds of srt_kernels.group_advantage."""
+OptimizerName = Literal["adamw", "adamw_fused", "adamw_8bit"]
+"""The kinds of srt_fast.optimizer."""
 
 
 @section("train.")
@@ -45,6 +47,10 @@ class TrainConfig:
     reward_kl_coef: NonNegativeFloat = 0.0
     """Weight of a KL penalty in the reward: the k3 estimate of the KL to the starting model, summed
     over the completion. 0: off."""
+    optimizer: OptimizerName = "adamw"
+    """"adamw": PyTorch's AdamW. "adamw_fused": the same in one kernel. "adamw_8bit": torchao's,
+    with 2 bytes of state a parameter in place of 8. It needs the extra `optim` and a C++ compiler,
+    and its results depend on the number of ranks."""
     lr: PositiveFloat = 1e-6
     """Learning rate of AdamW."""
     lr_schedule: Literal["constant", "cosine", "linear"] = "constant"

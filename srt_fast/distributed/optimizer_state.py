@@ -19,14 +19,16 @@ from srt_fast.errors import CheckpointError
 
 
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """The tensors of an optimizer's state, not copied: "layer.weight.exp_avg" and so on.
+    """The tensors of an optimizer's state_dict: "layer.weight.exp_avg" and so on.
 
-    A parameter that has not been updated yet has no state.
+    They are not copied, but state of 8 bits is float32 there (srt_fast/optimizer.py). A parameter
+    that has not been updated yet has no state.
     """
     names = _parameter_names(model, optimizer)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {
-        f"{names[id(parameter)]}.{key}": value
-        for parameter, state in optimizer.state.items()
+        f"{names[id(parameters[index])]}.{key}": value
+        for index, state in optimizer.state_dict()["state"].items()
         for key, value in state.items()
         if isinstance(value, Tensor)
     }
@@ -61,7 +63,8 @@ def read_optimizer(
     """The state that optimizer.load_state_dict takes. All ranks call it.
 
     folder: of write_tensors(folder, optimizer_tensors(...)). settings: of optimizer_settings. The
-    tensors are sharded as the model's parameters are, and on their devices.
+    tensors are sharded as the model's parameters are, and in host memory: a device may not have
+    room for 8-bit state in float32.
 
     Raises CheckpointError for a damaged folder, and for the state of another model's optimizer.
     """
@@ -101,7 +104,7 @@ def _empty_tensors(folder: Path, parameters: dict[str, Tensor]) -> dict[str, Ten
             )
         parameter = parameters[name].detach()
         if shape == parameter.shape:
-            tensors[place] = torch.empty_like(parameter, dtype=dtype)
+            tensors[place] = torch.empty_like(parameter, dtype=dtype, device="cpu")
         else:
             tensors[place] = torch.empty(shape, dtype=dtype)
     return tensors

@@ -51,7 +51,7 @@ def shard(model: nn.Module, world: World, *, autocast: bool) -> None:
         ),
         "offload_policy": offload if settings.cpu_offload else OffloadPolicy(),
     }
-    for block in _blocks(model):
+    for block in model_blocks(model):
         fully_shard(block, reshard_after_forward=settings.reshard_after_forward, **options)
     setattr(model, RUN_METHOD, lambda function: function())
     fully_shard(model, reshard_after_forward=False, **options)  # the backward pass begins here
@@ -96,6 +96,26 @@ def gathered_weights(model: nn.Module, world: World) -> Iterator[None]:
             )
 
 
+def model_blocks(model: nn.Module) -> list[nn.Module]:
+    """The modules that transformers never splits over devices: the model's blocks.
+
+    Raises ValueError if there are none.
+    """
+    names = set(getattr(model, "_no_split_modules", None) or [])
+    # A sharded block has a class that FSDP derives from the block's own.
+    blocks = [
+        module
+        for module in model.modules()
+        if not names.isdisjoint(cls.__name__ for cls in type(module).__mro__)
+    ]
+    if not blocks:
+        raise ValueError(
+            f"model {type(model).__name__}: expected _no_split_modules to name its blocks, which "
+            f"sharding and model.compile need, got {sorted(names)}"
+        )
+    return blocks
+
+
 def local_part(tensor: Tensor) -> Tensor:
     """This rank's part of a sharded tensor, or the tensor itself. Shares memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
@@ -117,18 +137,6 @@ def gather_weight(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
         return tensor.full_tensor()
     cast: Any = tensor.to(dtype)
     return cast.full_tensor()
-
-
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    """The modules that transformers never splits over devices: the model's blocks."""
-    names = set(getattr(model, "_no_split_modules", None) or [])
-    blocks = [module for module in model.modules() if type(module).__name__ in names]
-    if not blocks:
-        raise ValueError(
-            f"model {type(model).__name__}: expected _no_split_modules to name its blocks, which "
-            f"sharding needs, got {sorted(names)}"
-        )
-    return blocks
 
 
 def _units(model: nn.Module) -> list[FSDPModule]:

@@ -156,6 +156,7 @@ def _torch_varlen(
     return out
 
 
+@torch.compiler.disable()  # its shapes depend on the lengths: it would be compiled often
 def _per_sequence(
     query: Tensor,
     key: Tensor,

@@ -20,6 +20,7 @@ from srt_fast.config import ModelConfig
 from srt_fast.distributed.world import ONE_PROCESS, World
 from srt_fast.errors import first_line
 from srt_fast.model.attention import ATTENTION
+from srt_fast.model.compilation import check_compiler, compile_blocks
 from srt_fast.model.layer_kernels import apply_layer_kernels
 from srt_fast.model.policy import Policy
 from srt_fast.model.sharded_loading import load_sharded
@@ -46,10 +47,13 @@ def load_policy(path: str, config: ModelConfig, world: World = ONE_PROCESS) -> P
 
     Raises ValueError for a missing file or folder, a folder without config.json, a GGUF file
     without the gguf package, a model that the hub or transformers refuses, an architecture that
-    cannot pack (Policy), and for config.kernels "liger" where that is not possible.
+    cannot pack (Policy), and for config.kernels "liger" and config.compile where that is not
+    possible.
     """
     source, arguments = _pretrained_arguments(path)
     device = pick_device(config.device)
+    if config.compile:
+        check_compiler("model.compile", device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source,
@@ -63,7 +67,11 @@ def load_policy(path: str, config: ModelConfig, world: World = ONE_PROCESS) -> P
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(f"model.path: could not load {path!r}: {first_line(error)}") from error
     _check_tokenizer(tokenizer, path)
-    return Policy(model, tokenizer, config, world=world, device=device)
+    policy = Policy(model, tokenizer, config, world=world, device=device)
+    # The policy has checked the architecture, with passes that need not be compiled.
+    if config.compile:
+        compile_blocks(model)
+    return policy
 
 
 def _load_whole(

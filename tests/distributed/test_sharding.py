@@ -34,6 +34,7 @@ VARIANTS = {
     "weights stay whole": (ModelConfig(), DistConfig(reshard_after_forward=False)),
     "offloaded": (ModelConfig(), DistConfig(cpu_offload=True)),
     "bfloat16": (ModelConfig(autocast="bfloat16"), DistConfig()),
+    "compiled": (ModelConfig(compile=True), DistConfig()),
 }
 
 
@@ -117,4 +118,4 @@ def folders(tmp_path: Path) -> list[str]:
 
 def test_gradients_are_those_of_one_process(folders):
     """NaN on one rank reaches all."""
-    run_ranks(gradients_task, 2, folders, timeout=120)
+    run_ranks(gradients_task, 2, folders, timeout=300)

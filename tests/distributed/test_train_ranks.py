@@ -29,6 +29,7 @@ RUNS = {
     },
     "threshold": {"reward": {"kind": "threshold", "params": {"tau": 0.5}, "resample": 2}},
     "gspo": {"train.objective": "gspo"},
+    "fused optimizer": {"train.optimizer": "adamw_fused"},
     # Fewer prompts than ranks. Steps whose only group is unanimous have no gradient.
     "one prompt": {"train.prompts_per_step": 1, "sampling.temperature": 0.5},
     "rollback": {"monitor": {"action": "rollback", "every": 1}, "train.lr": 1e-2},
