@@ -1,7 +1,7 @@
 """Gradients of a sharded model against those of one process."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -28,11 +28,12 @@ TOKEN_BUDGET = 40  # several micro-batches on each rank, and not equally many to
 ROUNDING = 4.0
 """How much larger the error of a sum in another order may be. Both are measured against float64."""
 
+FLOAT32 = ModelConfig(autocast="off")
 VARIANTS = {
-    "plain": (ModelConfig(), DistConfig()),
-    "activations recomputed": (ModelConfig(gradient_checkpointing=True), DistConfig()),
-    "weights stay whole": (ModelConfig(), DistConfig(reshard_after_forward=False)),
-    "offloaded": (ModelConfig(), DistConfig(cpu_offload=True)),
+    "plain": (FLOAT32, DistConfig()),
+    "activations recomputed": (replace(FLOAT32, gradient_checkpointing=True), DistConfig()),
+    "weights stay whole": (FLOAT32, DistConfig(reshard_after_forward=False)),
+    "offloaded": (FLOAT32, DistConfig(cpu_offload=True)),
     "bfloat16": (ModelConfig(autocast="bfloat16"), DistConfig()),
     "compiled": (ModelConfig(compile=True), DistConfig()),
 }
@@ -40,9 +41,8 @@ VARIANTS = {
 
 def gradients(policy: Policy, rollouts: Rollouts, factor: float = 1.0) -> dict:
     """Gradients of the policy loss by name, whole and in float64. factor: of the advantages."""
-    generator = torch.Generator().manual_seed(0)
-    advantages = factor * torch.randn(len(rollouts.truncated), generator=generator)
-    indices = torch.arange(len(advantages))
+    advantages = factor * random_advantages(rollouts)
+    indices = torch.arange(len(advantages), device=policy.device)
     for batch in pack(rollouts, advantages, indices, TOKEN_BUDGET, policy.world):
 
         def forward(batch=batch):
@@ -52,7 +52,7 @@ def gradients(policy: Policy, rollouts: Rollouts, factor: float = 1.0) -> dict:
                 batch.advantages,
                 batch.cu_seqlens,
                 Objective.preset("reinforce"),
-                normalizer=torch.tensor(float(len(rollouts.tokens))),
+                normalizer=torch.tensor(float(len(rollouts.tokens)), device=policy.device),
                 **options,
             ).loss
 
@@ -62,6 +62,23 @@ def gradients(policy: Policy, rollouts: Rollouts, factor: float = 1.0) -> dict:
         for name, weight in policy.model.named_parameters()
         if weight.grad is not None
     }
+
+
+def random_advantages(rollouts: Rollouts) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    advantages = torch.randn(len(rollouts.truncated), generator=generator)
+    return advantages.to(rollouts.tokens.device)
+
+
+def rollouts_on_device(policy: Policy) -> Rollouts:
+    """Random rollouts where the policy is: `make gpu` runs this file on two GPUs."""
+    rollouts = random_rollouts(policy, 4, PROMPTS)
+    tensors = {
+        field.name: getattr(rollouts, field.name).to(policy.device)
+        for field in fields(rollouts)
+        if field.name != "prompts"
+    }
+    return replace(rollouts, **tensors)
 
 
 def largest_error(actual: dict, expected: dict) -> float:
@@ -74,11 +91,10 @@ def largest_error(actual: dict, expected: dict) -> float:
 
 def exact_gradients(folder: str, rollouts: Rollouts) -> dict:
     """Gradients in float64, by autograd over whole logits."""
-    policy = load_policy(folder, ModelConfig())
+    policy = load_policy(folder, FLOAT32)
     policy.model.double()
-    generator = torch.Generator().manual_seed(0)
-    advantages = torch.randn(len(rollouts.truncated), generator=generator)
-    [batch] = pack(rollouts, advantages, torch.arange(len(advantages)), 10**9)
+    indices = torch.arange(len(rollouts.truncated), device=policy.device)
+    [batch] = pack(rollouts, random_advantages(rollouts), indices, 10**9)
     hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.cu_input)
     logits = hidden[batch.row_index] @ policy.head.weight.T
     logprobs = logits.log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
@@ -90,7 +106,7 @@ def exact_gradients(folder: str, rollouts: Rollouts) -> dict:
 def gradients_task(folders: list[str]) -> None:
     world = start(DistConfig())
     for folder in folders:
-        rollouts = random_rollouts(load_policy(folder, ModelConfig()), 4, PROMPTS)
+        rollouts = rollouts_on_device(load_policy(folder, FLOAT32))
         exact = exact_gradients(folder, rollouts)
         for name, (model, dist) in VARIANTS.items():
             alone = gradients(load_policy(folder, model, ONE_PROCESS), rollouts)
