@@ -86,7 +86,7 @@ HOSTILE = [
 
 
 LONGEST = b"x" * MAX_BYTES
-AT_THE_LIMIT = [
+AT_THE_LIMIT = [  # the first two have one key
     box(LONGEST),
     box(LONGEST + b" "),
     box(LONGEST + b"x"),
@@ -113,16 +113,20 @@ def completions(rule: str) -> list[bytes]:
 
 @pytest.mark.parametrize("rule", ANSWER_RULES)
 def test_keys_are_those_of_the_plain_twin(rule: str, set_lanes):
-    """All texts in one call: in the interpreter a call takes the time of its longest text."""
+    """All texts in one call: in the interpreter a call takes the time of its longest text.
+
+    There the texts at the limit take a minute. Only CI, which sets SRT_TEST_STRINGS, takes it.
+    """
     set_lanes(1 << 14)
     texts = HOSTILE + completions(rule)
     if rule == "whole":
         texts += short_answers()
-    if rule == "boxed":
+    has_limit = rule == "boxed" and not (IS_INTERPRETED and "SRT_TEST_STRINGS" not in os.environ)
+    if has_limit:
         texts = AT_THE_LIMIT + texts
     keys = check(texts, rule)
     assert len(set(keys)) > (2000 if rule == "whole" else 30)
-    if rule == "boxed":
+    if has_limit:
         assert keys[0] == keys[1] and len(set(keys[:4])) == 3
 
 
