@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,6 +10,11 @@ if TYPE_CHECKING:
     from srt_fast.train import Trainer
 
 __all__ = ["Config", "Trainer", "override", "recipes"]
+
+# transformers imports torchao if it is installed. On a CPU torchao 0.18 warns of its CUDA
+# libraries. It also uses what torch 2.13 has deprecated.
+for logger in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(logger).setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:
