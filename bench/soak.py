@@ -190,7 +190,7 @@ def _killed_run(folder: Path, shape: Shape, kills: int, seed: int) -> KilledRun:
     count = 0
     while count < kills:
         process = _start(folder, shape, killed, KILLED_STEPS, checkpoint_every=3)
-        # Steps 0: before the first step. The mean leaves a quarter of the steps for the last attempt.
+        # Steps 0: before the first step. A quarter of the steps is left for the last attempt.
         steps = rng.randrange(round(1.5 * KILLED_STEPS / kills))
         _wait_for_rows(process, killed, steps)
         time.sleep(rng.uniform(0, 0.1))
