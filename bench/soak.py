@@ -34,14 +34,13 @@ from typing import Any
 import psutil
 import torch
 import yaml
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from measure import environment
 from report import Table, save, show
 from srt_fast.config import override, to_dict
 from srt_fast.config.recipes import quickstart
 from srt_fast.files import read_rows
-from srt_fast.quickstart import build_tokenizer
+from srt_fast.quickstart import build_model, build_tokenizer
 from srt_fast.run.progress import RunProgress
 
 MAX_GROWTH = 0.01
@@ -242,22 +241,9 @@ def _kill(process: subprocess.Popen) -> None:
 
 def _save_model(folder: Path) -> None:
     """A tiny model with sharp distributions: votes agree, and steps train."""
-    torch.manual_seed(0)
     tokenizer = build_tokenizer()
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-    )
+    size = {"warm_start.hidden_size": 32, "warm_start.layers": 2}
+    model = build_model(override(quickstart(), size), tokenizer)
     with torch.no_grad():
         model.lm_head.weight.mul_(20)
     model.save_pretrained(folder)

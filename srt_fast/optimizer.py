@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 from collections.abc import Iterable
 from itertools import chain
 from typing import Any
@@ -48,8 +47,6 @@ def _make_adamw_8bit(parameters: list[Tensor], options: dict[str, Any]) -> Optim
             "pip install 'srt-fast[optim]'"
         )
     check_compiler("train.optimizer", parameters[0].device)
-    # It warns of its CUDA libraries, which are not used here, where there is no CUDA.
-    logging.getLogger("torchao").setLevel(logging.ERROR)
     # Imported here because the package is optional.
     from torchao.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
 

@@ -18,8 +18,6 @@ import torch
 
 from srt_fast.config import Config
 from srt_fast.distributed.launch import start as start_world
-from srt_fast.distributed.optimizer_state import read_optimizer
-from srt_fast.distributed.tensor_files import read_tensors
 from srt_fast.distributed.world import lost_ranks_are_errors
 from srt_fast.evaluation.evaluate import evaluate
 from srt_fast.model.loading import check_path, load_policy, quiet_transformers
@@ -27,6 +25,7 @@ from srt_fast.parts import RunParts, make_parts, starting_model
 from srt_fast.rewards import make_reward_function
 from srt_fast.rewards.base import GoldAnswers, StartLabels, find_requirement
 from srt_fast.rewards.inputs import check_labels
+from srt_fast.run.checkpoint import load_training_state
 from srt_fast.run.checkpoint_writer import Contents
 from srt_fast.run.folder import RunFolder
 from srt_fast.run.interrupts import RunInterrupted
@@ -270,19 +269,10 @@ class Trainer:
 
     def _restore(self, checkpoint: Path) -> None:
         """Load everything of a checkpoint but the model."""
-        state = torch.load(checkpoint / "state.pt", weights_only=True, map_location="cpu")
         parts = self.parts
-        optimizer = parts.learner.optimizer
-        optimizer_state = read_optimizer(
-            checkpoint / "optimizer",
-            state["optimizer"],
-            parts.policy.model,
-            optimizer,
-            self.world,
+        state = load_training_state(
+            checkpoint, parts.policy, parts.learner.optimizer, parts.rewards.teacher_weights()
         )
-        optimizer.load_state_dict(optimizer_state)
-        if teacher := parts.rewards.teacher_weights():
-            read_tensors(checkpoint / "teacher", teacher, self.world)
         parts.load_state_dict(state)
         self.run.load_state_dict(state["run"])
         self.step = state["step"]

@@ -7,18 +7,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from srt_fast.collapse.monitor import CAUSES, Monitor
 from srt_fast.collapse.probe import CollapseProbe
 from srt_fast.config import MonitorConfig
-from srt_fast.distributed.optimizer_state import read_optimizer
-from srt_fast.distributed.tensor_files import read_tensors
 from srt_fast.errors import CheckpointError
 from srt_fast.learner import Learner
 from srt_fast.model.policy import Policy
 from srt_fast.rewards.pipeline import RewardPipeline
-from srt_fast.run.checkpoint import CheckpointStore
+from srt_fast.run.checkpoint import CheckpointStore, load_training_state
 from srt_fast.run.checkpoint_writer import Contents, checkpoint_step, list_checkpoints
 from srt_fast.run.folder import RunFolder
 from srt_fast.sampling import Sampler
@@ -128,7 +124,9 @@ class CollapseHandler:
         best = checkpoint_step(folder)
         self._rollbacks += 1
         factor = 0.5**self._rollbacks
-        self._load_best_state(folder)
+        load_training_state(
+            folder, self._policy, self._learner.optimizer, self._rewards.teacher_weights()
+        )
         self._learner.scale_lr(factor)
         self._replay.clear()
         self._monitor.restart()
@@ -212,18 +210,6 @@ class CollapseHandler:
         self._policy.load(folder / "model")
         self.acted_at = step
         return folder
-
-    def _load_best_state(self, folder: Path) -> None:
-        """Load the optimizer and the EMA teacher of the best weights."""
-        world = self._run.world
-        optimizer = self._learner.optimizer
-        state = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
-        optimizer_state = read_optimizer(
-            folder / "optimizer", state["optimizer"], self._policy.model, optimizer, world
-        )
-        optimizer.load_state_dict(optimizer_state)
-        if teacher := self._rewards.teacher_weights():
-            read_tensors(folder / "teacher", teacher, world)
 
     # ---- state ----
 

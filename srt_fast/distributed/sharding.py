@@ -131,12 +131,9 @@ def gather_weight(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
     dtype: of floating-point tensors. None: as they are.
     """
-    if not isinstance(tensor, DTensor):
-        return tensor
-    if dtype is None or not tensor.is_floating_point():
-        return tensor.full_tensor()
-    cast: Any = tensor.to(dtype)
-    return cast.full_tensor()
+    if isinstance(tensor, DTensor) and dtype is not None and tensor.is_floating_point():
+        return full_tensor(tensor.to(dtype))
+    return full_tensor(tensor)
 
 
 def _units(model: nn.Module) -> list[FSDPModule]:

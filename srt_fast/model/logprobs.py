@@ -98,6 +98,7 @@ def rollout_statistics(
     micro-batch. It may raise to stop early.
     """
     device = rollouts.tokens.device
+    mean_row = policy.run(lambda: policy.head.weight.mean(0, dtype=torch.float32))
     entropies = torch.zeros_like(rollouts.logprobs)
     certainty = torch.zeros_like(rollouts.logprobs)
     all_rollouts = torch.arange(len(rollouts.truncated), device=device)
@@ -106,7 +107,7 @@ def rollout_statistics(
         check()
 
         def score(batch: PackedSequences = batch) -> tuple[Tensor, Tensor]:
-            return _statistics(policy, batch, temperature)
+            return _statistics(policy, batch, temperature, mean_row)
 
         tokens = batch.token_index
         entropies[tokens], certainty[tokens] = policy.run(score)
@@ -114,16 +115,18 @@ def rollout_statistics(
 
 
 def _statistics(
-    policy: Policy, batch: PackedSequences, temperature: float
+    policy: Policy, batch: PackedSequences, temperature: float, mean_row: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """[n] entropies and [n] certainty of a micro-batch's targets, fp32 nats."""
+    """[n] entropies and [n] certainty of a micro-batch's targets, fp32 nats.
+
+    mean_row [H]: the mean of the head's weight over the vocabulary.
+    """
     tensors, options = head_inputs(policy, batch, temperature)
     logprobs, entropies = linear_logprob(*tensors, **options)
     head = policy.head
     if head.softcap is not None:
         return entropies, torch.full_like(entropies, float("nan"))
     hidden = tensors[0][batch.row_index].float()
-    mean_row = head.weight.mean(0, dtype=torch.float32)
     logits = _target_logits_above_mean(hidden, batch.targets, head, mean_row)
     centred = logits / options["temperature"]
     return entropies, centred - logprobs - math.log(len(head.weight))

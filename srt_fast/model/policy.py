@@ -99,8 +99,7 @@ class Policy:
         write_tensors(folder, self.named_weights(), self.world, merge=True)
         with self.world.agreement():
             if self.world.is_main:
-                self.model.save_pretrained(folder, state_dict={})
-                self.tokenizer.save_pretrained(folder)
+                self.save_without_weights(folder)
 
     def load(self, folder: Path) -> None:
         """Copy the weights that `save` wrote into this model."""
@@ -111,6 +110,11 @@ class Policy:
             folder, dtype=self.model.dtype, trust_remote_code=self.trust_remote_code
         )
         self.model.load_state_dict(saved_model.state_dict())
+
+    def save_without_weights(self, folder: Path) -> None:
+        """Write what a Hugging Face model has beside its weights, the tokenizer included."""
+        self.model.save_pretrained(folder, state_dict={})
+        self.tokenizer.save_pretrained(folder)
 
     def save_config(self, folder: Path) -> None:
         """Write config.json only: the architecture without weights."""

@@ -14,14 +14,18 @@ It is written under another name, synced to disk, then renamed. The last few are
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
 from srt_fast.distributed.manifest import verify_checkpoint
+from srt_fast.distributed.optimizer_state import read_optimizer
+from srt_fast.distributed.tensor_files import read_tensors
 from srt_fast.distributed.world import World
 from srt_fast.errors import CheckpointError
 from srt_fast.run.checkpoint_writer import (
@@ -30,6 +34,9 @@ from srt_fast.run.checkpoint_writer import (
     Contents,
     list_checkpoints,
 )
+
+if TYPE_CHECKING:
+    from srt_fast.model.policy import Policy
 
 
 class CheckpointStore:
@@ -114,6 +121,26 @@ class CheckpointStore:
     def _mark_saved(self, checkpoint: Path, when_saved: Callable[[], None]) -> None:
         self.refused.pop(checkpoint, None)
         when_saved()
+
+
+def load_training_state(
+    checkpoint: Path,
+    policy: Policy,
+    optimizer: Optimizer,
+    teacher: Mapping[str, Tensor] | None,
+) -> dict[str, Any]:
+    """Load a checkpoint's optimizer and EMA teacher in place. Returns its small rest (state.pt).
+
+    All ranks call it. teacher: the weights to fill. None without a teacher.
+    """
+    state = torch.load(checkpoint / "state.pt", weights_only=True, map_location="cpu")
+    optimizer_state = read_optimizer(
+        checkpoint / "optimizer", state["optimizer"], policy.model, optimizer, policy.world
+    )
+    optimizer.load_state_dict(optimizer_state)
+    if teacher:
+        read_tensors(checkpoint / "teacher", teacher, policy.world)
+    return state
 
 
 def random_state() -> dict[str, Any]:

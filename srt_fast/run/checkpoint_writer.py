@@ -51,18 +51,13 @@ class Contents:
         teacher: Mapping[str, Tensor] | None = None,
     ) -> Contents:
         """The policy with what belongs to it, and state["optimizer"] for read_optimizer."""
-
-        def save_config(folder: Path) -> None:
-            policy.model.save_pretrained(folder, state_dict={})
-            policy.tokenizer.save_pretrained(folder)
-
         tensors: dict[str, Mapping[str, Tensor]] = {"model": policy.named_weights()}
         if optimizer is not None:
             tensors["optimizer"] = optimizer_tensors(policy.model, optimizer)
             state = {**state, "optimizer": optimizer_settings(policy.model, optimizer)}
         if teacher is not None:
             tensors["teacher"] = teacher
-        return cls(tensors=tensors, state=state, save_config=save_config)
+        return cls(tensors=tensors, state=state, save_config=policy.save_without_weights)
 
 
 class CheckpointWriter:

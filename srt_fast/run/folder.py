@@ -128,9 +128,6 @@ class RunFolder:
 
     def check(self) -> None:
         """Raise RunInterrupted on all ranks if a signal has arrived on one. Collective."""
-        if not self.world.is_distributed:
-            self.interrupts.check()
-            return
         with self.world.agreement():
             self.interrupts.check()
 

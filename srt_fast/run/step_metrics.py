@@ -228,10 +228,9 @@ class StepTotals:
         sums = torch.tensor(
             [getattr(self, name) for name in SUMMED_OVER_RANKS], dtype=torch.float64
         )
-        parts = world.gather((sums, self.train_mismatch_max))
-        total = torch.stack([part for part, _ in parts]).sum(0).tolist()
-        values = dict(zip(SUMMED_OVER_RANKS, total, strict=True))
-        return replace(self, **values, train_mismatch_max=max(largest for _, largest in parts))
+        values = dict(zip(SUMMED_OVER_RANKS, world.sum(sums).tolist(), strict=True))
+        largest = torch.tensor(self.train_mismatch_max, dtype=torch.float64)
+        return replace(self, **values, train_mismatch_max=world.max(largest).item())
 
     def metrics(self) -> dict[str, float]:
         """Means over updates and tokens. Only the count if there was no update.

@@ -75,7 +75,7 @@ class RankSampler:
         rollouts = self._agree(lambda: self._local.check_rollouts(prompts))
         if rollouts is None:
             return None
-        return self._local.compare(policy, self._join(rollouts, self._world))
+        return self._local.compare(policy, self._join(rollouts))
 
     def close(self) -> None:
         """See Sampler.close."""
@@ -104,12 +104,12 @@ class RankSampler:
             completions += part[first : first + params.n]
         return pack_completions(completions, prompts, samples=params.n)
 
-    def _join(self, rollouts: Rollouts, world: World) -> Rollouts:
+    def _join(self, rollouts: Rollouts) -> Rollouts:
         """The rollouts of all ranks, one rank after the other. Each rank has as many a prompt."""
-        parts = gather_rollouts(rollouts, world)
+        parts = gather_rollouts(rollouts, self._world)
         completions = [completion for part in parts for completion in _split(part)]
         samples = len(rollouts.truncated) // len(rollouts.prompts)
-        return pack_completions(completions, rollouts.prompts * world.size, samples=samples)
+        return pack_completions(completions, rollouts.prompts * self._world.size, samples=samples)
 
     def _agree(self, function: Callable[[], Any]) -> Any:
         """function(), or its error on all ranks if it fails on one."""

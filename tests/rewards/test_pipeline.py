@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from srt_fast import train
 from srt_fast.config import Config, override
 from srt_fast.files import read_rows
 from srt_fast.learner import Learner
@@ -14,6 +13,7 @@ from srt_fast.rewards.base import keep_all
 from srt_fast.rewards.inputs import RewardInputs
 from srt_fast.rewards.pipeline import concatenate
 from srt_fast.rewards.weighting import head_tail
+from srt_fast.run import checkpoint
 from srt_fast.train import Trainer
 from srt_fast.types import Reward
 from support.models import sharpen
@@ -147,7 +147,7 @@ def test_the_restored_state_matters(sharp_config, tmp_path, monkeypatch, kind, p
     for name in ("complete", "incomplete"):
         if name == "incomplete":
             monkeypatch.setattr(RewardInputs, "load_state_dict", load_without_labels)
-            monkeypatch.setattr(train, "read_tensors", lambda *arguments: None)
+            monkeypatch.setattr(checkpoint, "read_tensors", lambda *arguments: None)
         folder = tmp_path / name
         changes = {"reward": {"kind": kind, "params": params}, "task.size": 8}
         run_in_parts(sharp_config, folder, (3, 6), **changes)
