@@ -23,6 +23,9 @@ FRAGMENTS = [*SYMBOLS, *LATEX, *FRAMES, "the answer is "]
 BYTE_READERS = {rule: AnswerReader(BYTES, rule) for rule in ANSWER_RULES}
 READERS = {rule: AnswerReader(VOCABULARY, rule) for rule in ANSWER_RULES}
 
+for rule in ANSWER_RULES:  # compiles what the first call needs
+    answer_key(read_answer("1", rule))
+
 # CPU seconds that any text may take: several times what the dearest one takes.
 SECONDS_PER_BYTE = 10e-6
 SECONDS_PER_ROLLOUT = 20e-3

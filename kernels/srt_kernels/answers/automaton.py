@@ -13,7 +13,7 @@ The automaton finds the longest match of all patterns. A pattern consists of
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 END = 256
@@ -21,6 +21,7 @@ END = 256
 
 DEAD = 0
 START = 1
+"""The state before the first symbol of an automaton's first mode."""
 
 Edge = tuple[frozenset[int] | None, int]
 """The symbols of an edge (None: the edge reads no symbol) and the state that it leads to."""
@@ -33,13 +34,14 @@ class Automaton:
     classes: list[int]  # [257] symbol -> class; no pattern tells the symbols of a class apart
     transitions: list[list[int]]  # [states][classes] -> state
     accepts: list[int]  # [states] -> the first pattern that matches the symbols so far, or -1
+    starts: list[int]  # [modes] -> the state before the first symbol of a match
 
-    def longest_match(self, symbols: bytes, start: int) -> tuple[int, int]:
-        """The pattern with the longest match from `start` on, and its length in symbols.
+    def longest_match(self, symbols: bytes, start: int, mode: int = 0) -> tuple[int, int]:
+        """The pattern of a mode with the longest match from `start` on, and its length in symbols.
 
         symbols: their classes. Of patterns that match equally many symbols, the first one wins.
         """
-        state = START
+        state = self.starts[mode]
         pattern = -1
         length = 0
         for position in range(start, len(symbols)):
@@ -57,25 +59,34 @@ class Automaton:
 
 
 def compile_patterns(patterns: list[str]) -> Automaton:
-    """The automaton of the patterns.
+    """The automaton of patterns with one mode."""
+    return compile_modes(patterns, [range(len(patterns))])
 
-    Each symbol needs a pattern of its own: a match then always exists.
+
+def compile_modes(patterns: list[str], modes: Sequence[Iterable[int]]) -> Automaton:
+    """The automaton of patterns. A mode is the numbers of the patterns that it knows.
+
+    Each symbol needs a pattern of its own in each mode: a match then always exists.
     """
     nfa = _Nfa()
-    pattern_of = {}  # accepting state -> pattern
-    for number, pattern in reversed(list(enumerate(patterns))):
-        pattern_of[nfa.add(pattern)] = number
+    paths = [nfa.add(pattern) for pattern in patterns]
+    pattern_of = {end: number for number, (_, end) in enumerate(paths)}  # accepting state -> pattern
     classes = _symbol_classes(nfa)
-    subsets, transitions = _determinize(nfa, classes)
+    origins = [nfa.closure([paths[number][0] for number in mode]) for mode in modes]
+    subsets, transitions = _determinize(nfa, classes, origins)
     accepts = [
         min((pattern_of[state] for state in subset if state in pattern_of), default=-1)
         for subset in subsets
     ]
+    starts = [subsets.index(origin) for origin in origins]
     unmatched = [
-        symbol for symbol in range(END + 1) if accepts[transitions[START][classes[symbol]]] < 0
+        (mode, symbol)
+        for mode, start in enumerate(starts)
+        for symbol in range(END + 1)
+        if accepts[transitions[start][classes[symbol]]] < 0
     ]
-    assert not unmatched, f"expected a pattern for each symbol, got none for {unmatched}"
-    return Automaton(classes=classes, transitions=transitions, accepts=accepts)
+    assert not unmatched, f"expected a pattern for each mode and symbol, got none for {unmatched}"
+    return Automaton(classes=classes, transitions=transitions, accepts=accepts, starts=starts)
 
 
 def _symbol_classes(nfa: _Nfa) -> list[int]:
@@ -89,7 +100,9 @@ def _symbol_classes(nfa: _Nfa) -> list[int]:
     return [numbers[signature] for signature in signatures]
 
 
-def _determinize(nfa: _Nfa, classes: list[int]) -> tuple[list[frozenset[int]], list[list[int]]]:
+def _determinize(
+    nfa: _Nfa, classes: list[int], origins: list[frozenset[int]]
+) -> tuple[list[frozenset[int]], list[list[int]]]:
     """
 
     he subset construction: for each deterministic state its states of the NFA, and its transitions.
@@ -98,9 +111,8 @@ def _determinize(nfa: _Nfa, classes: list[int]) -> tuple[list[frozenset[int]], l
         [({classes[symbol] for symbol in symbols}, target) for symbols, target in edges if symbols]
         for edges in nfa.edges
     ]
-    initial = nfa.closure([0])
-    subsets = [frozenset(), initial]
-    number_of = {frozenset(): DEAD, initial: START}
+    subsets = list(dict.fromkeys([frozenset(), *origins]))
+    number_of = {subset: number for number, subset in enumerate(subsets)}
     transitions = []
     for subset in subsets:  # The loop appends to `subsets`.
         targets: list[set[int]] = [set() for _ in range(max(classes) + 1)]
@@ -118,21 +130,20 @@ def _determinize(nfa: _Nfa, classes: list[int]) -> tuple[list[frozenset[int]], l
 
 
 class _Nfa:
-    """A nondeterministic automaton by Thompson's construction. Its first state is 0."""
+    """A nondeterministic automaton by Thompson's construction: a path for each pattern."""
 
     def __init__(self) -> None:
-        self.edges: list[list[Edge]] = [[]]  # of each state
+        self.edges: list[list[Edge]] = []  # of each state
         self._closures: dict[frozenset[int], frozenset[int]] = {}
         self._input: list[str] = []  # characters of the pattern that are not yet parsed, reversed
 
-    def add(self, pattern: str) -> int:
-        """Adds a path from state 0 that matches `pattern`. Returns the state at its end."""
+    def add(self, pattern: str) -> tuple[int, int]:
+        """Adds a path that matches `pattern`. Returns the states at its start and at its end."""
         self._input = list(reversed(pattern))
         start, end = self._alternatives()
         rest = "".join(reversed(self._input))
         assert not rest, f"expected the end of the pattern {pattern!r}, got {rest!r}"
-        self._connect(0, None, start)
-        return end
+        return start, end
 
     def closure(self, states: Iterable[int]) -> frozenset[int]:
         """`states` and the states that they lead to without a symbol."""

@@ -1,8 +1,8 @@
 """Token ids of packed completions -> their final answers, or the 64-bit keys of these on the device
 of the tokens.
 
-PyTorch finds the marks of answers (hints.py) in all tokens at once. Plain Python then reads the
-text around them. On a GPU Triton does both (kernel/).
+PyTorch finds the marks of answers (finding/hints.py) in all tokens at once. Plain Python then reads
+the text from the last ones on. On a GPU Triton does both (kernel/).
 """
 
 from __future__ import annotations
@@ -16,10 +16,23 @@ import torch
 from torch import Tensor
 
 from srt_kernels.answers.canonical import answer_key
-from srt_kernels.answers.extract import finder_of
-from srt_kernels.answers.hints import HAS_MARK, MAY_HAVE_MARK, MAY_PRECEDE_MARK, token_hint
+from srt_kernels.answers.extract import check_rule, find_answer
+from srt_kernels.answers.finding.hints import (
+    BITS,
+    HAS,
+    INNER,
+    MAY,
+    NEARBY,
+    NEEDS_MARK,
+    RUN_ON,
+    STARTS,
+    THINK,
+    TOP,
+    WIDENING,
+    token_hints,
+)
 from srt_kernels.answers.token_bytes import token_bytes
-from srt_kernels.answers.utf8 import SPACES, to_text
+from srt_kernels.answers.utf8 import to_text
 from srt_kernels.core.backend import on_device_of_tensors, use_triton
 from srt_kernels.core.checks import check_offsets, check_range, check_tensor, check_tensors, expect
 from srt_kernels.core.segments import chunk_slices
@@ -29,12 +42,6 @@ SLICE = 1 << 20
 
 Their buffers are used again; those of a whole batch would be new pages each time.
 """
-
-NEARBY = 16
-"""Tokens before the last mark that are read first, and tokens after it that a number may reach."""
-
-WIDENING = 16
-"""How much farther each next reading goes."""
 
 CPU = torch.device("cpu")
 
@@ -48,7 +55,7 @@ class VocabularyTables(NamedTuple):
 
     blob: Tensor  # uint8: the bytes of all tokens back to back
     offsets: Tensor  # [V+2] int32: where the bytes of a token begin
-    hints: Tensor  # [V+1] int32: see hints.py
+    hints: Tensor  # [V+1] int32: see finding/hints.py
 
 
 class AnswerReader:
@@ -60,7 +67,7 @@ class AnswerReader:
     """
 
     def __init__(self, tokenizer: Any, rule: str):
-        finder_of(rule)
+        check_rule(rule)
         table = tokenizer if isinstance(tokenizer, list) else token_bytes(tokenizer)
         others = ", ".join(
             {type(token).__name__ for token in table if not isinstance(token, bytes)}
@@ -99,51 +106,83 @@ class AnswerReader:
         return _answer_keys(tokens, cu_seqlens, *self.tables(tokens.device), self.rule)
 
 
+class Marks(NamedTuple):
+    """The last marks of each rollout: [R] positions of tokens, below its start where it has none."""
+
+    think: Tensor
+    run_on: Tensor
+    top: Tensor
+
+
 def find_answers(
     tokens: Tensor, cu_seqlens: Tensor, tables: VocabularyTables, rule: str
 ) -> Iterator[bytes]:
     """The answers of CPU tensors as they are written, stripped; b"" where there is none.
 
-    It reads the text around the last mark of a rollout first, and then farther towards the start.
+    It reads the end of a rollout first, and then more of it.
     """
-    finder = finder_of(rule)
     token_texts = _token_texts(tables.blob, tables.offsets)
     last_id = len(tables.hints) - 1
-
-    def text(first: int, last: int) -> bytes:
-        ids = tokens[first:last].clamp(max=last_id).tolist()
-        return b"".join(map(token_texts.__getitem__, ids))
-
-    marks = _last_marks(tokens, cu_seqlens, tables.hints).tolist()
-    for (start, end), mark in zip(itertools.pairwise(cu_seqlens.tolist()), marks, strict=True):
+    ids = tokens.numpy()
+    marks = Marks(*(column.tolist() for column in last_marks(tokens, cu_seqlens, tables.hints)))
+    bounds = itertools.pairwise(cu_seqlens.tolist())
+    for (start, stop), think, run_on, top in zip(bounds, *marks, strict=True):
         answer = None
-        width = NEARBY
-        while answer is None and mark >= start:
-            first = start if rule == "whole" else max(start, mark - width)
-            last = min(end, mark + NEARBY) if rule == "last_number" else end
-            answer = finder(text(first, last), first == start)
-            if first == start:
+        for first in first_tokens(start, stop, think, run_on, top, rule):
+            part = ids[first:stop].clip(max=last_id).tolist()
+            data = b"".join(map(token_texts.__getitem__, part))
+            answer = find_answer(
+                data, rule, is_complete=first == start, may_think=think >= start
+            )
+            if answer is not None:
                 break
-            width *= WIDENING
-        yield (answer or b"").strip(SPACES)
+        yield answer or b""
 
 
-def _last_marks(tokens: Tensor, cu_seqlens: Tensor, hints: Tensor) -> Tensor:
+def first_tokens(
+    start: int, stop: int, think: int, run_on: int, top: int, rule: str
+) -> Iterator[int]:
+    """Where a rollout is read from: first near its end, then farther away, and last from its start.
+
+    kernel/find.py does the same.
     """
+    if rule in NEEDS_MARK and top < start:
+        return
+    anchor = stop if rule == "last_number" else top
+    if think >= start:
+        anchor = think
+    elif run_on >= start or rule == "whole":
+        anchor = start
+    first = anchor - NEARBY
+    width = NEARBY
+    while first > start:
+        yield first
+        width *= WIDENING
+        first = start if think >= start else anchor - width
+    yield start
 
-    R] position of the last mark before the end of a rollout, perhaps before its start; -1: none.
-    """
-    parts = [tokens.new_full((1,), -1)]
+
+def last_marks(tokens: Tensor, cu_seqlens: Tensor, hints: Tensor) -> Marks:
+    """The last marks before the end of each rollout. They may lie before its start; -1: none."""
+    kinds = (THINK, RUN_ON, TOP)
+    found: list[list[Tensor]] = [[tokens.new_full((1,), -1)] for _ in kinds]
+    may_be_any = sum((HAS | MAY) << BITS * kind for kind in kinds)
     for part in chunk_slices(len(tokens), SLICE):
-        first = max(part.start - 1, 0)  # with the token before the part
+        first = max(part.start - 2, 0)  # with the two tokens before the part
         part_hints = hints.index_select(0, tokens[first : part.stop].clamp(max=len(hints) - 1))
-        marks = (part_hints & (HAS_MARK | MAY_HAVE_MARK)).nonzero().squeeze(1)
-        has_mark = part_hints[marks] & HAS_MARK > 0
-        follows = part_hints[(marks - 1).clamp(min=0)] & MAY_PRECEDE_MARK > 0
-        in_part = marks >= part.start - first
-        parts.append(marks[(has_mark | follows) & in_part] + first)
-    marks = torch.cat(parts)
-    return marks[torch.searchsorted(marks[1:], cu_seqlens[1:].long())]
+        places = (part_hints & may_be_any).nonzero().squeeze(1)
+        places = places[places >= part.start - first]
+        here, before, second = (part_hints[(places - i).clamp(min=0)] for i in range(3))
+        for kind, positions in zip(kinds, found, strict=True):
+            shift = BITS * kind
+            starts = before & STARTS << shift > 0
+            inner = (before & INNER << shift > 0) & (second & (STARTS | INNER) << shift > 0)
+            has = (here & HAS << shift > 0) | (here & MAY << shift > 0) & (starts | inner)
+            positions.append(places[has] + first)
+    columns = []
+    for positions in map(torch.cat, found):
+        columns.append(positions[torch.searchsorted(positions[1:], cu_seqlens[1:].long())])
+    return Marks(*columns)
 
 
 @lru_cache(maxsize=16)
@@ -157,7 +196,7 @@ def _vocabulary_tables(table: list[bytes], rule: str) -> VocabularyTables:
     """On the CPU, whatever the default device is."""
     blob = bytearray(b"".join(table)) or bytearray(1)
     offsets = [0, *itertools.accumulate(map(len, table))]
-    hints = [token_hint(token, rule) for token in table]
+    hints = token_hints(table, rule)
     return VocabularyTables(
         blob=torch.frombuffer(blob, dtype=torch.uint8),
         offsets=torch.tensor(offsets, dtype=torch.int32, device=CPU),

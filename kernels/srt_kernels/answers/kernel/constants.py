@@ -2,7 +2,8 @@
 
 import triton.language as tl
 
-from srt_kernels.answers import automaton, canonical, hints, rational, stage
+from srt_kernels.answers import automaton, canonical, rational, stage
+from srt_kernels.answers.finding import finder, hints, rules
 
 # Sizes.
 MAX_BYTES = tl.constexpr(stage.MAX_BYTES)
@@ -20,14 +21,37 @@ MIX_1 = tl.constexpr(canonical.as_signed(canonical.MIX_FACTORS[0]))
 MIX_2 = tl.constexpr(canonical.as_signed(canonical.MIX_FACTORS[1]))
 
 # Bits of a token's hint.
-HAS_MARK = tl.constexpr(hints.HAS_MARK)
-MAY_HAVE_MARK = tl.constexpr(hints.MAY_HAVE_MARK)
-MAY_PRECEDE_MARK = tl.constexpr(hints.MAY_PRECEDE_MARK)
-READ_SHIFT = tl.constexpr(hints.READ_SHIFT)
+HAS = tl.constexpr(hints.HAS)
+MAY = tl.constexpr(hints.MAY)
+STARTS = tl.constexpr(hints.STARTS)
+INNER = tl.constexpr(hints.INNER)
+BITS = tl.constexpr(hints.BITS)
+THINK = tl.constexpr(hints.THINK)
+RUN_ON = tl.constexpr(hints.RUN_ON)
+TOP_MARK = tl.constexpr(hints.TOP)
+ANY_MAY = tl.constexpr(sum(hints.MAY << hints.BITS * kind for kind in range(3)))
+NEARBY = tl.constexpr(hints.NEARBY)
+WIDENING = tl.constexpr(hints.WIDENING)
+
+# What a match of a finder does.
+BOXED_RANK = tl.constexpr(max(rules.RANKS["boxed"].values()))
+ANSWER_RANK = tl.constexpr(max(rules.RANKS["answer"].values()))
+NOTHING = tl.constexpr(finder.NOTHING)
+CLEAR = tl.constexpr(finder.CLEAR)
+STOP = tl.constexpr(finder.STOP)
+BEGIN = tl.constexpr(finder.BEGIN)
+JOIN = tl.constexpr(finder.JOIN)
+FIRST_OPEN = tl.constexpr(finder.FIRST_OPEN)
+OPEN = tl.constexpr(finder.OPEN)
+CLOSE = tl.constexpr(finder.CLOSE)
+CLOSE_END = tl.constexpr(finder.CLOSE_END)
+CLOSE_JOINED = tl.constexpr(finder.CLOSE_JOINED)
+FINISH = tl.constexpr(finder.FINISH)
+SPAN = tl.constexpr(finder.SPAN)
+BREAK = tl.constexpr(finder.BREAK)
 
 # Stages and their automata.
 STAGES = tl.constexpr(4)
-SEARCH = tl.constexpr(4)  # the stage after these: it finds numbers in a text
 EMPTY_AFTER = tl.constexpr(canonical.EMPTY_AFTER)
 END = tl.constexpr(automaton.END)
 DEAD = tl.constexpr(automaton.DEAD)
@@ -54,20 +78,10 @@ POWER_OF_TEN = tl.constexpr(rational.POWER_OF_TEN)
 
 # Codes of characters.
 SPACE = tl.constexpr(ord(" "))  # the last byte of utf8.SPACES
-DOLLAR = tl.constexpr(ord("$"))
-PLUS = tl.constexpr(ord("+"))
 COMMA = tl.constexpr(ord(","))
 HYPHEN = tl.constexpr(ord("-"))
-FULL_STOP = tl.constexpr(ord("."))
 SLASH = tl.constexpr(ord("/"))
-EXCLAMATION = tl.constexpr(ord("!"))
-COLON = tl.constexpr(ord(":"))
-SEMICOLON = tl.constexpr(ord(";"))
-LESS = tl.constexpr(ord("<"))
-GREATER = tl.constexpr(ord(">"))
 BACKSLASH = tl.constexpr(ord("\\"))
-CLOSE_PARENTHESIS = tl.constexpr(ord(")"))
-CLOSE_BRACKET = tl.constexpr(ord("]"))
 OPEN_BRACE = tl.constexpr(ord("{"))
 CLOSE_BRACE = tl.constexpr(ord("}"))
 ZERO = tl.constexpr(ord("0"))
@@ -76,16 +90,6 @@ CAPITAL_A = tl.constexpr(ord("A"))
 CAPITAL_Z = tl.constexpr(ord("Z"))
 CASE_BIT = tl.constexpr(ord("a") - ord("A"))
 A = tl.constexpr(ord("a"))
-B = tl.constexpr(ord("b"))
-C = tl.constexpr(ord("c"))
 D = tl.constexpr(ord("d"))
-E = tl.constexpr(ord("e"))
-F = tl.constexpr(ord("f"))
-N = tl.constexpr(ord("n"))
-O = tl.constexpr(ord("o"))  # noqa: E741
-R = tl.constexpr(ord("r"))
-S = tl.constexpr(ord("s"))
-T = tl.constexpr(ord("t"))
-W = tl.constexpr(ord("w"))
 X = tl.constexpr(ord("x"))
 Z = tl.constexpr(ord("z"))

@@ -1,8 +1,8 @@
 """Triton: token ids -> the bytes of the answers.
 
-marks_kernel   the last token of a rollout that can hold an answer's mark; parallel over tokens
-find_kernel    from there backwards to the start of the answer, then forwards: its bytes, and
-               the hash that it has if it keeps its own text
+marks_kernel   the last marks of a rollout (finding/hints.py); parallel over tokens
+find_kernel    where the answer is (search.py), its bytes, and the hash that it has if it keeps its
+               own text
 """
 
 # The types of jit functions are not those of their calls.
@@ -18,76 +18,97 @@ from srt_kernels.answers.kernel.lanes import any_lane
 from srt_kernels.answers.kernel.search import (
     Place,
     Text,
-    find_box,
-    find_number,
-    find_tag,
-    token_bytes,
+    choose,
+    load_header,
+    read_byte,
+    search,
     token_id,
 )
-from srt_kernels.answers.kernel.walk import Tables, walk
 
 
 class Span(NamedTuple):
-    """Where an answer is, as far as a search knows."""
+    """Where an answer is."""
 
     start: Place
-    end: Place  # of the rule tag
-    bare: tl.tensor  # of the rule boxed: it has no braces
-    window: tl.tensor  # of the rule last_number: how many bytes are read
-    is_short: tl.tensor  # of the rule last_number: the window is searched for numbers
+    end: Place
+    is_box: tl.tensor  # it is the content of a box, or of several with other text between them
 
 
-class BoxState(NamedTuple):
-    """What came before the byte that is read, inside of a box."""
-
-    depth: tl.tensor  # open braces
-    escaped: tl.tensor  # whether an odd number of backslashes comes right before it
-    pending: tl.tensor  # the last byte of a bare answer, which may be no part of it; -1: none
-
-
-class Bytes(NamedTuple):
-    """The bytes of an answer that were written."""
+class Copy(NamedTuple):
+    """What a lane has copied of an answer."""
 
     size: tl.tensor
-    hash: tl.tensor  # FNV-1a of OWN_TEXT and of them
-    stripped_size: (
-        tl.tensor
-    )  # without trailing spaces, and without the punctuation of a bare answer
+    hash: tl.tensor  # FNV-1a of OWN_TEXT and of the copied bytes
+    stripped_size: tl.tensor  # without trailing spaces
     stripped_hash: tl.tensor
 
 
+class Boxes(NamedTuple):
+    """What a lane knows of the boxes that it copies."""
+
+    depth: tl.tensor  # open braces; 0: between two boxes
+    escaped: tl.tensor  # whether the byte before is a backslash that escapes
+    previous: tl.tensor  # the last byte between two boxes that is no space
+    separators: tl.tensor  # bytes of the separator that are yet to be written
+    piece_hash: tl.tensor  # FNV-1a of the box so far
+    first_hash: tl.tensor  # of the first box
+    pieces: tl.tensor  # boxes that are complete
+    are_equal: tl.tensor  # all boxes so far have the same bytes
+
+
 @triton.jit
-def marks_kernel(token_ptr, bound_ptr, hint_ptr, mark_ptr, vocab, BLOCK: tl.constexpr):
-    """mark [R]: the last token of a rollout that can hold an answer's mark, or -1."""
-    start = tl.load(bound_ptr + tl.program_id(0)).to(tl.int64)
-    stop = tl.load(bound_ptr + tl.program_id(0) + 1).to(tl.int64)
-    last = tl.full((BLOCK,), -1, tl.int64)
+def marks_kernel(
+    token_ptr, bound_ptr, hint_ptr, think_ptr, run_on_ptr, top_ptr, vocab, BLOCK: tl.constexpr
+):
+    """think, run_on, top [R]: the last mark of each kind in a rollout, or -1."""
+    rollout = tl.program_id(0)
+    start = tl.load(bound_ptr + rollout).to(tl.int64)
+    stop = tl.load(bound_ptr + rollout + 1).to(tl.int64)
+    think = tl.full((BLOCK,), -1, tl.int64)
+    run_on = think
+    top = think
     for first in range(start, stop, BLOCK):
         at = first + tl.arange(0, BLOCK)
-        inside = at < stop
-        index = token_id(token_ptr, at, vocab - 1, inside)
-        hint = tl.load(hint_ptr + index, mask=inside, other=0)
-        has_mark = (hint & const.HAS_MARK) > 0
-        needs = (hint & (const.HAS_MARK | const.MAY_HAVE_MARK)) == const.MAY_HAVE_MARK
-        looks = needs & (at > start)
-        index = token_id(token_ptr, at - 1, vocab - 1, looks)
-        previous = tl.load(hint_ptr + index, mask=looks, other=0)
-        follows = needs & ((previous & const.MAY_PRECEDE_MARK) > 0)
-        last = tl.where(has_mark | follows, at, last)
-    tl.store(mark_ptr + tl.program_id(0), tl.max(last, 0))
+        here = load_hint(token_ptr, hint_ptr, at, vocab, at < stop)
+        looks = (here & const.ANY_MAY) > 0
+        before = load_hint(token_ptr, hint_ptr, at - 1, vocab, looks & (at - 1 >= start))
+        second = load_hint(token_ptr, hint_ptr, at - 2, vocab, looks & (at - 2 >= start))
+        think = tl.where(has_mark(here, before, second, const.THINK), at, think)
+        run_on = tl.where(has_mark(here, before, second, const.RUN_ON), at, run_on)
+        top = tl.where(has_mark(here, before, second, const.TOP_MARK), at, top)
+    tl.store(think_ptr + rollout, tl.max(think, 0))
+    tl.store(run_on_ptr + rollout, tl.max(run_on, 0))
+    tl.store(top_ptr + rollout, tl.max(top, 0))
+
+
+@triton.jit
+def load_hint(token_ptr, hint_ptr, at, vocab, mask):
+    index = token_id(token_ptr, at, vocab - 1, mask)
+    return tl.load(hint_ptr + index, mask=mask, other=0)
+
+
+@triton.jit
+def has_mark(here, before, second, KIND: tl.constexpr):
+    """Whether a token has a mark. before, second: the hints of the two tokens before it."""
+    here = here >> (const.BITS * KIND)
+    before = before >> (const.BITS * KIND)
+    second = second >> (const.BITS * KIND)
+    inner = ((before & const.INNER) > 0) & ((second & (const.STARTS | const.INNER)) > 0)
+    follows = ((before & const.STARTS) > 0) | inner
+    return ((here & const.HAS) > 0) | (((here & const.MAY) > 0) & follows)
 
 
 @triton.jit
 def find_kernel(
     token_ptr,
     bound_ptr,
-    mark_ptr,
+    think_ptr,
+    run_on_ptr,
+    top_ptr,
     blob_ptr,
     offset_ptr,
-    hint_ptr,
     word_ptr,
     header_ptr,
-    power_ptr,
     raw_ptr,
     size_ptr,
     hash_ptr,
@@ -101,149 +122,174 @@ def find_kernel(
     raw [R, ROW]: up to MAX_BYTES of them, stripped. size [R]: how many there are; 0: no answer.
     hash [R]: FNV-1a of OWN_TEXT and all of them.
     """
-    text = Text(token_ptr, blob_ptr, offset_ptr, hint_ptr, vocab - 1)
-    tables = Tables(word_ptr, header_ptr, power_ptr)
+    text = Text(token_ptr, blob_ptr, offset_ptr, vocab - 1)
     lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
     in_batch = lane < rollouts
     start = tl.load(bound_ptr + lane, mask=in_batch, other=0).to(tl.int64)
     stop = tl.load(bound_ptr + lane + 1, mask=in_batch, other=0).to(tl.int64)
-    mark = tl.load(mark_ptr + lane, mask=in_batch, other=-1)
-    raw = raw_ptr + lane.to(tl.int64) * const.ROW
-    active, span = find_span(text, start, stop, mark, in_batch & (mark >= start), RULE)
-    answer = copy_span(text, span, stop, raw, active, RULE)
-    size = answer.stripped_size
-    if RULE == "last_number":
-        searches = active & span.is_short
-        number_size = keep_last_number(tables, raw, answer.size, searches)
-        size = tl.where(searches, number_size, size)
-    tl.store(size_ptr + lane, tl.where(active, size, 0), mask=in_batch)
-    tl.store(hash_ptr + lane, answer.stripped_hash, mask=in_batch)
-
-
-@triton.jit
-def find_span(text, start, stop, mark, active, RULE: tl.constexpr):
-    """Returns which lanes have an answer, and its Span."""
     zero = tl.zeros_like(start).to(tl.int32)
-    no = active != active
-    if RULE == "boxed":
-        found, bare, place = find_box(text, start, stop, active)
-        span = Span(place, Place(stop, zero), bare, zero, no)
-    elif RULE == "tag":
-        found, place, end = find_tag(text, start, mark + 1, active)
-        span = Span(place, end, no, zero, no)
-    elif RULE == "last_number":
-        length, run, has_before, before = find_number(text, start, mark + 1, active)
-        found = active & (length > 0)
-        is_short = length <= const.MAX_BYTES
-        # The byte before the run decides about a sign. The byte after it may close a \frac{1}{2}.
-        widens = is_short & has_before
-        token = tl.where(widens, before.token, run.token)
-        byte = tl.where(widens, before.byte, run.byte)
-        window = tl.where(is_short, length + has_before.to(tl.int32) + 1, length)
-        span = Span(Place(token, byte), Place(stop, zero), no, window, is_short)
+    if RULE == "whole":
+        span = Span(Place(start, zero), Place(stop, zero), in_batch != in_batch)
+        found = in_batch
     else:
-        found = active
-        span = Span(Place(start, zero), Place(stop, zero), no, zero, no)
-    return found, span
+        think = tl.load(think_ptr + lane, mask=in_batch, other=-1)
+        run_on = tl.load(run_on_ptr + lane, mask=in_batch, other=-1)
+        top = tl.load(top_ptr + lane, mask=in_batch, other=-1)
+        found, span = find_span(
+            text, word_ptr, header_ptr, start, stop, think, run_on, top, in_batch, RULE
+        )
+    raw = raw_ptr + lane.to(tl.int64) * const.ROW
+    copy = copy_span(text, span, stop, raw, found)
+    tl.store(size_ptr + lane, tl.where(found, copy.stripped_size, 0), mask=in_batch)
+    tl.store(hash_ptr + lane, copy.stripped_hash, mask=in_batch)
 
 
 @triton.jit
-def copy_span(text, span, stop, raw, active, RULE: tl.constexpr):
-    """Copies the bytes of an answer to `raw` until its end, and returns them as Bytes."""
+def find_span(text, words, header_ptr, start, stop, think, run_on, top, active, RULE: tl.constexpr):
+    """Reads each text from near its end, and then from farther away; see reader.first_tokens.
+
+    Returns which lanes have an answer, and its Span.
+    """
+    header = load_header(header_ptr)
+    pending = active
+    if (RULE == "boxed") | (RULE == "tag"):
+        pending = active & (top >= start)
+    anchor = top
+    if RULE == "last_number":
+        anchor = stop
+    anchor = tl.where(run_on >= start, start, anchor)
+    anchor = tl.where(think >= start, think, anchor)
     zero = tl.zeros_like(stop).to(tl.int32)
-    token = span.start.token
-    byte = span.start.byte
-    first = zero
-    length = zero - 1  # of the token; -1: not loaded
-    count = zero
-    box = BoxState(zero + 1, active != active, zero - 1)
-    basis = zero.to(tl.int64) + const.OWN_TEXT_BASIS
-    answer = Bytes(zero, basis, zero, basis)
+    span = Span(Place(start, zero), Place(start, zero), active != active)
+    rank = zero
+    width = tl.zeros_like(stop) + const.NEARBY
+    first = anchor - width
+    while any_lane(pending):
+        first = tl.maximum(first, start)
+        walk = search(text, words, header, first, start, stop, pending)
+        is_box = active != active
+        is_sure = walk.is_sure & (walk.rank > 0)
+        if RULE == "boxed":
+            is_box = walk.rank == const.BOXED_RANK
+            is_sure = is_sure & is_box
+        elif RULE == "answer":
+            is_box = walk.rank == const.ANSWER_RANK
+            is_sure = is_sure & is_box
+        elif RULE == "tag":
+            is_sure = walk.rank > 0
+        sure = (first == start) | walk.cleared | (is_sure & (think < start))
+        ends = pending & sure
+        rank = tl.where(ends, walk.rank, rank)
+        span = Span(
+            choose(ends, walk.start, span.start),
+            choose(ends, walk.end, span.end),
+            tl.where(ends, is_box, span.is_box),
+        )
+        pending = pending & ~sure
+        width = width * const.WIDENING
+        first = tl.where(think >= start, start, anchor - width)
+    return active & (rank > 0), span
+
+
+@triton.jit
+def copy_span(text, span, stop, raw, active):
+    """Copies the bytes of an answer to `raw`, and returns them as a Copy.
+
+    Of a list of boxes it copies what is in them, and a separator between two. Of equal boxes it
+    keeps one.
+    """
+    zero = tl.zeros_like(stop).to(tl.int32)
+    no = active != active
+    place = span.start
+    basis = tl.zeros_like(stop) + const.OWN_TEXT_BASIS
+    piece_basis = tl.zeros_like(stop) + const.BASIS
+    copy = Copy(zero, basis, zero, basis)
+    kept = copy  # of the first box
+    boxes = Boxes(zero + 1, no, zero, zero, piece_basis, piece_basis, zero, ~no)
     running = active
     while any_lane(running):
-        moves = running & (byte >= length)
-        ahead = moves & (length >= 0)
-        token = tl.where(ahead, token + 1, token)
-        byte = tl.where(ahead, 0, byte)
-        over = running & (token >= stop)
-        if RULE == "tag":
-            at_end = (token == span.end.token) & (byte >= span.end.byte)
-            over = over | (running & at_end)
-        next_first, next_length, _ = token_bytes(text, token, moves & ~over)
-        first = tl.where(moves, next_first, first)
-        length = tl.where(moves, next_length, length)
-        reads = running & ~over & (byte < length)
-        char = tl.load(text.blob + first + byte, mask=reads, other=0).to(tl.int32)
-        byte = tl.where(reads, byte + 1, byte)
-        output = tl.where(reads, char, -1)
-        if RULE == "boxed":
-            box, output, over = step_in_box(box, span.bare, char, output, reads, over)
-        if RULE == "last_number":
-            count = tl.where(reads, count + 1, count)
-            over = over | (reads & (count >= span.window))
-        answer = append_byte(answer, raw, output, span.bare, running, RULE)
-        running = running & ~over
-    return answer
+        is_end = (place.token > span.end.token) | (
+            (place.token == span.end.token) & (place.byte >= span.end.byte)
+        )
+        is_over = running & is_end & (boxes.separators == 0)
+        running = running & ~is_over
+        separates = running & (boxes.separators > 0)
+        reads = running & ~separates
+        reads, char, after = read_byte(text, place, stop, reads)
+        moves = running & ~separates
+        place = choose(moves, after, place)
+        boxes, output, closes = step_boxes(boxes, span.is_box, char, reads, separates, is_over)
+        copy = append_byte(copy, raw, output)
+        is_first = closes & (boxes.pieces == 1)
+        kept = Copy(
+            zero,
+            basis,
+            tl.where(is_first, copy.stripped_size, kept.stripped_size),
+            tl.where(is_first, copy.stripped_hash, kept.stripped_hash),
+        )
+    keeps = span.is_box & boxes.are_equal
+    return Copy(
+        copy.size,
+        copy.hash,
+        tl.where(keeps, kept.stripped_size, copy.stripped_size),
+        tl.where(keeps, kept.stripped_hash, copy.stripped_hash),
+    )
 
 
 @triton.jit
-def step_in_box(box, bare, char, output, reads, over):
-    """Returns the next BoxState, the byte to write (-1: none), and which lanes are at the end."""
-    opens = reads & ~box.escaped & (char == const.OPEN_BRACE)
-    closes = reads & ~box.escaped & (char == const.CLOSE_BRACE)
-    depth = tl.where(bare, 1, box.depth + opens.to(tl.int32) - closes.to(tl.int32))
-    is_closing = (char == const.CLOSE_PARENTHESIS) | (char == const.CLOSE_BRACKET)
-    ends_bare = (
-        (char <= const.SPACE) | ((char == const.DOLLAR) & ~box.escaped) | (is_closing & box.escaped)
+def step_boxes(boxes, is_box, char, reads, separates, is_over):
+    """Returns the next Boxes, the byte to write (-1: none), and which lanes end a box.
+
+    is_over: which lanes are at the end of the span, where the last box ends.
+    """
+    inside = reads & (boxes.depth > 0)
+    counts = inside & is_box & ~boxes.escaped
+    opens = counts & (char == const.OPEN_BRACE)
+    shuts = counts & (char == const.CLOSE_BRACE)
+    depth = boxes.depth + opens.to(tl.int32) - shuts.to(tl.int32)
+    closes = (shuts & (depth == 0)) | (is_over & is_box)
+    # Between boxes only the d of \boxed and the x of \fbox precede a brace.
+    is_name = (boxes.previous == const.D) | (boxes.previous == const.X)
+    between = reads & (boxes.depth == 0)
+    enters = between & (char == const.OPEN_BRACE) & is_name
+    previous = tl.where(between & (char > const.SPACE), char, boxes.previous)
+    is_text = inside & ~closes
+    output = tl.where(is_text, char, -1)
+    comma_or_space = tl.where(boxes.separators == 2, const.COMMA, const.SPACE)
+    output = tl.where(separates, comma_or_space, output)
+    separators = tl.where(enters, 2, boxes.separators - separates.to(tl.int32))
+    value = (boxes.piece_hash ^ char) * const.PRIME
+    piece_hash = tl.where(is_text, value, boxes.piece_hash)
+    is_first = closes & (boxes.pieces == 0)
+    first_hash = tl.where(is_first, piece_hash, boxes.first_hash)
+    differs = closes & (piece_hash != first_hash)
+    return (
+        Boxes(
+            tl.where(enters, 1, depth),
+            tl.where(inside, ~boxes.escaped & (char == const.BACKSLASH), boxes.escaped),
+            tl.where(closes, 0, previous),
+            separators,
+            tl.where(enters, const.BASIS, piece_hash),
+            first_hash,
+            boxes.pieces + closes.to(tl.int32),
+            boxes.are_equal & ~differs,
+        ),
+        output,
+        closes,
     )
-    over = over | (reads & tl.where(bare, ends_bare, depth == 0))
-    # A bare answer does not include a backslash before a space, a closing bracket or the end of the
-    # text. So its bytes are written one step later.
-    output = tl.where(over, -1, output)
-    drops = over & box.escaped
-    delayed = tl.where(drops, -1, box.pending)
-    steps = reads | over
-    next_output = tl.where(bare, tl.where(steps, delayed, -1), output)
-    next_pending = tl.where(over, -1, char)
-    pending = tl.where(bare & steps, next_pending, box.pending)
-    escapes = reads & ~box.escaped & (char == const.BACKSLASH)
-    return BoxState(depth, escapes | (box.escaped & ~reads), pending), next_output, over
 
 
 @triton.jit
-def append_byte(answer, raw, output, bare, running, RULE: tl.constexpr):
-    """Writes a byte (-1: none). Leading spaces are left out, except by the rule last_number."""
-    is_number: tl.constexpr = RULE == "last_number"
-    writes = running & (output >= 0)
-    writes = writes & ((output > const.SPACE) | (answer.size > 0) | is_number)
-    fits = answer.size < const.ROW
-    tl.store(raw + answer.size, output.to(tl.uint8), mask=writes & fits)
-    size = tl.where(writes, answer.size + 1, answer.size)
-    value = tl.where(writes, (answer.hash ^ output) * const.PRIME, answer.hash)
-    is_punctuation = (
-        (output == const.FULL_STOP)
-        | (output == const.COMMA)
-        | (output == const.SEMICOLON)
-        | (output == const.COLON)
+def append_byte(copy, raw, output):
+    """Writes a byte (-1: none), but no leading space."""
+    writes = (output >= 0) & ((output > const.SPACE) | (copy.size > 0))
+    tl.store(raw + copy.size, output.to(tl.uint8), mask=writes & (copy.size < const.ROW))
+    size = tl.where(writes, copy.size + 1, copy.size)
+    value = tl.where(writes, (copy.hash ^ output) * const.PRIME, copy.hash)
+    keeps = writes & (output > const.SPACE)
+    return Copy(
+        size,
+        value,
+        tl.where(keeps, size, copy.stripped_size),
+        tl.where(keeps, value, copy.stripped_hash),
     )
-    is_inner = (output > const.SPACE) & ~(bare & is_punctuation)
-    keeps = writes & (is_inner | is_number)
-    stripped_size = tl.where(keeps, size, answer.stripped_size)
-    stripped_hash = tl.where(keeps, value, answer.stripped_hash)
-    return Bytes(size, value, stripped_size, stripped_hash)
-
-
-@triton.jit
-def keep_last_number(tables, raw, size, active):
-    """Moves the last number in the `size` bytes of `raw` to its start. Returns its size."""
-    tl.debug_barrier()  # Another thread may have written what a lane reads.
-    _, _, place, number_size = walk(
-        tables, const.SEARCH, raw, raw, size, size * 0, active, SEARCHES=True
-    )
-    i = size * 0
-    while any_lane(active & (i < number_size)):
-        copies = active & (i < number_size)
-        char = tl.load(raw + place + i, mask=copies, other=0)
-        tl.store(raw + i, char, mask=copies)
-        i += 1
-    return number_size

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from srt_kernels.answers.kernel import constants as const
 from srt_kernels.answers.kernel.find import find_kernel, marks_kernel
+from srt_kernels.answers.kernel.finder_tables import finder_tables, no_tables
 from srt_kernels.answers.kernel.lanes import any_lane
 from srt_kernels.answers.kernel.tables import stage_tables
 from srt_kernels.answers.kernel.walk import Tables, walk
@@ -23,6 +24,7 @@ from srt_kernels.core.backend import LAUNCH_OPTIONS
 LANES = 32
 MARK_BLOCK = 1024
 MARK_WARPS = 4
+MARK_ARGUMENTS = ("think_ptr", "run_on_ptr", "top_ptr")
 
 
 @triton.jit
@@ -102,33 +104,34 @@ def answer_keys(
         return keys
     tokens = tokens.contiguous()
     cu_seqlens = cu_seqlens.contiguous()
-    marks = torch.empty_like(keys)
+    marks = [torch.empty_like(keys) for _ in MARK_ARGUMENTS]
     hashes = torch.empty_like(keys)
     sizes = torch.empty(rollouts, dtype=torch.int32, device=device)
     raw = torch.empty(rollouts, const.ROW.value, dtype=torch.uint8, device=device)
     buffer = torch.empty(2, rollouts, const.ROW.value, dtype=torch.uint8, device=device)
     tables = stage_tables(device)
     programs = (triton.cdiv(rollouts, LANES),)
-    marks_kernel[(rollouts,)](
-        token_ptr=tokens,
-        bound_ptr=cu_seqlens,
-        hint_ptr=hints,
-        mark_ptr=marks,
-        vocab=len(hints),
-        BLOCK=MARK_BLOCK,
-        num_warps=MARK_WARPS,
-        **LAUNCH_OPTIONS,
-    )
+    mark_pointers = dict(zip(MARK_ARGUMENTS, marks, strict=True))
+    finder = no_tables(device) if rule == "whole" else finder_tables(device, rule)
+    if rule != "whole":
+        marks_kernel[(rollouts,)](
+            token_ptr=tokens,
+            bound_ptr=cu_seqlens,
+            hint_ptr=hints,
+            **mark_pointers,
+            vocab=len(hints),
+            BLOCK=MARK_BLOCK,
+            num_warps=MARK_WARPS,
+            **LAUNCH_OPTIONS,
+        )
     find_kernel[programs](
         token_ptr=tokens,
         bound_ptr=cu_seqlens,
-        mark_ptr=marks,
+        **mark_pointers,
         blob_ptr=blob,
         offset_ptr=offsets,
-        hint_ptr=hints,
-        word_ptr=tables.words,
-        header_ptr=tables.headers,
-        power_ptr=tables.powers,
+        word_ptr=finder.words,
+        header_ptr=finder.header,
         raw_ptr=raw,
         size_ptr=sizes,
         hash_ptr=hashes,

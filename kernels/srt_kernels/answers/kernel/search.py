@@ -1,7 +1,8 @@
-r"""Triton: searches from the end of a text towards its start. Each finds where an answer is.
+"""Triton twin of Finder.run: finds the answer of a rollout, from a finder's tables.
 
-A place in a text is a token and a byte of it. A search reads the bytes that the hints of tokens
-ask for (answers/hints.py), and skips the others.
+A place in a text is a token and a byte of it. The place after the last byte of a token is the first
+byte of the next one. The end of a text is a symbol, too: the place before it is byte 0 of the token
+`stop`, the place after it is byte 1.
 """
 
 # The types of jit functions are not those of their calls.
@@ -13,7 +14,20 @@ import triton
 import triton.language as tl
 
 from srt_kernels.answers.kernel import constants as const
-from srt_kernels.answers.kernel.lanes import any_lane, is_digit, is_letter
+from srt_kernels.answers.kernel.finder_tables import (
+    MODE_SHIFT,
+    OP_BITS,
+    RANK_BITS,
+    RANK_SHIFT,
+    Header,
+)
+from srt_kernels.answers.kernel.lanes import any_lane
+
+OP_MASK = tl.constexpr((1 << OP_BITS) - 1)
+ONE_MASK = tl.constexpr(1 << OP_BITS)
+RANK_PLACE = tl.constexpr(RANK_SHIFT)
+RANK_MASK = tl.constexpr((1 << RANK_BITS) - 1)
+MODE_PLACE = tl.constexpr(MODE_SHIFT)
 
 
 class Text(NamedTuple):
@@ -22,7 +36,6 @@ class Text(NamedTuple):
     tokens: tl.tensor
     blob: tl.tensor
     offsets: tl.tensor
-    hints: tl.tensor
     last_id: tl.tensor
 
 
@@ -33,12 +46,52 @@ class Place(NamedTuple):
     byte: tl.tensor
 
 
-class Cursor(NamedTuple):
-    """The place that a search has reached. It has yet to read the bytes before `byte`."""
+class Match(NamedTuple):
+    """The match that a lane is looking for."""
 
-    token: tl.tensor  # int64
-    byte: tl.tensor
-    first: tl.tensor  # where the token's bytes begin in the blob
+    start: Place
+    at: Place  # of the symbol to read next
+    node: tl.tensor  # state of the automaton
+    pattern: tl.tensor  # of the longest match so far
+    one: Place  # after the first symbol
+    end: Place  # of the longest match so far, without its lookahead
+
+
+class Walk(NamedTuple):
+    """What a lane remembers of the text so far; see finding/finder.py."""
+
+    mode: tl.tensor
+    depth: tl.tensor
+    begin: Place
+    rank: tl.tensor  # of the candidate; 0: none
+    start: Place  # of the candidate
+    end: Place
+    cleared: tl.tensor
+    broken: tl.tensor
+    is_sure: tl.tensor  # a BREAK came before the candidate
+
+
+@triton.jit
+def load_header(header):
+    """The Header of a finder."""
+    return Header(
+        classes=tl.load(header),
+        transitions=tl.load(header + 1),
+        width=tl.load(header + 2),
+        accepts=tl.load(header + 3),
+        lookahead=tl.load(header + 4),
+        actions=tl.load(header + 5),
+        kinds=tl.load(header + 6),
+        starts=tl.load(header + 7),
+        text_mode=tl.load(header + 8),
+    )
+
+
+@triton.jit
+def choose(condition, place, other):
+    """The place where the condition holds, else the other one."""
+    token = tl.where(condition, place.token, other.token)
+    return Place(token, tl.where(condition, place.byte, other.byte))
 
 
 @triton.jit
@@ -49,294 +102,119 @@ def token_id(tokens, token, last_id, mask):
 
 
 @triton.jit
-def token_bytes(text, token, mask):
-    """Where the bytes of a token begin, how many there are, and how many of them a search reads."""
-    index = token_id(text.tokens, token, text.last_id, mask)
-    first = tl.load(text.offsets + index, mask=mask, other=0)
-    size = tl.load(text.offsets + index + 1, mask=mask, other=0) - first
-    read = tl.load(text.hints + index, mask=mask, other=0) >> const.READ_SHIFT
-    return first, size, read
+def read_byte(text, place, stop, reads):
+    """Returns which lanes read a byte (an empty token has none), the byte, and the next place."""
+    inside = reads & (place.token < stop)
+    index = token_id(text.tokens, place.token, text.last_id, inside)
+    first = tl.load(text.offsets + index, mask=inside, other=0)
+    size = tl.load(text.offsets + index + 1, mask=inside, other=0) - first
+    has_byte = inside & (place.byte < size)
+    char = tl.load(text.blob + first + place.byte, mask=has_byte, other=0).to(tl.int32)
+    moves = inside & (place.byte + 1 >= size)
+    token = tl.where(moves, place.token + 1, place.token)
+    byte = tl.where(moves, 0, tl.where(has_byte, place.byte + 1, place.byte))
+    return has_byte, char, Place(token, byte)
 
 
 @triton.jit
-def last_place(stop):
-    """The cursor at the end of a text."""
+def search(text, words, header, first, start, stop, active):
+    """Runs the finder over the tokens from `first` to `stop` of a text that begins at `start`.
+
+    Returns the Walk at the end.
+    """
     zero = tl.zeros_like(stop).to(tl.int32)
-    return Cursor(stop, zero, zero)
-
-
-@triton.jit
-def step_back(text, cursor, start, running, WHOLE: tl.constexpr):
-    """Moves each running lane by one byte towards the start of its text.
-
-    Returns the cursor; which lanes run on; which lanes skipped bytes of a new token, as its hint
-    allows unless WHOLE; which lanes read a byte (an empty token has none); the byte.
-    """
-    moves = running & (cursor.byte == 0)
-    token = tl.where(moves, cursor.token - 1, cursor.token)
-    running = running & (token >= start)
-    moves = moves & running
-    first, size, read = token_bytes(text, token, moves)
-    if WHOLE:
-        read = size
-    first = tl.where(moves, first, cursor.first)
-    byte = tl.where(moves, read, cursor.byte)
-    reads = running & (byte > 0)
-    byte = tl.where(reads, byte - 1, byte)
-    char = tl.load(text.blob + first + byte, mask=reads, other=0).to(tl.int32)
-    return Cursor(token, byte, first), running, moves & (read < size), reads, char
-
-
-@triton.jit
-def move_place(place, cursor, moves):
-    """The place of the cursor where `moves`, else the place."""
-    token = tl.where(moves, cursor.token, place.token)
-    return Place(token, tl.where(moves, cursor.byte, place.byte))
-
-
-# The kind of a byte; 0: none.
-LETTER = tl.constexpr(1)
-OTHER = tl.constexpr(2)
-NOT_BARE = tl.constexpr(3)  # no bare answer begins with it
-UNMATCHED = tl.constexpr(4)  # an opening brace that no brace closes
-MATCHED = tl.constexpr(5)  # an opening brace that a brace closes
-BRACE = tl.constexpr(6)  # a brace that may be escaped
-
-# A held brace; 0: none.
-OPENING = tl.constexpr(1)
-CLOSING = tl.constexpr(2)
-
-
-class Follower(NamedTuple):
-    """What follows the byte that is read: the kind of the next byte that is no space."""
-
-    kind: tl.tensor
-    spaced: tl.tensor  # 1 where there are spaces before it
-    token: tl.tensor  # its place
-    byte: tl.tensor
-
-
-class Braces(NamedTuple):
-    """The braces that follow the byte that is read."""
-
-    held: tl.tensor  # a brace whose backslashes are being counted: OPENING, CLOSING or 0
-    escaped: tl.tensor  # 1 where an odd number of backslashes precedes it, so far
-    depth: tl.tensor  # how many braces close
-
-
-@triton.jit
-def find_box(text, start, stop, active):
-    r"""Finds the last \boxed{...} or \fbox{...}, else the last \boxed x.
-
-    Returns which lanes have one, which have a bare one, and the place where the answer begins.
-    """
-    cursor = last_place(stop)
-    zero = cursor.byte
-    follower = Follower(zero, zero, stop, zero)
-    after = follower  # the follower of a command whose end was read
-    braces = Braces(zero, zero, zero)
-    part = zero
-    right = zero - 1  # the byte after the one that is read; -1: none
-    found = active != active
-    bare = active != active
-    bare_place = Place(stop, zero)
+    no = active != active
+    place = Place(first, zero)
+    mode = tl.where(first == start, 0, header.text_mode)
+    node = tl.load(words + header.starts + mode, mask=active, other=0)
+    match = Match(place, place, node, zero, place, place)
+    walk = Walk(mode, zero, place, zero, place, place, no, no, no)
     running = active
     while any_lane(running):
-        cursor, running, skips, reads, char = step_back(text, cursor, start, running, WHOLE=False)
-        braces, kind = resolve_brace(braces, follower.kind, char, skips, reads)
-        # Skipped bytes are letters or other signs, and no end of a command.
-        kind = tl.where(skips, LETTER, kind)
-        spaced = tl.where(skips, 0, follower.spaced)
-        follower = Follower(kind, spaced, follower.token, follower.byte)
-        previous = tl.where(skips, 0, part)
-        part = tl.where(reads, box_part(char, previous), previous)
-        after = choose_follower(reads & ((part == 1) | (part == 6)), follower, after)
-        is_command = reads & (char == const.BACKSLASH) & ((previous == 5) | (previous == 9))
-        begins_bare = (after.spaced > 0) & ((after.kind == LETTER) | (after.kind == OTHER))
-        is_bare = is_command & begins_bare & ~bare
-        bare_place = move_place(bare_place, after, is_bare)
-        bare = bare | is_bare
-        found = found | (is_command & (after.kind == MATCHED))
-        running = running & ~found
-        follower = next_follower(follower, cursor, char, right, reads)
-        braces = hold_brace(braces, char, reads)
-        right = tl.where(reads, char, tl.where(skips, const.A, right))
-    token = tl.where(found, after.token, bare_place.token)
-    byte = tl.where(found, after.byte + 1, bare_place.byte)  # after the brace
-    return found | bare, ~found, Place(token, byte)
+        match, ends = scan(text, words, header, match, stop, running)
+        action = load_action(words, header, match.pattern, walk.mode, ends)
+        takes_one = (action & ONE_MASK) > 0
+        after = choose(takes_one, match.one, match.end)
+        walk = step(walk, action, match.start, after, ends)
+        node = tl.load(words + header.starts + walk.mode, mask=ends, other=0)
+        match = Match(
+            choose(ends, after, match.start),
+            choose(ends, after, match.at),
+            tl.where(ends, node, match.node),
+            match.pattern,
+            match.one,
+            match.end,
+        )
+        is_over = (match.start.token >= stop) & (match.start.byte > 0)
+        running = running & ~(ends & is_over)
+    return walk
 
 
 @triton.jit
-def resolve_brace(braces, kind, char, skips, reads):
-    """Decides about a held brace. It is one if an even number of backslashes comes right before it.
-
-    Returns the braces, and the kind of the next byte.
-    """
-    resolved = (braces.held > 0) & (skips | (reads & (char != const.BACKSLASH)))
-    is_brace = resolved & (braces.escaped == 0)
-    closes = is_brace & (braces.held == CLOSING)
-    opens = is_brace & (braces.held == OPENING)
-    matched = opens & (braces.depth > 0)
-    kind = tl.where(closes & (kind == BRACE), OTHER, kind)
-    opening_kind = tl.where(matched, MATCHED, UNMATCHED)
-    kind = tl.where(opens & (kind == BRACE), opening_kind, kind)
-    depth = braces.depth + closes.to(tl.int32) - matched.to(tl.int32)
-    held = tl.where(resolved, 0, braces.held)
-    escaped = tl.where(reads & (held > 0), 1 - braces.escaped, braces.escaped)
-    return Braces(held, escaped, depth), kind
+def scan(text, words, header, match, stop, scans):
+    """Reads one more symbol of the match. Returns it, and which lanes are at its end."""
+    is_first = (match.at.token == match.start.token) & (match.at.byte == match.start.byte)
+    at_end = scans & (match.at.token >= stop)
+    has_byte, char, after = read_byte(text, match.at, stop, scans)
+    reads_end = at_end & (match.at.byte == 0)
+    after = choose(reads_end, Place(match.at.token, match.at.byte + 1), after)
+    has_symbol = has_byte | reads_end
+    symbol = tl.where(reads_end, const.END, char)
+    symbol_class = tl.load(words + header.classes + symbol, mask=has_symbol, other=0)
+    entry = words + header.transitions + match.node * header.width + symbol_class
+    next_node = tl.load(entry, mask=has_symbol, other=const.DEAD)
+    is_past = at_end & ~reads_end
+    node = tl.where(has_symbol, next_node, tl.where(is_past, const.DEAD, match.node))
+    alive = has_symbol & (node > const.DEAD)
+    accepted = tl.load(words + header.accepts + node, mask=alive, other=-1)
+    accepts = accepted >= 0
+    lookahead = tl.load(words + header.lookahead + accepted, mask=accepts, other=0)
+    end = choose(lookahead > 0, match.at, after)
+    # An empty token moves the start, too: the first symbol comes after it.
+    start = choose(scans & is_first & ~has_symbol & ~is_past, after, match.start)
+    return Match(
+        start,
+        choose(scans, after, match.at),
+        node,
+        tl.where(accepts, accepted, match.pattern),
+        choose(has_symbol & is_first, after, match.one),
+        choose(accepts, end, match.end),
+    ), scans & (node == const.DEAD)
 
 
 @triton.jit
-def hold_brace(braces, char, reads):
-    opens = reads & (char == const.OPEN_BRACE)
-    closes = reads & (char == const.CLOSE_BRACE)
-    held = tl.where(opens, OPENING, tl.where(closes, CLOSING, braces.held))
-    return Braces(held, tl.where(opens | closes, 0, braces.escaped), braces.depth)
+def load_action(words, header, pattern, mode, ends):
+    """The word of an action; see finder_tables.py."""
+    return tl.load(words + header.actions + mode * header.kinds + pattern, mask=ends, other=0)
 
 
 @triton.jit
-def box_part(char, part):
-    r"""How much of a command was read, from its end.
-
-    d e x o b of \boxed are parts 1 to 5. x o b f of \fbox are parts 6 to 9.
-    """
-    next_part = tl.where(char == const.D, 1, 0)
-    next_part = tl.where((char == const.E) & (part == 1), 2, next_part)
-    next_part = tl.where(char == const.X, tl.where(part == 2, 3, 6), next_part)
-    follows = ((char == const.O) & ((part == 3) | (part == 6))) | (
-        (char == const.B) & ((part == 4) | (part == 7))
+def step(walk, action, start, end, ends):
+    """Does what an action says of the match from start to end. Returns the Walk."""
+    op = tl.where(ends, action & OP_MASK, const.NOTHING)
+    rank = (action >> RANK_PLACE) & RANK_MASK
+    begins = (op == const.BEGIN) | (op == const.JOIN)
+    begin = choose(begins, end, walk.begin)
+    closes = (op == const.CLOSE) | (op == const.CLOSE_END) | (op == const.CLOSE_JOINED)
+    depth = walk.depth + (op == const.OPEN).to(tl.int32) - closes.to(tl.int32)
+    depth = tl.where(begins | (op == const.FIRST_OPEN), 1, depth)
+    stays = (closes & (depth > 0)) | ((op == const.STOP) & (walk.rank == 0))
+    clears = op == const.CLEAR
+    is_span = op == const.SPAN
+    offers = is_span | (op == const.FINISH) | ((op == const.CLOSE_END) & ~stays)
+    takes = offers & (rank >= walk.rank)
+    goes_on = (op == const.CLOSE_JOINED) & ~stays
+    next_rank = tl.where(takes, rank, tl.where(clears, 0, walk.rank))
+    candidate_end = choose(is_span, end, start)
+    mode = tl.where(ends & ~stays, action >> MODE_PLACE, walk.mode)
+    return Walk(
+        mode,
+        depth,
+        begin,
+        next_rank,
+        choose(takes, choose(is_span, start, walk.begin), walk.start),
+        choose(takes | goes_on, candidate_end, walk.end),
+        walk.cleared | clears,
+        walk.broken | (op == const.BREAK),
+        tl.where(takes, walk.broken, walk.is_sure),
     )
-    next_part = tl.where(follows, part + 1, next_part)
-    return tl.where((char == const.F) & (part == 8), 9, next_part)
-
-
-@triton.jit
-def choose_follower(chooses, follower, other):
-    return Follower(
-        tl.where(chooses, follower.kind, other.kind),
-        tl.where(chooses, follower.spaced, other.spaced),
-        tl.where(chooses, follower.token, other.token),
-        tl.where(chooses, follower.byte, other.byte),
-    )
-
-
-@triton.jit
-def next_follower(follower, cursor, char, right, reads):
-    """The follower of the byte before the one that is read. right: the byte after it."""
-    is_text = reads & (char > const.SPACE)
-    is_space = reads & (char <= const.SPACE)
-    is_brace = (char == const.OPEN_BRACE) | (char == const.CLOSE_BRACE)
-    ends_command = (
-        (right <= const.SPACE) | (right == const.CLOSE_PARENTHESIS) | (right == const.CLOSE_BRACKET)
-    )
-    not_bare = (char == const.DOLLAR) | ((char == const.BACKSLASH) & ends_command)
-    kind = tl.where(is_letter(char), LETTER, OTHER)
-    kind = tl.where(is_brace, BRACE, kind)
-    kind = tl.where(not_bare, NOT_BARE, kind)
-    return Follower(
-        tl.where(is_text, kind, follower.kind),
-        tl.where(is_text, 0, tl.where(is_space, 1, follower.spaced)),
-        tl.where(is_text, cursor.token, follower.token),
-        tl.where(is_text, cursor.byte, follower.byte),
-    )
-
-
-@triton.jit
-def find_tag(text, start, stop, active):
-    """Finds the last <answer> before a </answer>.
-
-    Returns which lanes have one, and the places where the answer begins and ends.
-    """
-    cursor = last_place(stop)
-    zero = cursor.byte
-    part = zero
-    after = Place(stop, zero)
-    end = Place(stop, zero)
-    found = active != active
-    closed = active != active
-    running = active
-    while any_lane(running):
-        cursor, running, skips, reads, char = step_back(text, cursor, start, running, WHOLE=False)
-        previous = tl.where(skips, 0, part)
-        part = tl.where(reads, tag_part(char, previous), previous)
-        after_char = Place(cursor.token, cursor.byte + 1)
-        after = move_place(after, after_char, reads & (char == const.GREATER))
-        opens = reads & (char == const.LESS)
-        closes = opens & (previous == 8)
-        end = move_place(end, cursor, closes)
-        closed = closed | closes
-        found = found | (opens & (previous == 7) & closed)
-        running = running & ~found
-    return found, after, end
-
-
-@triton.jit
-def tag_part(char, part):
-    """How much of a tag was read, from its end.
-
-    > r e w s n a are parts 1 to 7. The / of a closing tag is part 8.
-    """
-    next_part = tl.where(char == const.GREATER, 1, 0)
-    next_part = tl.where((char == const.R) & (part == 1), 2, next_part)
-    next_part = tl.where((char == const.E) & (part == 2), 3, next_part)
-    next_part = tl.where((char == const.W) & (part == 3), 4, next_part)
-    next_part = tl.where((char == const.S) & (part == 4), 5, next_part)
-    next_part = tl.where((char == const.N) & (part == 5), 6, next_part)
-    next_part = tl.where((char == const.A) & (part == 6), 7, next_part)
-    return tl.where((char == const.SLASH) & (part == 7), 8, next_part)
-
-
-@triton.jit
-def find_number(text, start, stop, active):
-    """Finds the last run of bytes that a number can have. It ends at its last digit.
-
-    Returns the length of the run (0: none) and the place where it begins; which lanes have a byte
-    before it, and the place of this byte.
-    """
-    cursor = last_place(stop)
-    length = cursor.byte
-    run = Place(stop, length)
-    before = Place(stop, length)
-    has_before = active != active
-    running = active
-    while any_lane(running):
-        cursor, running, _, reads, char = step_back(text, cursor, start, running, WHOLE=True)
-        belongs = tl.where(length > 0, is_number_byte(char), is_digit(char))
-        inside = reads & belongs
-        run = move_place(run, cursor, inside)
-        ended = reads & (length > 0) & ~belongs
-        length = tl.where(inside, length + 1, length)
-        before = move_place(before, cursor, ended)
-        has_before = has_before | ended
-        running = running & ~ended
-    return length, run, has_before, before
-
-
-@triton.jit
-def is_number_byte(char):
-    r"""Digits, the characters . , / { } \ ! + - d f r t a c, and the bytes of two dashes.
-
-    extract.py has the same list.
-    """
-    signs = (char >= const.PLUS) & (char <= const.NINE)  # + , - . / and digits
-    letters = (
-        (char == const.A)
-        | (char == const.C)
-        | (char == const.D)
-        | (char == const.F)
-        | (char == const.R)
-        | (char == const.T)
-    )
-    others = (
-        (char == const.EXCLAMATION)
-        | (char == const.BACKSLASH)
-        | (char == const.OPEN_BRACE)
-        | (char == const.CLOSE_BRACE)
-    )
-    return signs | letters | others | is_dash_byte(char)
-
-
-@triton.jit
-def is_dash_byte(char):
-    r"""A byte of \u2212 (e2 88 92) or of \u2013 (e2 80 93)."""
-    return (char == 0xE2) | (char == 0x88) | (char == 0x92) | (char == 0x80) | (char == 0x93)

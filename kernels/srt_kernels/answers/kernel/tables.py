@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from srt_kernels.answers.canonical import stages
-from srt_kernels.answers.extract import numbers_in_text
 from srt_kernels.answers.rational import MAX_SHIFT, MEANINGS
 from srt_kernels.answers.stage import CLOSE_KINDS, Action, Stage
 
@@ -21,7 +20,7 @@ class StageTables(NamedTuple):
     """Tables of all stages."""
 
     words: Tensor  # int32: all tables back to back; MEANINGS is the first
-    headers: Tensor  # [stages + 1, 10] int32: where a stage's tables begin in `words`; see Header
+    headers: Tensor  # [stages, 10] int32: where a stage's tables begin in `words`; see Header
     powers: Tensor  # [MAX_SHIFT + 1] int64: powers of ten
 
 
@@ -55,7 +54,7 @@ class ActionRow(NamedTuple):
 
 @cache
 def stage_tables(device: torch.device) -> StageTables:
-    """The tables on a device, made once. The last stage is the one that finds numbers in a text."""
+    """The tables on a device, made once."""
     words = _Words()
     words.put(MEANINGS)
     headers = []
@@ -64,8 +63,6 @@ def stage_tables(device: torch.device) -> StageTables:
         first_states = [stage.first_state(state) for state in previous_states]
         headers.append(_put_stage(stage, first_states, words))
         previous_states = stage.states
-    search = numbers_in_text()
-    headers.append(_put_stage(search, [search.first_state(())], words))
     return StageTables(
         words=torch.tensor(words.words, dtype=torch.int32, device=device),
         headers=torch.tensor(headers, dtype=torch.int32, device=device),

@@ -1,0 +1,223 @@
+"""The machine that finds an answer: a lexer with modes. Python runs it here, and a GPU by
+kernel/search.py.
+
+It reads a text from left to right and cuts it into the longest matches of the patterns that its
+mode knows. An action says what a match means. It depends on the mode and on the kind of the match.
+Python and the GPU read the same tables.
+
+A candidate is a span of the text with a rank. A candidate replaces the one before if its rank is at
+least as high. So the answer is the last candidate of the highest rank.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from srt_kernels.answers.automaton import DEAD, END, Automaton, compile_modes
+
+# What a match does. An END op makes a candidate of the bytes from the last BEGIN to the match.
+(
+    NOTHING,
+    CLEAR,  # forgets the candidate: the answer comes after this match
+    STOP,  # the next mode counts if there is a candidate, else the mode stays
+    BEGIN,  # a candidate may begin after this match, with one open brace
+    JOIN,  # the next box of a list begins after this match
+    FIRST_OPEN,  # the first open brace
+    OPEN,  # one more
+    CLOSE,  # one less; the next mode counts if none is left, else the mode stays
+    CLOSE_END,  # as CLOSE, and END if none is left
+    CLOSE_JOINED,  # as CLOSE; if none is left, the candidate goes on to the match
+    FINISH,  # END
+    SPAN,  # the match itself is a candidate
+    BREAK,  # no number reaches over this match
+) = range(13)
+
+SKIPPED = ("value", "other", "gap", "word", "line")
+"""Kinds that take one byte and change the mode at most from TEXT to AFTER_VALUE or back."""
+
+VALUES = frozenset(b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ)]}")
+"""The bytes of the kind "value"."""
+
+TEXT, AFTER_VALUE = TOLD_APART = ("text", "after value")
+"""Modes that the byte before tells apart: a sign after a value belongs to no number."""
+
+
+class Pattern(NamedTuple):
+    """Bytes to find. The last `lookahead` symbols (0 or 1) of a match stay in the text."""
+
+    pattern: str
+    lookahead: int = 0
+
+
+class Action(NamedTuple):
+    """What a match means."""
+
+    mode: str  # the next mode
+    op: int = NOTHING
+    rank: int = 0  # of the candidate that the op makes
+    takes_one: bool = False  # only the first byte of the match is used up
+
+
+class Candidate(NamedTuple):
+    """A part of a text that may be its answer."""
+
+    rank: int
+    pieces: tuple[tuple[int, int], ...]  # start and end of each; more than one for a list of boxes
+
+
+NONE = Candidate(0, ())
+
+
+class Found(NamedTuple):
+    """What was found in a text, or in the end of a text."""
+
+    candidate: Candidate
+    cleared: bool  # what comes before the text changes nothing: a CLEAR came
+    broken: bool  # a BREAK came before the candidate
+
+
+class Finder:
+    """Modes, each with an action for every kind of match that it knows.
+
+    patterns: kind -> Pattern; of equally long matches the first one wins. modes: name -> kind ->
+    Action; the first mode begins a text. breaks: a regular expression for the matches with the op
+    BREAK. Python sees SKIPPED kinds only in the modes in `fresh`, which count for one match.
+    """
+
+    def __init__(
+        self,
+        patterns: Mapping[str, Pattern],
+        modes: Mapping[str, Mapping[str, Action]],
+        fresh: Iterable[str],
+        breaks: str,
+    ):
+        self.kinds = [kind for kind in patterns if any(kind in mode for mode in modes.values())]
+        self.lookahead = [patterns[kind].lookahead for kind in self.kinds]
+        self.mode_names = list(modes)
+        self.actions = [[mode.get(kind) for kind in self.kinds] for mode in modes.values()]
+        self.automaton = compile_modes(
+            [patterns[kind].pattern for kind in self.kinds],
+            [[self.kinds.index(kind) for kind in mode] for mode in modes.values()],
+        )
+        skipped = [number for number, kind in enumerate(self.kinds) if kind in SKIPPED]
+        self._number_of = {name: number for number, name in enumerate(modes)}
+        self._searchers = [
+            None if name in fresh else _searcher(self.automaton, number, skipped)
+            for number, name in enumerate(modes)
+        ]
+        self._told_apart = [self._number_of[name] for name in TOLD_APART if AFTER_VALUE in modes]
+        for number in self._told_apart:  # what a sign begins is found in both
+            self._searchers[number] = self._searchers[self._told_apart[0]]
+        self._breaks = re.compile(breaks.encode())
+
+    def run(self, data: bytes, *, is_complete: bool = True) -> Found:
+        """Finds the answer. is_complete: the data are all of a text, not only its end."""
+        mode = 0 if is_complete else self._number_of[TEXT]
+        symbols = self.automaton.symbols(data)
+        longest_match = self.automaton.longest_match
+        walk = _Walk()
+        position = 0
+        while position <= len(data):
+            searcher = self._searchers[mode]
+            if searcher:
+                match = searcher.search(data, position)
+                assert match, "the end of a text matches"
+                if match.start() > position:
+                    position = match.start()
+                    if mode in self._told_apart:
+                        mode = self._told_apart[data[position - 1] in VALUES]
+            kind, length = longest_match(symbols, position, mode)
+            action = self.actions[mode][kind]
+            assert action, "a mode has an action for each of its kinds"
+            end = position + (1 if action.takes_one else length - self.lookahead[kind])
+            if action.op == NOTHING or walk.step(action, position, min(end, len(data))):
+                mode = self._number_of[action.mode]
+            position = end
+        return self._found(walk, data)
+
+    def _found(self, walk: _Walk, data: bytes) -> Found:
+        rank, pieces = walk.candidate
+        is_broken = rank > 0 and self._breaks.search(data, 0, pieces[0][0]) is not None
+        return Found(walk.candidate, walk.cleared, is_broken)
+
+
+class _Walk:
+    """What a finder remembers of the text so far."""
+
+    def __init__(self) -> None:
+        self.candidate = NONE
+        self.begin = 0
+        self.depth = 0
+        self.cleared = False
+
+    def step(self, action: Action, start: int, end: int) -> bool:
+        """Does what an action says of the match from start to end. Whether its mode is next."""
+        op = action.op
+        if op in (BEGIN, JOIN):
+            self.begin = end
+        if op in (BEGIN, JOIN, FIRST_OPEN):
+            self.depth = 1
+        elif op == OPEN:
+            self.depth += 1
+        elif op in (CLOSE, CLOSE_END, CLOSE_JOINED):
+            self.depth -= 1
+            if self.depth:
+                return False
+        elif op == STOP:
+            return self.candidate.rank > 0
+        elif op == CLEAR:
+            self.candidate = NONE
+            self.cleared = True
+        if op in (CLOSE_END, FINISH):
+            self._offer(action.rank, (self.begin, start))
+        elif op == CLOSE_JOINED:
+            pieces = (*self.candidate.pieces, (self.begin, start))
+            self.candidate = self.candidate._replace(pieces=pieces)
+        elif op == SPAN:
+            self._offer(action.rank, (start, end))
+        return True
+
+    def _offer(self, rank: int, piece: tuple[int, int]) -> None:
+        if rank >= self.candidate.rank:
+            self.candidate = Candidate(rank, (piece,))
+
+
+def _searcher(automaton: Automaton, mode: int, skipped: Iterable[int]) -> re.Pattern[bytes]:
+    """Finds each place where a match of a mode may begin whose kind is not skipped.
+
+    It finds other places, too, where the first bytes look so. The end of a text is a place.
+    """
+    start = automaton.starts[mode]
+    branches = _branches(automaton, start, frozenset(skipped), depth=3)
+    firsts = _set(byte for first, _ in branches for byte in first)
+    expressions = [b"(?<=%s)%s" % (_set(first), rest) for first, rest in branches]
+    return re.compile(b"%s(?:%s)|\\Z" % (firsts, b"|".join(expressions)))
+
+
+def _branches(
+    automaton: Automaton, state: int, skipped: frozenset[int], depth: int
+) -> list[tuple[list[int], bytes]]:
+    """The symbols that lead on from a state to a match, with an expression for what follows."""
+    symbols_of: dict[bytes, list[int]] = {}
+    for symbol in range(END):
+        target = automaton.transitions[state][automaton.classes[symbol]]
+        pattern = automaton.accepts[target]
+        if target == DEAD or pattern in skipped and not any(automaton.transitions[target]):
+            continue
+        rest = b""
+        if depth > 1 and (pattern < 0 or pattern in skipped):
+            ends = automaton.accepts[automaton.transitions[target][automaton.classes[END]]]
+            after = _branches(automaton, target, skipped, depth - 1)
+            expressions = [_set(first) + more for first, more in after]
+            expressions += [rb"\Z"] if ends >= 0 else []
+            if not expressions:
+                continue
+            rest = b"(?:%s)" % b"|".join(expressions)
+        symbols_of.setdefault(rest, []).append(symbol)
+    return [(symbols, rest) for rest, symbols in symbols_of.items()]
+
+
+def _set(symbols: Iterable[int]) -> bytes:
+    return b"[%s]" % b"".join(rb"\x%02x" % symbol for symbol in symbols)
