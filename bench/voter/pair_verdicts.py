@@ -5,14 +5,17 @@ This file is also the program of these processes.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from srt_fast.tasks import scorer_process
 from srt_fast.tasks.scorer_process import ScorerProcess
 
 SCORER = "either way"
+PART = 5_000  # pairs that a process takes at a time
 AS_GOLD = "${}$"  # as the trainer's tasks give an answer to math-verify
 AS_ANSWER = "\\boxed{{{}}}"  # as a completion has it
 
@@ -28,19 +31,28 @@ class Reading(NamedTuple):
 def equal_pairs(pairs: list[tuple[str, str]], processes: int) -> tuple[set[tuple[str, str]], int]:
     """The pairs that math-verify calls equal, and how many pairs have no verdict.
 
-    A process keeps what it has parsed. So neighbours in the list should share texts.
+    A process keeps what it has parsed. So neighbours in the list should share texts. Progress goes
+    to standard error.
     """
-    size = max(-(-len(pairs) // processes), 1)
-    parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]
-    scorers = [ScorerProcess(SCORER, failure_note="no verdict", program=__file__) for _ in parts]
+    parts = [pairs[start : start + PART] for start in range(0, len(pairs), PART)]
+    scorers = [
+        ScorerProcess(SCORER, failure_note="no verdict", program=__file__) for _ in range(processes)
+    ]
+    idle: SimpleQueue[ScorerProcess] = SimpleQueue()
+    for scorer in scorers:
+        idle.put(scorer)
 
-    def verdicts_of(scorer: ScorerProcess, part: list[tuple[str, str]]) -> list[bool]:
-        return [scorer.accepts(*pair) for pair in part]
+    def verdicts_of(part: list[tuple[str, str]]) -> list[bool]:
+        scorer = idle.get()
+        verdicts = [scorer.accepts(*pair) for pair in part]
+        idle.put(scorer)
+        return verdicts
 
-    with ThreadPoolExecutor(max(len(scorers), 1)) as threads:
-        verdicts = [
-            verdict for part in threads.map(verdicts_of, scorers, parts) for verdict in part
-        ]
+    verdicts: list[bool] = []
+    with ThreadPoolExecutor(processes) as threads:
+        for part in threads.map(verdicts_of, parts):
+            verdicts += part
+            print(f"  {len(verdicts)} of {len(pairs)} pairs", file=sys.stderr, flush=True)
     equal = {pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict}
     return equal, sum(scorer.failures for scorer in scorers)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from report import Table, markdown
 from voter.corpus import ORIGINS, Pair
 from voter.verdicts import Verdicts
 
+LISTED = 12  # pairs of a list in Markdown; JSON has all
 ENVIRONMENT = ("device", "threads", "commit", "dirty", "date")
 
 
@@ -102,7 +103,7 @@ def write_report(folder: Path, document: dict[str, Any], tables: list[Table]) ->
     for title, columns, lines in tables:
         cells = [[_escape(cell) for cell in line] for line in lines]
         paragraphs.append(markdown(title, columns, cells))
-    paragraphs += _listings(document["ours"])
+    paragraphs += _listings(document["ours"]) + _misread_listings(document["completions"])
     (folder / "vote_quality.md").write_text("\n".join(paragraphs), encoding="utf-8")
 
 
@@ -127,6 +128,20 @@ def _listings(ours: dict[str, Any]) -> list[str]:
     return listings
 
 
-def _listing(title: str, pairs: Iterable[Pair]) -> str:
-    """Pairs as code: LaTeX has many characters that mean something in Markdown."""
-    return f"**{title}**\n\n```\n" + "\n".join(f"{a!r}  {b!r}" for a, b in pairs) + "\n```\n"
+def _misread_listings(completions: list[dict[str, Any]]) -> list[str]:
+    """What a careful reader finds in completions, and what a rule finds in its place."""
+    return [
+        _listing(
+            f"Misread by {of_rule['rule']}: the reader's answer, and the rule's",
+            [(label, answer) for _, label, answer in of_rule["misread"]],
+        )
+        for of_rule in completions
+    ]
+
+
+def _listing(title: str, pairs: Sequence[Pair]) -> str:
+    """The first pairs as code: LaTeX has many characters that mean something in Markdown."""
+    lines = [f"{a!r}  {b!r}" for a, b in pairs[:LISTED]]
+    if len(pairs) > LISTED:
+        lines.append(f"and {len(pairs) - LISTED} more")
+    return f"**{title}**\n\n```\n" + "\n".join(lines) + "\n```\n"

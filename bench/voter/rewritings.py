@@ -21,6 +21,7 @@ _FACTOR = r"(?:\\sqrt|\\pi|\\cot|[A-Za-z(])"
 _LIST = r"(?P<first>-?[0-9]+)(?P<middle>(?:, ?-?[0-9]+)*), ?(?P<last>-?[0-9]+)"
 _ROOT = r"\\sqrt\{([0-9]+)\}"
 _BASED = r"([0-9]+)_\{([0-9])\}"
+_NO_MATRIX = r"\A(?!.*matrix)"
 _INTERVAL = r"[(\[][^()\[\]]*\\infty[^()\[\]]*[)\]]|.*\\cup.*|\([^()]*\]"
 
 
@@ -170,7 +171,7 @@ REWRITINGS: dict[str, Rewriting] = {
     "base without braces": _replace_whole(_BASED, r"\1_\2"),
     "base in \\text": _replace_whole(_BASED, r"\1_{\\text{\2}}"),
     "(digits)_base": _replace_whole(_BASED, r"(\1)_{\2}"),
-    "right-hand side alone": _replace_all((r"^[xy] ?= ?", "")),
+    "right-hand side alone": _replace_all((r"^[xy] ?= ?(?=[^=]*$)", "")),
     "f(x) =": _replace_all((r"^(y ?= ?)?(?=[^=]*x[^=]*$)", "f(x) = "), unless=r"\\"),
     "y =": _replace_all((r"^(?=[^=]*x[^=]*$)", "y = "), unless=r"\\"),
     "x =": _replace_all(
@@ -181,6 +182,10 @@ REWRITINGS: dict[str, Rewriting] = {
     "matrix without spaces": _replace_all((r" *(\\\\|&) *", r"\1")),
     "matrix on lines": _replace_all((r" *\\\\ *", r" \\\\\n"), (r"\{pmatrix\} ", "{pmatrix}\n")),
     "matrix with a last \\\\": _replace_all((r"\\end", r"\\\\ \\end")),
-    "\\frac in a matrix": _replace_all((r"([0-9]+)/([0-9]+)", r"\\frac{\1}{\2}")),
-    "\\dfrac in a matrix": _replace_all((r"([0-9]+)/([0-9]+)", r"\\dfrac{\1}{\2}")),
+    "\\frac in a matrix": _replace_all(
+        (r"([0-9]+)/([0-9]+)", r"\\frac{\1}{\2}"), unless=_NO_MATRIX
+    ),
+    "\\dfrac in a matrix": _replace_all(
+        (r"([0-9]+)/([0-9]+)", r"\\dfrac{\1}{\2}"), unless=_NO_MATRIX
+    ),
 }

@@ -1,0 +1,1 @@
+"""Completions with the answer that a careful reader finds in them."""
