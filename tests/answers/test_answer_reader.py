@@ -42,5 +42,5 @@ def test_answer_reader_reads_a_packed_batch(tokenizer: PreTrainedTokenizerFast):
 
 
 def test_an_unknown_rule_is_refused(tokenizer: PreTrainedTokenizerFast):
-    with pytest.raises(ValueError, match="answer rule: expected one of answer, boxed, .* got 'box'"):
+    with pytest.raises(ValueError, match="answer rule: expected one of answer, .* got 'box'"):
         AnswerReader(tokenizer, "box")

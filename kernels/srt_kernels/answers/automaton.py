@@ -70,7 +70,9 @@ def compile_modes(patterns: list[str], modes: Sequence[Iterable[int]]) -> Automa
     """
     nfa = _Nfa()
     paths = [nfa.add(pattern) for pattern in patterns]
-    pattern_of = {end: number for number, (_, end) in enumerate(paths)}  # accepting state -> pattern
+    pattern_of = {
+        end: number for number, (_, end) in enumerate(paths)
+    }  # accepting state -> pattern
     classes = _symbol_classes(nfa)
     origins = [nfa.closure([paths[number][0] for number in mode]) for mode in modes]
     subsets, transitions = _determinize(nfa, classes, origins)

@@ -61,7 +61,7 @@ def read_answer(text: str | bytes, rule: str) -> str | bytes | None:
     These rules read what comes after the last `</think>`. After a `<think>` that is not closed
     there is no answer. The text ends where the completion goes on to another question after an
     answer: at "Question:", or at a line that begins with a word as "Problem:".
-    >>> texts = (r"<think>\boxed{1}</think> \boxed{2}", r"<think>\boxed{1}", "#### 1\n\nQuestion: 2")
+    >>> texts = (r"<think>\boxed{1}</think> \boxed{2}", r"<think>\boxed{1}", "#### 1\nQuestion: 2")
     >>> [read_answer(text, "answer") for text in texts]
     ['2', None, '1']
 

@@ -107,7 +107,7 @@ class AnswerReader:
 
 
 class Marks(NamedTuple):
-    """The last marks of each rollout: [R] positions of tokens, below its start where it has none."""
+    """The last marks of each rollout: [R] tokens, before its start where it has none."""
 
     think: Tensor
     run_on: Tensor
@@ -124,16 +124,14 @@ def find_answers(
     token_texts = _token_texts(tables.blob, tables.offsets)
     last_id = len(tables.hints) - 1
     ids = tokens.numpy()
-    marks = Marks(*(column.tolist() for column in last_marks(tokens, cu_seqlens, tables.hints)))
+    marks = [column.tolist() for column in last_marks(tokens, cu_seqlens, tables.hints)]
     bounds = itertools.pairwise(cu_seqlens.tolist())
     for (start, stop), think, run_on, top in zip(bounds, *marks, strict=True):
         answer = None
         for first in first_tokens(start, stop, think, run_on, top, rule):
             part = ids[first:stop].clip(max=last_id).tolist()
             data = b"".join(map(token_texts.__getitem__, part))
-            answer = find_answer(
-                data, rule, is_complete=first == start, may_think=think >= start
-            )
+            answer = find_answer(data, rule, is_complete=first == start, may_think=think >= start)
             if answer is not None:
                 break
         yield answer or b""
