@@ -72,6 +72,12 @@ class GroupReader:
             if group.filter != row.get(layout.filter):
                 self.skipped.add(OTHER_FILTER, place)
                 return
+        is_one_field = layout.group is not None and not has_many(layout.group)
+        if is_list and is_one_field and _is_list_of_prompts(group.name, len(texts)):
+            raise ValueError(
+                f"{place}: expected one prompt with completions in a row, got a list of "
+                f"{len(texts)} prompts beside as many completions"
+            )
         for text in texts:
             answer = read_answer(text, self._rule)
             group.answers.append(self._places.setdefault(answer, len(self._places)))
@@ -239,4 +245,12 @@ def _has_failed(row: dict, layout: Layout, value: Any) -> bool:
     is_missing = value is None or value == []
     return (bool(row.get("error")) or layout.is_request and is_missing) and (
         is_missing or layout.is_request
+    )
+
+
+def _is_list_of_prompts(name: Any, count: int) -> bool:
+    return (
+        isinstance(name, list)
+        and len(name) == count > 1
+        and all(isinstance(member, str) for member in name)
     )

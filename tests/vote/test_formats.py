@@ -323,6 +323,7 @@ def test_paths_name_completions_groups_and_gold(tmp_path: Path):
     ("row", "options", "message"),
     [
         ({"samples": [["x", "y"], ["z", "w"]]}, [], "field 'samples': expected text, an object"),
+        ({"prompt": ["a", "b"], "output": ["x", "y"]}, [], "got a list of 2 prompts beside as"),
         ({"samples": "['x', 'y']"}, [], "expected a text, or a list in JSON, got a list that is"),
         ({"id": "a", "text": "x"}, ["--group-match", "("], "expected a regular expression, got"),
         ({"id": "a", "text": "x"}, ["--group-match", "b"], "a group's name that matches 'b'"),
