@@ -36,7 +36,7 @@ usage: srt-fast COMMAND [ARGUMENTS]
   eval RECIPE|MODEL|RUN_DIR            Evaluate on held-out prompts: pass@1, pass@k and maj@k.
   report RUN_DIR                       Write report.html and report.png of a run again.
   recipes [NAME]                       List the recipes, or print one as YAML.
-  vote FILE.jsonl                      Majority, share and split of another system's completions.
+  vote FILE ...                        Majority, share and split of another system's completions.
   experiment collapse                  Measure how the vote rises and collapses, and what prevents
                                        the collapse (docs/rewards.md).
   plan --model MODEL --gpus N          Calculate memory and seconds of a run on many GPUs.

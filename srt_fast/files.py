@@ -31,7 +31,7 @@ def parse_json(text: str | bytes) -> Any:
         value = None
         is_too_deep = True
     else:
-        is_too_deep = _is_deeper(value, MAX_DEPTH)
+        is_too_deep = is_deeper(value, MAX_DEPTH)
     if is_too_deep:
         raise ValueError(f"expected at most {MAX_DEPTH} lists and objects inside each other")
     return value
@@ -158,10 +158,10 @@ def _parse_lines(lines: list[bytes]) -> Iterator[tuple[int, Row | None]]:
         yield number, row if isinstance(row, dict) else None
 
 
-def _is_deeper(value: Any, depth: int) -> bool:
+def is_deeper(value: Any, depth: int) -> bool:
     """Whether lists and objects are nested deeper than `depth`."""
     if isinstance(value, dict):
         value = value.values()
     elif not isinstance(value, list):
         return False
-    return depth == 0 or any(_is_deeper(member, depth - 1) for member in value)
+    return depth == 0 or any(is_deeper(member, depth - 1) for member in value)

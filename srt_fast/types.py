@@ -9,6 +9,7 @@ group is unanimous: the training pass drops it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -21,6 +22,7 @@ class Problem:
 
     id: str  # "arithmetic/17": stable across runs
     prompt: str  # "740+580=": the task's own text, before template and chat template
+    messages: tuple[dict[str, Any], ...] | None = None  # of a prompt that is a chat
     gold: str | None = (
         None  # "132": for metrics only, never for training (except reward.kind "oracle")
     )

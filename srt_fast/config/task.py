@@ -17,22 +17,24 @@ class TaskConfig:
     """Where prompts come from, how they are worded, and how a final answer is read."""
 
     kind: Literal["arithmetic", "reasoning_gym", "jsonl", "parquet", "datasets"] = "arithmetic"
-    """Source of the prompts: the embedded sums ("arithmetic"), a reasoning-gym dataset, a JSONL or
-    Parquet file, or a dataset of the `datasets` library."""
+    """Source of the prompts: the embedded sums ("arithmetic"), a reasoning-gym dataset, a file
+    ("jsonl" or "parquet": its content tells the format, which may also be a JSON array or CSV,
+    compressed or not), or a dataset of the `datasets` library."""
     name: str | None = None
-    """Name of the dataset (reasoning_gym, datasets) or path of the file (jsonl, parquet). Not used
-    by arithmetic."""
+    """Name of the dataset (reasoning_gym, datasets), or path of the file or of a folder of files
+    (jsonl, parquet). Not used by arithmetic."""
     params: Table = Field(default_factory=dict)
     """Settings of the source: max_digits (arithmetic), the difficulty of a reasoning-gym dataset
     such as min_terms, or arguments of datasets.load_dataset."""
     size: NonNegative = 0
     """Number of training prompts to use. 0: all of them (procedural tasks have no end)."""
     prompt_column: str = "problem"
-    """Column that holds the prompt (jsonl, parquet, datasets)."""
+    """Column that holds the prompt: a text, or a chat as a list of messages, which needs
+    task.chat (jsonl, parquet, datasets). a.b is a field of an object."""
     gold_column: str | None = None
-    """Column that holds the gold answer (jsonl, parquet, datasets). None: there are no gold
-    answers, and accuracy is not reported. Only reward.kind "oracle" and monitor.labels "gold" use
-    gold answers for anything but metrics."""
+    """Column that holds the gold answer, or a list with it (jsonl, parquet, datasets):
+    reward_model.ground_truth. None: there are no gold answers, and accuracy is not reported. Only
+    reward.kind "oracle" and monitor.labels "gold" use gold answers for anything but metrics."""
     split: str = "train"
     """Split of the dataset to train on (datasets)."""
     eval_name: str | None = None
@@ -41,9 +43,10 @@ class TaskConfig:
     test_time: bool = False
     """Test-time training: evaluate on the training prompts (jsonl, parquet, datasets)."""
     template: str = "{prompt}"
-    """Wording of the user message or of the raw prompt. {prompt} stands for the task's prompt."""
+    """Wording of the user message or of the raw prompt. {prompt} stands for the task's prompt. Of a
+    prompt that is a chat it words the last message."""
     system: str | None = None
-    """System message. Needs task.chat."""
+    """System message. Needs task.chat. A chat may not have one of its own."""
     chat: bool = False
     """Put the prompt into the tokenizer's chat template."""
     answer_rule: AnswerRule = "boxed"

@@ -1,4 +1,4 @@
-"""Prompts of a JSONL or Parquet file or of a set of the `datasets` library, with gold if any."""
+"""Prompts of files or of a set of the `datasets` library, with gold if any."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from hashlib import blake2b
 from typing import Any
 
 from srt_fast.config import TaskConfig
+from srt_fast.rows.chat import chat_text, is_chat, plain_messages
+from srt_fast.rows.fields import field_names, get_value, has_field
 from srt_fast.tasks.dataset_rows import read_dataset
+from srt_fast.tasks.gold import agree, final_answer, gold_texts
 from srt_fast.tasks.verifiers import make_verifier
 from srt_fast.types import Problem
-from srt_kernels.answers.extract import read_answer
 
 logger = logging.getLogger(__name__)
 
@@ -44,15 +46,6 @@ class DatasetTask:
     def held_out(self, count: int) -> list[Problem]:
         """The first `count` held-out problems."""
         return self._held_out[:count]
-
-
-def final_answer(gold: str) -> str | None:
-    r"""The answer in a gold column.
-
-    The column holds the answer, or a solution that ends in \boxed{answer} (MATH) or "#### answer"
-    (GSM8K).
-    """
-    return read_answer(gold, "boxed") or gold.rpartition("#### ")[2].strip() or None
 
 
 def _held_out_problems(config: TaskConfig, name: str, problems: list[Problem]) -> list[Problem]:
@@ -109,21 +102,32 @@ def _all_have_gold(config: TaskConfig, part: str, problems: list[Problem]) -> bo
 
 
 def _load(config: TaskConfig, name: str, split: str) -> list[Problem]:
-    """The problems of one file or split, without repeated prompts."""
+    """The problems of one file, folder or split, without repeated prompts."""
     problems: dict[str, Problem] = {}
-    count = 0
+    count = ambiguous = 0
     columns: set[str] = set()
-    for number, where, row in read_dataset(config, name, split):
-        problem = _problem(config, f"{config.kind}/{number}", where, row)
+    has_gold_column = False
+    for row_id, place, row in read_dataset(config, name, split):
+        problem, is_ambiguous = _problem(config, row_id, place, row)
         problems.setdefault(problem.prompt, problem)
         columns.update(row)
+        has_gold_column |= config.gold_column is not None and has_field(row, config.gold_column)
+        ambiguous += is_ambiguous
         count += 1
     if not problems:
         raise ValueError(f"task.name: expected prompts in {name}, got an empty set")
-    if config.gold_column and config.gold_column not in columns:
+    if config.gold_column and not has_gold_column:
         raise ValueError(
             f"{name}: expected a column {config.gold_column!r} (task.gold_column), "
             f"got columns {', '.join(sorted(columns))}"
+        )
+    if ambiguous:
+        logger.warning(
+            "%s: %d of %d rows have several different gold answers in %r, so they have none",
+            name,
+            ambiguous,
+            count,
+            config.gold_column,
         )
     if len(problems) < count:
         logger.warning(
@@ -135,33 +139,61 @@ def _load(config: TaskConfig, name: str, split: str) -> list[Problem]:
     return list(problems.values())
 
 
-def _problem(config: TaskConfig, name: str, where: str, row: Any) -> Problem:
+def _problem(config: TaskConfig, row_id: str, place: object, row: Any) -> tuple[Problem, bool]:
+    """A row's problem, and whether it has several different gold answers, which are none."""
     if not isinstance(row, dict):
         raise ValueError(
-            f"{where}: expected an object with the column {config.prompt_column!r}, got {row!r:.80}"
+            f"{place}: expected an object with the column {config.prompt_column!r}, got {row!r:.80}"
         )
-    if config.prompt_column not in row:
+    if not has_field(row, config.prompt_column):
         raise ValueError(
-            f"{where}: expected a column {config.prompt_column!r} (task.prompt_column), "
-            f"got columns {', '.join(row) or 'none'}"
+            f"{place}: expected a column {config.prompt_column!r} (task.prompt_column), "
+            f"got columns {field_names(row)}"
         )
-    prompt = row[config.prompt_column]
+    prompt = get_value(row, config.prompt_column)
+    messages = None
+    if is_chat(prompt):
+        messages = _messages(config, place, prompt)
+        prompt = chat_text(messages)
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(
-            f"{where}: expected non-empty text in column {config.prompt_column!r}, "
+            f"{place}: expected non-empty text or a chat in column {config.prompt_column!r}, "
             f"got {prompt!r:.80}"
         )
-    gold = row.get(config.gold_column) if config.gold_column else None
-    if not isinstance(gold, str | int | float | None):
+    golds = gold_texts(get_value(row, config.gold_column)) if config.gold_column else []
+    if golds is None:
         raise ValueError(
-            f"{where}: expected text or a number in column {config.gold_column!r}, got {gold!r:.80}"
+            f"{place}: expected text, a number or a list of them in column "
+            f"{config.gold_column!r}, got {get_value(row, str(config.gold_column))!r:.80}"
         )
-    is_nan = gold != gold  # some writers spell a missing number so
-    return Problem(
-        id=name,
-        prompt=prompt,
-        gold=None if gold is None or is_nan else final_answer(str(gold)),
+    gold = final_answer(golds[0]) if golds and agree(golds) else None
+    problem = Problem(
+        id=row_id, prompt=prompt, messages=tuple(messages) if messages else None, gold=gold
     )
+    return problem, not agree(golds)
+
+
+def _messages(config: TaskConfig, place: object, chat: list[dict]) -> list[dict[str, Any]]:
+    """The messages of a chat. Raises ValueError for what the settings or a model cannot take."""
+    column = config.prompt_column
+    if not config.chat:
+        raise ValueError(
+            f"{place}: column {column!r} holds a chat: expected task.chat true, got false"
+        )
+    try:
+        messages = plain_messages(chat)
+    except ValueError as error:
+        raise ValueError(f"{place}, column {column!r}: {error}") from error
+    if messages[-1]["role"] == "assistant":
+        raise ValueError(
+            f"{place}: expected a chat in column {column!r} that ends before the answer, got one "
+            "that ends with a message of the assistant"
+        )
+    if config.system is not None and messages[0]["role"] == "system":
+        raise ValueError(
+            f"{place}: task.system: expected none for a chat with a system message, got both"
+        )
+    return messages
 
 
 def _hash(problem: Problem) -> bytes:

@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from srt_fast.config.reward import ShareOver
 from srt_fast.config.task import AnswerRule
 
+if TYPE_CHECKING:
+    from srt_fast.rows.place import PlacedRow
+    from srt_fast.vote.vote import GroupVote
+
 DESCRIPTION = r"""
-The majority vote over saved completions of any system. Needs no model and no tokenizer. Each line
-of the file is a JSON object, either a prompt with the list of its completions:
+The majority vote over saved completions of any system. Needs no model and no tokenizer.
+
+Reads JSON Lines, JSON arrays, CSV, TSV, Parquet, Arrow and logs of inspect, plain or compressed
+(gz, bz2, xz, zst). Recognises what OpenAI, vLLM, Anthropic, Gemini, lm-evaluation-harness,
+lighteval, inspect, verl, TRL, OpenRLHF, distilabel, NeMo-Skills and others save. A row is a prompt
+with the list of its completions:
   {"prompt": "1/2+1/2=", "completions": ["\\boxed{1}", "\\boxed{2}"]}
 or one completion, which is grouped by its prompt:
   {"prompt": "1/2+1/2=", "completion": "\\boxed{1}"}
-A completion is a text, an object with text, content or message.content, or a list of chat
-messages.
 """
-EXAMPLE = """
-example: srt-fast vote samples.jsonl --completions response --group-by prompt --gold answer \\
-             --out votes.jsonl
+EXAMPLES = r"""
+A PATH is the name of a field, or: a.b.c goes into objects, a.0.c into a list, a.*.c into all of
+its elements; solution_* and solution_1,solution_2 join columns. Quote a path with a *.
+
+examples:
+  srt-fast vote samples.jsonl
+  srt-fast vote shards/ other.parquet --out votes.jsonl
+  zcat batch.jsonl.gz | srt-fast vote -
+  srt-fast vote samples.jsonl --completions response --group-by prompt --gold answer
+  srt-fast vote batch.jsonl --completions 'response.body.choices.*.message.content'
+  srt-fast vote batch.jsonl --group-by custom_id --group-match '(.*)-sample'
 """
 
 
@@ -29,18 +47,63 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     if options.limit < 0:
         raise ValueError(f"--limit: expected at least 0, got {options.limit}")
+    if options.out and Path(options.out).exists() and not Path(options.out).is_file():
+        raise ValueError(f"--out: expected a file, got {options.out!r}, which is none")
+    pattern = _pattern(options.group_match)
     # These import torch, which takes seconds. `srt-fast vote --help` must not need it.
-    from srt_fast.vote.completions import Fields, read_groups
+    from srt_fast.files import write_atomically
+    from srt_fast.rows.read import read_rows
+    from srt_fast.vote.groups import GroupReader
+    from srt_fast.vote.saved import Fields
     from srt_fast.vote.table import print_votes
-    from srt_fast.vote.vote import summary, vote, write_rows
+    from srt_fast.vote.vote import Totals, row_of, vote
 
-    fields = Fields(completions=options.completions, group_by=options.group_by, gold=options.gold)
-    groups, fields = read_groups(options.file, fields)
-    votes = vote(groups, options.rule, options.share_over)
+    fields = Fields(
+        completions=options.completions,
+        group_by=options.group_by,
+        gold=options.gold,
+        group_match=pattern,
+    )
+    reader = GroupReader(fields, options.rule)
+    for place, row in _with_progress(read_rows(options.files, "FILE")):
+        reader.add(place, row)
+    saved = reader.finish(" ".join(options.files))
+    totals = Totals()
+    shown: list[GroupVote] = []
+    lines: list[str] = []
+    for group_vote in vote(saved, options.share_over):
+        totals.add(group_vote)
+        if len(shown) < options.limit:
+            shown.append(group_vote)
+        if options.out:
+            lines.append(json.dumps(row_of(group_vote), default=str) + "\n")
     if options.out:
-        write_rows(Path(options.out), votes)
-    print_votes(votes, options.limit, summary(votes, fields.gold))
+        write_atomically(Path(options.out).resolve(), "".join(lines))
+    summary = totals.summary(saved.gold_field, reader.skipped.phrases())
+    print_votes(shown, totals.groups - len(shown), summary)
     return 0
+
+
+def _with_progress(rows: Iterable[PlacedRow]) -> Iterator[PlacedRow]:
+    """The rows. A terminal shows their number on standard error meanwhile."""
+    if not sys.stderr.isatty():
+        yield from rows
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} rows"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield from progress.track(rows)
+
+
+def _pattern(text: str | None) -> re.Pattern[str] | None:
+    try:
+        return None if text is None else re.compile(text)
+    except re.error as error:
+        raise ValueError(
+            f"--group-match: expected a regular expression, got {text!r} ({error})"
+        ) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,45 +112,53 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         description=DESCRIPTION.strip(),
-        epilog=EXAMPLE.strip(),
+        epilog=EXAMPLES.strip(),
     )
-    parser.add_argument(
-        "file", metavar="FILE.jsonl", help="file to read; - reads from standard input"
+    add = parser.add_argument
+    add(
+        "files",
+        metavar="FILE",
+        nargs="+",
+        help="file, folder of files, or pattern; - reads from standard input",
     )
-    parser.add_argument(
+    add(
         "--completions",
-        metavar="FIELD",
-        help="field with a row's completion or its list of completions; a.b.c goes into objects "
-        "(default: the first of completions, responses, outputs, samples, ... in the first row)",
+        metavar="PATH",
+        help="where a row has its completion or its list of completions (default: by the row's "
+        "fields)",
     )
-    parser.add_argument(
+    add(
         "--group-by",
-        metavar="FIELD",
-        help="field whose value is the same in all rows of a group (default: the first of prompt, "
-        "problem, question, ..., id, ... in the first row; a row with a list is a whole group)",
+        metavar="PATH",
+        help="what is the same in all rows of a group (default: by the row's fields; a row with a "
+        "list of completions is a group)",
     )
-    parser.add_argument(
+    add(
+        "--group-match",
+        metavar="REGEX",
+        help="the part of the --group-by value that counts: the first group of a regular "
+        "expression, or its whole match",
+    )
+    add(
         "--gold",
-        metavar="FIELD",
-        help="field with the gold answer or solution, to report accuracy (default: gold or answer, "
-        "if the first row has it and the rows of each group agree on it)",
+        metavar="PATH",
+        help="where a row has the gold answer or solution, to report accuracy (default: by the "
+        "row's fields, if the rows of each group agree)",
     )
-    parser.add_argument(
+    add(
         "--rule",
         choices=get_args(AnswerRule),
         default="boxed",
         help="where the final answer of a completion is (default: boxed)",
     )
-    parser.add_argument(
+    add(
         "--share-over",
         choices=get_args(ShareOver),
         default="all",
         help="the share counts over all completions, or over those with an answer (default: all)",
     )
-    parser.add_argument(
-        "--limit", type=int, default=20, metavar="N", help="groups to print (default: 20)"
-    )
-    parser.add_argument(
+    add("--limit", type=int, default=20, metavar="N", help="groups to print (default: 20)")
+    add(
         "--out",
         metavar="FILE.jsonl",
         help="write a JSON object for each group: group, majority, share, runner_up, n, valid, "

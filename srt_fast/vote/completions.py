@@ -1,271 +1,116 @@
-r"""Saved completions of any system: JSON lines in, groups of texts out. Plain Python.
+"""The texts of the completions of a row.
 
-There are two shapes of a row. The value of the field with the completions tells them apart. A list
-is the whole group of one prompt:
-    {"prompt": "1/2+1/2=", "completions": ["\\boxed{1}", "\\boxed{2}"], "gold": "1"}
-Anything else is one completion. A second field says which completions belong together, in any
-order:
-    {"id": 7, "response": "\\boxed{1}"}
-A completion is a text, an object that holds one (text, content, generated_text or
-message.content), or a list of chat messages, of which the last assistant message counts. A null is
-a completion without text.
+A completion is a text, an object that has one (text, content, message.content and others), a chat,
+of which the last assistant message counts, or a message in parts. Reasoning apart from the text is
+no text, and a null is a completion without text.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from srt_fast.files import parse_json
+from srt_fast.rows.chat import content, content_text, is_chat, is_parts, role
+from srt_fast.rows.text import preview
 
-logger = logging.getLogger(__name__)
-
-LISTS = ("completions", "responses", "outputs", "samples", "generations", "choices")
-SINGLES = ("completion", "response", "output", "generation", "text")
-GROUP_FIELDS = (
-    "prompt",
-    "problem",
-    "question",
-    "input",
-    "id",
-    "group",
-    "group_id",
-    "uid",
-    "prompt_id",
-    "problem_id",
-    "question_id",
-    "custom_id",
-)
-GOLD_FIELDS = ("gold", "answer")
-_TEXT_FIELDS = ("text", "content", "generated_text", "message")
+_INNER = ("body", "choices", "candidates", "outputs")
+"""The fields of a response in which its completions are."""
+_TEXTS = (
+    "text", "content", "message", "generated_text", "output_text", "completion", "response",
+    "output",
+)  # fmt: skip
 
 
-@dataclass(kw_only=True)
-class SavedGroup:
-    """The completions of one prompt."""
+def read_texts(value: Any, *, may_be_list: bool) -> tuple[list[str], bool]:
+    """The texts of a row's completions, and whether they are a list of them.
 
-    name: Any  # the value of the group field as it is in the file; without one, the line's number
-    texts: list[str] = field(default_factory=list)
-    gold: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fields:
-    """Names of fields. None: the first row decides.
-
-    A dotted name goes into objects: response.body.choices.
+    may_be_list: the field's name says so. Then a text may be a list in JSON, as in a cell of CSV,
+    and several messages of the assistant are several completions. Raises ValueError, which lacks
+    the place, for what is no completion.
     """
-
-    completions: str | None = None
-    group_by: str | None = None
-    gold: str | None = None
-
-
-def read_groups(path: str, fields: Fields) -> tuple[list[SavedGroup], Fields]:
-    """Reads a JSONL file ("-": standard input). Returns its groups, and the fields that were used.
-
-    The groups are in order of first appearance. A ValueError names file, line, expected and got.
-    """
-    if path == "-":
-        return _group_rows("<stdin>", sys.stdin.buffer, fields)
-    if not Path(path).is_file():
-        raise ValueError(
-            f"expected a file of JSON lines, or - for standard input, got {path!r}, which is no "
-            "file"
-        )
-    with open(path, "rb") as file:
-        return _group_rows(path, file, fields)
+    value = _unfold(value)
+    if isinstance(value, str) and may_be_list:
+        value = _list_in_text(value)
+    if isinstance(value, list) and _is_list_of_completions(value, may_be_list):
+        inner = value[0] if len(value) == 1 else None
+        if isinstance(inner, list) and _is_list_of_completions(inner, may_be_list):
+            value = inner
+        return [_text(completion) for completion in value], True
+    return [_text(value)], False
 
 
-def _group_rows(source: str, lines: BinaryIO, requested: Fields) -> tuple[list[SavedGroup], Fields]:
-    groups: dict[Any, SavedGroup] = {}
-    fields: Fields | None = None
-    conflict: str | None = None  # the first line whose gold answer differs from its group's
-    for number, where, row in _rows(source, lines):
-        fields = fields or _choose_fields(where, row, requested)
-        completions, is_list = _completions(where, row, fields)
-        name = number
-        if fields.group_by is not None:
-            name = _get(where, row, fields.group_by, "group-by")
-        is_whole_group = is_list and requested.group_by is None
-        key = number if is_whole_group else json.dumps(name, sort_keys=True)
-        group = groups.setdefault(key, SavedGroup(name=name))
-        place = f"{where}, field {fields.completions!r}"
-        group.texts += [_text(place, completion) for completion in completions]
-        gold = _gold(where, row, fields, is_requested=requested.gold is not None)
-        if group.gold is None:
-            group.gold = gold
-        elif gold is not None and gold != group.gold:
-            if requested.gold:
-                raise ValueError(
-                    f"{where}: expected one gold answer in a group, got {_preview(gold)} after "
-                    f"{_preview(group.gold)}"
-                )
-            conflict = conflict or where
-    if fields is None:
-        raise ValueError(f"{source}: expected at least one JSON object, got an empty file")
-    if len(groups) > 1 and all(len(group.texts) <= 1 for group in groups.values()):
-        logger.warning(
-            "%s: every group has one completion, so there is nothing to vote on (--group-by names "
-            "a field that joins rows)",
-            source,
-        )
-    if conflict is None:
-        return list(groups.values()), fields
-    logger.warning(
-        "%s: field %r differs within a group, so it is not taken for gold (--gold names one that "
-        "is)",
-        conflict,
-        fields.gold,
-    )
-    return [replace(group, gold=None) for group in groups.values()], replace(fields, gold=None)
-
-
-def _rows(source: str, lines: Iterable[bytes]) -> Iterator[tuple[int, str, dict]]:
-    """Number, place for messages, and JSON object of each line that is not blank."""
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{source}, line {number}"
-        try:
-            row = parse_json(line)
-        except ValueError as error:
-            raise ValueError(
-                f"{where}: expected a JSON object, got {_preview(line.strip())} ({error})"
-            ) from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}: expected a JSON object, got {_preview(row)}")
-        yield number, where, row
-
-
-def _choose_fields(where: str, row: dict, requested: Fields) -> Fields:
-    """The fields to use, from the first row and the requested ones."""
-    completions = requested.completions or _completions_field(row)
-    if completions is None:
-        raise ValueError(
-            f"{where}: expected a field with completions ({', '.join(LISTS)}) or one completion "
-            f"({', '.join(SINGLES)}), got fields {_field_names(row)}; name it with --completions"
-        )
-    others = [name for name, value in row.items() if name != completions and value is not None]
-    group_by = requested.group_by
-    if not group_by:
-        group_by = next((name for name in GROUP_FIELDS if name in others), None)
-    gold = requested.gold
-    if not gold:
-        golds = [name for name in GOLD_FIELDS if name in others and name != group_by]
-        gold = next((name for name in golds if _is_answer(row[name])), None)
-    return Fields(completions=completions, group_by=group_by, gold=gold)
-
-
-def _completions_field(row: dict) -> str | None:
-    for name in LISTS:
-        if isinstance(row.get(name), list):
-            return name
-    for name in SINGLES:
-        if isinstance(row.get(name), str | dict | list):
-            return name
-    return None
-
-
-def _completions(where: str, row: dict, fields: Fields) -> tuple[list[Any], bool]:
-    """The completions of a row, and whether the row has a list of them."""
-    assert fields.completions is not None
-    value = None
-    is_failed_request = row.get(fields.completions, 0) is None  # it has a completion without text
-    if not is_failed_request:
-        value = _get(where, row, fields.completions, "completions")
-    if isinstance(value, list) and not _is_chat(value):
-        return value, True
-    if fields.group_by is None:
-        raise ValueError(
-            f"{where}: expected a field that says which completions belong together "
-            f"({', '.join(GROUP_FIELDS)}), got fields {_field_names(row)}; name it with --group-by"
-        )
-    return [value], False
-
-
-def _get(where: str, row: dict, name: str, option: str) -> Any:
-    """The value of a field. Raises ValueError if it is missing or null."""
-    value: Any = row
-    for part in [name] if name in row else name.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    if value is None:
-        is_null = name in row and row[name] is None
-        got = "null" if is_null else f"fields {_field_names(row)}"
-        raise ValueError(f"{where}: expected a value in field {name!r} (--{option}), got {got}")
+def _unfold(value: Any) -> Any:
+    """The choices of a response, and the values of {"0": ..., "1": ...}."""
+    while isinstance(value, dict):
+        if value.get("object") == "response":  # OpenAI's Responses also have a field text
+            return value.get("output")
+        inner = next((value[name] for name in _INNER if value.get(name) is not None), None)
+        if inner is None:
+            is_numbered = bool(value) and all(str(name).isdecimal() for name in value)
+            return list(value.values()) if is_numbered else value
+        value = inner
     return value
 
 
-def _gold(where: str, row: dict, fields: Fields, *, is_requested: bool) -> str | None:
-    """The gold answer of a row. A null is none.
+def _list_in_text(text: str) -> Any:
+    if not (text.lstrip().startswith(("[", "{")) and text.rstrip().endswith(("]", "}"))):
+        return text
+    try:
+        value = json.loads(text)
+    except ValueError:
+        if text.lstrip().startswith(("['", '["')):
+            raise ValueError(
+                f"expected a text, or a list in JSON, got a list that is no JSON: {preview(text)}"
+            ) from None
+        return text
+    return value if isinstance(value, list) else text
 
-    A field that --gold does not name may also be missing or hold something else.
+
+def _is_list_of_completions(value: list, may_be_messages: bool) -> bool:
+    """Whether it is no chat and no message in parts.
+
+    may_be_messages: several messages, all of the assistant, are completions.
     """
-    name = fields.gold
-    if not name or name in row and row[name] is None:
-        return None
-    if not is_requested and not _is_answer(row.get(name)):
-        return None
-    value = _get(where, row, name, "gold")
-    if not _is_answer(value):
-        raise ValueError(
-            f"{where}: expected text or a number in field {name!r} (--gold), got {_preview(value)}"
-        )
-    return str(value)
+    if is_chat(value):
+        only_answers = all(role(message) == "assistant" for message in value)
+        return may_be_messages and only_answers and len(value) > 1
+    return not is_parts(value)
 
 
-def _is_answer(value: Any) -> bool:
-    """Whether it is text or a number. NaN is a missing number."""
-    return isinstance(value, str | int | float) and not isinstance(value, bool) and value == value
-
-
-def _text(where: str, value: Any) -> str:
-    """The text of one completion."""
-    if isinstance(value, str | None):
-        return value or ""
+def _text(value: Any) -> str:
+    if value is None or value == []:
+        return ""
+    if isinstance(value, str):
+        return value
     if isinstance(value, dict):
-        for name in _TEXT_FIELDS:
-            if name in value:
-                return _text(where, value[name])
-    if isinstance(value, list) and _is_chat(value):
-        for message in reversed(value):
-            if message["role"] == "assistant":
-                return _text(where, message.get("content"))
-        raise ValueError(
-            f"{where}: expected an assistant message among the chat's, got {_preview(value)}"
-        )
-    if isinstance(value, list) and _is_message_in_parts(value):
-        return "".join(_part_text(where, part) for part in value if part["type"] == "text")
+        return _object_text(value)
+    if is_chat(value):
+        answers = [message for message in value if role(message) == "assistant"]
+        if not answers:
+            raise ValueError(
+                f"expected an assistant message among the chat's, got {preview(value)}"
+            )
+        return content_text(content(answers[-1]))
+    if is_parts(value):
+        return content_text(value)
     raise ValueError(
-        f"{where}: expected text, an object with text, content or message.content, or a list of "
-        f"chat messages, got {_preview(value)}"
+        "expected text, an object with text, content or message.content, or a list of chat "
+        f"messages, got {preview(value)}"
     )
 
 
-def _part_text(where: str, part: dict) -> str:
-    """The text of a chat message's part."""
-    if "text" not in part:
-        raise ValueError(f"{where}: expected text in a message's part, got {_preview(part)}")
-    return _text(where, part["text"])
-
-
-def _is_chat(value: list) -> bool:
-    return bool(value) and all(isinstance(message, dict) and "role" in message for message in value)
-
-
-def _is_message_in_parts(value: list) -> bool:
-    return bool(value) and all(isinstance(part, dict) and "type" in part for part in value)
-
-
-def _field_names(row: dict) -> str:
-    return ", ".join(row) or "none"
-
-
-def _preview(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+def _object_text(value: dict) -> str:
+    if "parts" in value:  # Gemini
+        return "".join(
+            part.get("text") or ""
+            for part in value["parts"] or []
+            if isinstance(part, dict) and not part.get("thought")
+        )
+    names = [name for name in _TEXTS if name in value]
+    if names or {"role", "finish_reason", "finishReason"} & value.keys():
+        filled = [value[name] for name in names if value[name] is not None]
+        return _text(filled[0] if filled else None)
+    raise ValueError(
+        "expected an object with text, content or message.content, got fields "
+        f"{', '.join(map(str, value)) or 'none'}"
+    )

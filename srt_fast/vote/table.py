@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from srt_fast.errors import printable
+from srt_fast.rows.chat import content, is_chat, is_parts
 from srt_fast.vote.vote import Answer, GroupVote
 
 MAX_ANSWERS = 5  # of a group; the others are counted
@@ -25,21 +26,20 @@ MAX_SPELLINGS = 2  # of an answer; the others become dots
 PIPE_WIDTH = 160
 
 
-def print_votes(votes: list[GroupVote], limit: int, summary: str) -> None:
-    """Prints the first `limit` groups and the summary on standard output; the others are counted.
+def print_votes(votes: list[GroupVote], hidden: int, summary: str) -> None:
+    """Prints groups, the number of others (`hidden`) and the summary on standard output.
 
     A terminal gets colours.
     """
     is_terminal = sys.stdout.isatty()
     console = Console(width=None if is_terminal else PIPE_WIDTH)
     with console.capture() as capture:
-        if limit:
+        if votes:
             has_gold = any(vote.correct is not None for vote in votes)
-            console.print(_table(votes[:limit], has_gold, console.width))
-        if limit < len(votes):
-            hidden = len(votes) - limit
+            console.print(_table(votes, has_gold, console.width))
+        if hidden:
             console.print(Text(f"{hidden:,} more groups (--limit shows more, --out writes all)"))
-        console.print(Text(summary), soft_wrap=not is_terminal)
+        console.print(Text(printable(summary)), soft_wrap=not is_terminal)
     encoding = sys.stdout.encoding or "utf-8"
     for line in capture.get().encode(encoding, "replace").decode(encoding).splitlines():
         print(line.rstrip(), flush=True)
@@ -138,9 +138,13 @@ def _with_count(text: Text, count: int) -> Text:
 
 
 def _label(name: Any) -> str:
-    """A group's name: its text, the last message of a chat, or the number of a line."""
-    while isinstance(name, list) and name and isinstance(name[-1], dict) and "content" in name[-1]:
-        name = name[-1]["content"]
+    """A group's name: its text, the last message of a chat, or the number of a row."""
+    if is_chat(name):
+        name = content(name[-1])
+    if is_parts(name):
+        name = " ".join(str(part.get("text", "")) for part in name)
+    if isinstance(name, list):
+        return ", ".join(_label(member) for member in name)
     return name if isinstance(name, str) else repr(name)
 
 

@@ -1,29 +1,27 @@
 r"""The majority vote over saved completions: what `srt-fast vote` prints and writes.
 
 It is the chain of the trainer's reward (read_answer, answer_key, majority_vote), without a
-tokenizer and without a model. Worked example: five completions whose boxes say 1/2, 0.5, \frac12, 3
-and nothing. The canonical form joins the first three: majority "1/2", share 3/5, runner-up 1/5. Raw
-strings would have split them, so two votes are joined.
+tokenizer, a model and tensors. A test compares its votes with those of majority_vote.
+
+Worked example: five completions whose boxes say 1/2, 0.5, \frac12, 3 and nothing. The canonical
+form joins the first three: majority "1/2", share 3/5, runner-up 1/5. Raw strings would have split
+them, so two votes are joined.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
-import torch
-
-from srt_fast.files import write_atomically
-from srt_fast.tasks.dataset import final_answer
-from srt_fast.vote.completions import SavedGroup
-from srt_kernels.answers.canonical import answer_key, canonical_answer
-from srt_kernels.answers.extract import read_answer
-from srt_kernels.groups.majority_vote import ShareOver, majority_vote
+from srt_fast.tasks.gold import final_answer
+from srt_fast.vote.saved import SavedAnswers, SavedGroup
+from srt_fast.vote.skipped import count_text
+from srt_kernels.answers.canonical import canonical_bytes, hash_bytes
+from srt_kernels.answers.utf8 import to_bytes, to_text
+from srt_kernels.groups.majority_vote import ShareOver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,125 +67,133 @@ class GroupVote:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Keys:
-    """Keys and canonical forms of the texts of answers."""
+class _Answers:
+    """The different answers as they are written, with their keys and canonical forms."""
 
-    key_of: dict[str | None, int]  # 0 for None
-    form_of: dict[int, str | None]  # of the keys that are not 0
+    texts: list[str | None]
+    keys: list[int]  # 0: no answer
+    forms: list[str | None]  # None: no answer
 
 
-def vote(groups: list[SavedGroup], rule: str, share_over: ShareOver) -> list[GroupVote]:
-    """The vote of each group.
-
-    rule: where the answer of a completion is (read_answer). share_over: see majority_vote.
-    """
-    answers = [[read_answer(text, rule) for text in group.texts] for group in groups]
-    texts = {text for group in answers for text in group}
-    key_of = {text: answer_key(text) for text in texts}
-    form_of = {key_of[text]: canonical_answer(text) for text in texts if text and key_of[text]}
-    keys = torch.tensor([key_of[text] for group in answers for text in group], dtype=torch.int64)
-    cu_groups = torch.tensor([0, *map(len, answers)]).cumsum(0).int()
-    votes = majority_vote(keys, cu_groups, share_over=share_over)
-    columns = zip(
-        groups,
-        answers,
-        votes.majority.tolist(),
-        votes.share.tolist(),
-        votes.runner_up.tolist(),
-        strict=True,
+def vote(saved: SavedAnswers, share_over: ShareOver) -> Iterator[GroupVote]:
+    """The vote of each group: that of majority_vote in srt_kernels, without tensors."""
+    keys_and_forms = [_key_and_form(text) for text in saved.texts]
+    answers = _Answers(
+        texts=saved.texts,
+        keys=[key for key, _ in keys_and_forms],
+        forms=[form for _, form in keys_and_forms],
     )
-    keyed = _Keys(key_of=key_of, form_of=form_of)
-    return [
-        _group_vote(group, texts, keyed, majority, share, runner_up)
-        for group, texts, majority, share, runner_up in columns
-    ]
+    for group in saved.groups:
+        yield _group_vote(group, answers, share_over)
 
 
-def _group_vote(
-    group: SavedGroup,
-    texts: list[str | None],
-    keyed: _Keys,
-    majority: int,
-    share: float,
-    runner_up: float,
-) -> GroupVote:
-    """texts: the answers of the completions. majority: a key."""
-    keys = [keyed.key_of[text] for text in texts]
-    raw_majority = Counter(text for text in texts if keyed.key_of[text]).most_common(1)
-    gold = None if group.gold is None else final_answer(group.gold)
-    gold_key = answer_key(gold)
-    if gold_key == 0:
-        gold = None
+def _key_and_form(text: str | None) -> tuple[int, str | None]:
+    """answer_key and canonical_answer of a text. Most of their work is the same."""
+    form = None if text is None else canonical_bytes(to_bytes(text))
+    return (0, None) if form is None else (hash_bytes(form), to_text(form))
+
+
+@lru_cache(maxsize=1 << 14)
+def _gold_key_and_form(gold: str) -> tuple[int, str | None]:
+    return _key_and_form(final_answer(gold))
+
+
+def _group_vote(group: SavedGroup, answers: _Answers, share_over: ShareOver) -> GroupVote:
+    n = len(group.answers)
+    counts = Counter(group.answers)
+    split = _split(counts, answers)
+    valid = [place for place in counts if answers.keys[place]]
+    votes = [answer.count for answer in split if answer.form is not None] + [0, 0]
+    total = max(n if share_over == "all" else sum(votes), 1)
+    majority = split[0].form if split else None
+    raw_majority = max(valid, key=counts.__getitem__, default=None)
+    gold_key, gold = (0, None) if group.gold is None else _gold_key_and_form(group.gold)
+    correct = sum(counts[place] for place in valid if answers.keys[place] == gold_key)
     return GroupVote(
         name=group.name,
-        n=len(texts),
-        majority=keyed.form_of.get(majority),
-        share=share,
-        runner_up=runner_up,
-        split=_split(texts, keyed),
-        changed=bool(raw_majority) and keyed.key_of[raw_majority[0][0]] != majority,
-        gold=None if gold is None else canonical_answer(gold),
-        correct=None if gold is None else majority == gold_key,
-        accuracy=None if gold is None else keys.count(gold_key) / max(len(keys), 1),
+        n=n,
+        majority=majority,
+        share=votes[0] / total,
+        runner_up=votes[1] / total,
+        split=split,
+        changed=raw_majority is not None and answers.forms[raw_majority] != majority,
+        gold=gold,
+        correct=None if gold is None else majority == gold,
+        accuracy=None if gold is None else correct / max(n, 1),
     )
 
 
-def _split(texts: list[str | None], keyed: _Keys) -> tuple[Answer, ...]:
-    """The answers, most common first. A tie goes to the earliest completion."""
-    spellings: dict[int, Counter] = {}
-    for text in texts:
-        spellings.setdefault(keyed.key_of[text], Counter())[text] += 1
-    counts = sorted(spellings.items(), key=lambda item: (item[0] == 0, -item[1].total()))
-    return tuple(
-        Answer(
-            form=keyed.form_of.get(key),
-            count=count.total(),
-            spellings=tuple(count.most_common()) if key else (),
-        )
-        for key, count in counts
-    )
+def _split(counts: Counter[int], answers: _Answers) -> tuple[Answer, ...]:
+    """The answers, most common first. A tie goes to the earliest completion.
 
-
-def summary(votes: list[GroupVote], gold_field: str | None) -> str:
-    """The figures of all groups as one line."""
-    joined = sum(vote.joined for vote in votes)
-    changed = sum(vote.changed for vote in votes)
-    without_answer = sum(vote.majority is None for vote in votes)
-    unanimous = sum(vote.share == 1 for vote in votes)
-    completions = sum(vote.n for vote in votes)
-    line = (
-        f"{_count(len(votes), 'group')}, {_count(completions, 'completion')}: "
-        f"mean share {statistics.fmean(vote.share for vote in votes):.3f}, "
-        f"{unanimous:,} unanimous, {without_answer:,} without any answer; canonical forms joined "
-        f"{_count(joined, 'vote')} that raw strings split and changed "
-        f"{_count(changed, 'majority', 'majorities')}"
-    )
-    correct = [vote.correct for vote in votes if vote.correct is not None]
-    accuracies = [vote.accuracy for vote in votes if vote.accuracy is not None]
-    if correct:
-        groups = "" if len(correct) == len(votes) else f" in {_count(len(correct), 'group')}"
-        line += (
-            f"; agreement with {gold_field!r}{groups}: majority {statistics.fmean(correct):.3f}, "
-            f"mean completion {statistics.fmean(accuracies):.3f}"
-        )
-    return line
-
-
-def _count(number: int, noun: str, plural: str | None = None) -> str:
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
-def write_rows(path: Path, votes: Iterable[GroupVote]) -> None:
-    """Writes one JSON object for each group. The file is whole, or as it was before.
-
-    Raises ValueError where `path` is no file, such as a folder.
+    counts: of places in `answers`, in the order of the completions.
     """
-    if path.exists() and not path.is_file():
-        raise ValueError(f"--out: expected a file, got {str(path)!r}, which is none")
-    write_atomically(path.resolve(), "".join(json.dumps(_row(vote)) + "\n" for vote in votes))
+    by_key: dict[int, list[int]] = {}
+    for place in counts:
+        by_key.setdefault(answers.keys[place], []).append(place)
+    split = []
+    for key, places in by_key.items():
+        places.sort(key=counts.__getitem__, reverse=True)  # keeps the order of equal counts
+        split.append(
+            Answer(
+                form=answers.forms[places[0]],
+                count=sum(counts[place] for place in places),
+                spellings=tuple((str(answers.texts[p]), counts[p]) for p in places) if key else (),
+            )
+        )
+    split.sort(key=lambda answer: (answer.form is None, -answer.count))
+    return tuple(split)
 
 
-def _row(vote: GroupVote) -> dict[str, Any]:
+@dataclass(kw_only=True)
+class Totals:
+    """The figures of all groups."""
+
+    groups: int = 0
+    completions: int = 0
+    share: float = 0.0  # a sum over groups, as the others
+    unanimous: int = 0
+    without_answer: int = 0
+    joined: int = 0
+    changed: int = 0
+    with_gold: int = 0
+    correct: int = 0
+    accuracy: float = 0.0
+
+    def add(self, vote: GroupVote) -> None:
+        self.groups += 1
+        self.completions += vote.n
+        self.share += vote.share
+        self.unanimous += vote.share == 1
+        self.without_answer += vote.majority is None
+        self.joined += vote.joined
+        self.changed += vote.changed
+        if vote.correct is not None and vote.accuracy is not None:
+            self.with_gold += 1
+            self.correct += vote.correct
+            self.accuracy += vote.accuracy
+
+    def summary(self, gold_field: str | None, skipped: Sequence[str]) -> str:
+        """The figures as one line. skipped: what did not count, and why."""
+        line = (
+            f"{count_text(self.groups, 'group')}, {count_text(self.completions, 'completion')}: "
+            f"mean share {self.share / self.groups:.3f}, {self.unanimous:,} unanimous, "
+            f"{self.without_answer:,} without any answer; canonical forms joined "
+            f"{count_text(self.joined, 'vote')} that raw strings split and changed "
+            f"{count_text(self.changed, 'majority', 'majorities')}"
+        )
+        if self.with_gold:
+            part = f" in {count_text(self.with_gold, 'group')}"
+            line += (
+                f"; agreement with {gold_field!r}{'' if self.with_gold == self.groups else part}: "
+                f"majority {self.correct / self.with_gold:.3f}, mean completion "
+                f"{self.accuracy / self.with_gold:.3f}"
+            )
+        return line + "".join(f"; skipped {reason}" for reason in skipped)
+
+
+def row_of(vote: GroupVote) -> dict[str, Any]:
+    """The object that --out writes for a group."""
     split = [
         {"answer": answer.form, "count": answer.count, "spellings": dict(answer.spellings)}
         for answer in vote.split

@@ -91,9 +91,8 @@ def test_arithmetic_draws_sums_of_mixed_difficulty_and_works_them_out():
         ),
         (
             dict(kind="jsonl", name="/no/such.jsonl"),
-            "expected a file, got none at /no/such.jsonl",
+            "expected a file, a folder with data files or a pattern, got '/no/such.jsonl'",
         ),
-        (dict(kind="parquet", name="{file}"), "expected a Parquet file"),
         (
             dict(kind="jsonl", name="{file}", prompt_column="text"),
             r"line 1: expected a column 'text' .*problem, answer",
@@ -119,13 +118,13 @@ def test_bad_settings_are_one_clear_error(fields, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_missing_packages_are_named_with_their_extra(monkeypatch, tmp_path):
+def test_missing_packages_are_named_with_their_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym.factory", None)
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for fields, extra in [
         (CHAIN, "gym"),
-        (dict(kind="parquet", name=write_problems(tmp_path)), "data"),
+        (dict(kind="datasets", name="json"), "data"),
         (dict(kind="arithmetic", verifier="math_verify"), "math"),
     ]:
         with pytest.raises(ValueError, match=rf"pip install 'srt-fast\[{extra}\]'"):

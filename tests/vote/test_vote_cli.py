@@ -177,14 +177,15 @@ def test_answers_and_prompts_are_text_not_markup_nor_control(tmp_path: Path, cap
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("", [], "in.jsonl: expected at least one JSON object, got an empty file"),
+        ("", [], "in.jsonl: expected at least one row with completions, got an empty file"),
         (
             '{"prompt": 1, "text": "x"}\n{"prompt"',
             [],
-            "in.jsonl, line 2: expected a JSON object, got b'{\"prompt\"'",
+            "in.jsonl, line 2: expected a JSON object, got '{\"prompt\"' (Expecting ':' delimiter, "
+            "column 10; the file may be cut)",
         ),
-        ("\n[1]", [], "in.jsonl, line 2: expected a JSON object, got [1]"),
-        ("[" * 100_000, [], "line 1: expected a JSON object, got b'[[["),
+        ("\n[1]", [], "in.jsonl, row 1: expected a JSON object, got 1"),
+        ("[" * 100_000, [], "line 1: expected a JSON object with at most 64 lists"),
         ('{"id": 1, "text": ' + "[" * 500 + "]" * 500 + "}", [], "line 1: expected a JSON object"),
         (
             '{"prompt": 1, "reply": "x"}',
@@ -204,7 +205,7 @@ def test_answers_and_prompts_are_text_not_markup_nor_control(tmp_path: Path, cap
         (
             '{"id": 1, "text": "x"}\n{"id": 1}',
             [],
-            "line 2: expected a value in field 'text' (--completions), got fields id",
+            "line 2: expected a field with completions (completions, responses,",
         ),
         (
             '{"id": 1, "text": "x"}\n{"id": 1, "text": 3.5}',
@@ -242,9 +243,9 @@ def test_answers_and_prompts_are_text_not_markup_nor_control(tmp_path: Path, cap
             "line 1: expected a value in field 'y' (--gold), got fields id, text",
         ),
         (
-            '{"id": 1, "text": "x", "y": []}',
+            '{"id": 1, "text": "x", "y": {}}',
             ["--gold", "y"],
-            "line 1: expected text or a number in field 'y' (--gold), got []",
+            "line 1: expected text, a number or a list of them in field 'y' (--gold), got {}",
         ),
         (
             '{"id": 1, "text": "x", "y": 1}\n{"id": 1, "text": "x", "y": 2}',
@@ -307,7 +308,7 @@ def test_any_rows_give_a_vote_or_one_line(tmp_path: Path, capsys, rows: list, op
 
 def test_a_missing_file(tmp_path: Path, capsys):
     assert cli.main(["vote", str(tmp_path / "missing")]) == 2
-    assert "which is no file" in capsys.readouterr().err
+    assert "expected a file, a folder with data files or a pattern" in capsys.readouterr().err
 
 
 def test_a_pipe_of_16384_completions_without_transformers():
@@ -345,4 +346,6 @@ def test_help(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["vote", "--help"])
     assert stop.value.code == 0
-    assert "srt-fast vote samples.jsonl --completions" in capsys.readouterr().out
+    assert (
+        "srt-fast vote samples.jsonl --completions response --group-by" in capsys.readouterr().out
+    )
