@@ -9,11 +9,12 @@ group is unanimous: the training pass drops it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:  # the plain-Python parts of the trainer need no torch
+    from torch import Tensor
 
-from srt_kernels import Vote
+    from srt_kernels import Vote
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,7 @@ def quickstart() -> Config:
     """
     return Config(
         recipe="quickstart",
+        task=TaskConfig(answer_rule="boxed"),
         sampling=SamplingConfig(group_size=16, max_new_tokens=16, max_sequences=1024),
         train=TrainConfig(
             steps=60,
@@ -71,6 +72,7 @@ def paper_math() -> Config:
             gold_column="answer",
             chat=True,
             template=f"{{prompt}} {BOXED}",
+            answer_rule="boxed",
             verifier="math_verify",
         ),
         sampling=SamplingConfig(group_size=32, max_prompt_tokens=1024, max_new_tokens=3072),
@@ -105,6 +107,7 @@ def paper_reasoning_gym() -> Config:
             params={"n_people": 2},
             chat=True,
             template=f"{{prompt}} {BOXED}",
+            answer_rule="boxed",
             verifier="task",
         ),
         sampling=SamplingConfig(group_size=32, max_prompt_tokens=1024, max_new_tokens=3072),
@@ -142,6 +145,7 @@ def ttrl() -> Config:
             test_time=True,
             chat=True,
             template=f"{{prompt}} {BOXED}",
+            answer_rule="boxed",
             verifier="math_verify",
         ),
         sampling=SamplingConfig(group_size=32, max_prompt_tokens=1024, max_new_tokens=3072),

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from srt_fast.config.fields import NonNegative, Table, section
 
-AnswerRule = Literal["boxed", "tag", "last_number", "whole"]
+AnswerRule = Literal["answer", "boxed", "tag", "last_number", "whole"]
 """How the final answer is read from a completion. The rules of srt_kernels/answers/extract.py."""
 
 
@@ -49,9 +49,10 @@ class TaskConfig:
     """System message. Needs task.chat. A chat may not have one of its own."""
     chat: bool = False
     """Put the prompt into the tokenizer's chat template."""
-    answer_rule: AnswerRule = "boxed"
-    """Where the final answer is: in the last \\boxed{...}, in the last <answer>...</answer>, the
-    last number, or the whole text."""
+    answer_rule: AnswerRule = "answer"
+    """Where the final answer is: in the last \\boxed{...} ("boxed"), in the last
+    <answer>...</answer> ("tag"), the last number, or the whole text. "answer" takes the first of a
+    box, a tag, `#### 5`, "the answer is 5", a letter on its own line, and the last number."""
     verifier: Literal["exact", "task", "math_verify"] = "exact"
     """How metrics compare an answer with the gold answer: by equal canonical forms ("exact"), with
     reasoning-gym's own scorer ("task"), or symbolically with math-verify."""

@@ -19,7 +19,11 @@ from srt_kernels import AnswerReader
 from srt_kernels.answers.canonical import answer_key
 from srt_kernels.core.segments import segment_ids, segment_reduce
 
-VERDICT_FORMATS = {"boxed": "\\boxed{%s}", "tag": "<answer>%s</answer>"}
+VERDICT_FORMATS = {
+    "answer": "\\boxed{%s}",
+    "boxed": "\\boxed{%s}",
+    "tag": "<answer>%s</answer>",
+}
 """How a verdict is written for each task.answer_rule. Other rules: the bare verdict."""
 
 

@@ -148,8 +148,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--rule",
         choices=get_args(AnswerRule),
-        default="boxed",
-        help="where the final answer of a completion is (default: boxed)",
+        default="answer",
+        help="where the final answer of a completion is (default: answer, the first of a box, a "
+        "tag, #### 5, 'the answer is 5', a letter on its own line, the last number)",
     )
     add(
         "--share-over",

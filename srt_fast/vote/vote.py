@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from srt_fast.config.reward import ShareOver
 from srt_fast.tasks.gold import final_answer
 from srt_fast.vote.saved import SavedAnswers, SavedGroup
 from srt_fast.vote.skipped import count_text
 from srt_kernels.answers.canonical import canonical_bytes, hash_bytes
 from srt_kernels.answers.utf8 import to_bytes, to_text
-from srt_kernels.groups.majority_vote import ShareOver
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 END = 256
 """The symbol after the last byte."""
@@ -41,21 +42,29 @@ class Automaton:
 
         symbols: their classes. Of patterns that match equally many symbols, the first one wins.
         """
+        transitions = self.transitions
+        accepts = self.accepts
         state = self.starts[mode]
         pattern = -1
         length = 0
         for position in range(start, len(symbols)):
-            state = self.transitions[state][symbols[position]]
+            state = transitions[state][symbols[position]]
             if state == DEAD:
                 break
-            if self.accepts[state] >= 0:
-                pattern = self.accepts[state]
+            if accepts[state] >= 0:
+                pattern = accepts[state]
                 length = position + 1 - start
         return pattern, length
 
     def symbols(self, data: bytes) -> bytes:
         """The class of each byte, and then the class of END."""
-        return data.translate(bytes(self.classes[:END])) + bytes(self.classes[END:])
+        table, end = self._class_bytes
+        return data.translate(table) + end
+
+    @cached_property
+    def _class_bytes(self) -> tuple[bytes, bytes]:
+        """The classes of all bytes, and the class of END."""
+        return bytes(self.classes[:END]), bytes(self.classes[END:])
 
 
 def compile_patterns(patterns: list[str]) -> Automaton:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from functools import cache, lru_cache
 
 from srt_kernels.answers.numbers import numbers_stage
+from srt_kernels.answers.rational import MAX_SHIFT
 from srt_kernels.answers.spelling import spelling_stage
 from srt_kernels.answers.stage import MAX_BYTES, NoCanonicalForm, Stage
 from srt_kernels.answers.structure import structure_stage
@@ -93,6 +94,8 @@ def answer_key(text: str | bytes | None) -> int:
 def canonical_bytes(answer: bytes) -> bytes | None:
     """The canonical form in UTF-8; None for an empty answer."""
     answer = answer.strip(SPACES)
+    if answer.isdigit() and len(answer) <= MAX_SHIFT and not answer.startswith(b"0"):
+        return answer  # most answers; the stages would give the same
     form = run_stages(answer) if len(answer) <= MAX_BYTES else None
     return OWN_TEXT + answer if form is None else form or None
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import overload
 
-from srt_kernels.answers.finding.finder import Found
+from srt_kernels.answers.finding.finder import Candidate
 from srt_kernels.answers.finding.rules import RANKS, finder
 from srt_kernels.answers.utf8 import SPACES, to_bytes, to_text
 
@@ -90,15 +90,17 @@ def find_answer(
     if rule == "whole":
         return data.strip(SPACES)
     found = finder(rule).run(data, is_complete=is_complete)
-    if not (is_complete or found.cleared or not may_think and _is_sure(found, rule)):
+    if not (
+        is_complete or found.cleared or not may_think and _is_sure(data, found.candidate, rule)
+    ):
         return None
     pieces = [data[start:end] for start, end in found.candidate.pieces]
-    if len(set(pieces)) == 1:  # no list, but one answer written several times
+    if len(pieces) > 1 and len(set(pieces)) == 1:  # no list, but one answer written several times
         pieces = pieces[:1]
     return SEPARATOR.join(pieces).strip(SPACES)
 
 
-def _is_sure(found: Found, rule: str) -> bool:
-    """Whether text before the one that was read, without a CLEAR or STOP, changes nothing."""
-    is_first = found.candidate.rank == max(RANKS[rule].values())
-    return is_first and (rule == "tag" or found.broken)
+def _is_sure(data: bytes, candidate: Candidate, rule: str) -> bool:
+    """Whether text before the data, without a CLEAR or STOP, changes nothing."""
+    is_first = candidate.rank == max(RANKS[rule].values())
+    return is_first and (rule == "tag" or finder(rule).is_broken(data, candidate))

@@ -5,8 +5,6 @@ Every rule is defined over bytes: no tokenization of a text changes a key.
 
 from __future__ import annotations
 
-from srt_kernels.core.checks import expect
-
 SPACES = bytes(range(33))
 """The bytes that count as space at the ends of an answer: the space and all control characters."""
 
@@ -16,7 +14,8 @@ def to_bytes(text: str | bytes) -> bytes:
 
     Bytes stay as they are. Other types raise ValueError.
     """
-    expect(isinstance(text, (str, bytes)), "text", "str or bytes", type(text).__name__)
+    if not isinstance(text, (str, bytes)):
+        raise ValueError(f"text: expected str or bytes, got {type(text).__name__}")
     return text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
 
 

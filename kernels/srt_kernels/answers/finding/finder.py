@@ -75,7 +75,6 @@ class Found(NamedTuple):
 
     candidate: Candidate
     cleared: bool  # what comes before the text changes nothing: a CLEAR came
-    broken: bool  # a BREAK came before the candidate
 
 
 class Finder:
@@ -135,12 +134,11 @@ class Finder:
             if action.op == NOTHING or walk.step(action, position, min(end, len(data))):
                 mode = self._number_of[action.mode]
             position = end
-        return self._found(walk, data)
+        return Found(walk.candidate, walk.cleared)
 
-    def _found(self, walk: _Walk, data: bytes) -> Found:
-        rank, pieces = walk.candidate
-        is_broken = rank > 0 and self._breaks.search(data, 0, pieces[0][0]) is not None
-        return Found(walk.candidate, walk.cleared, is_broken)
+    def is_broken(self, data: bytes, candidate: Candidate) -> bool:
+        """Whether a BREAK comes before the candidate, so that no match reaches over it."""
+        return self._breaks.search(data, 0, candidate.pieces[0][0]) is not None
 
 
 class _Walk:

@@ -22,7 +22,7 @@ from srt_kernels.answers.kernel.walk import Tables, walk
 from srt_kernels.core.backend import LAUNCH_OPTIONS
 
 LANES = 32
-MARK_BLOCK = 1024
+MARK_BLOCK = 512
 MARK_WARPS = 4
 MARK_ARGUMENTS = ("think_ptr", "run_on_ptr", "top_ptr")
 
