@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from srt_kernels.answers.automaton import compile_patterns
+from srt_kernels.answers.automaton import END, compile_patterns
 from srt_kernels.answers.rational import rational
 
 MAX_BYTES = 512
@@ -53,6 +53,15 @@ class Action(NamedTuple):
     push: int = NO_BRACE  # the brace that this match opens
 
 
+class _Move(NamedTuple):
+    """An action as Python runs it."""
+
+    action: Action
+    prefix: bytes
+    suffix: bytes
+    row: list[_Move]  # the moves of the next state, by the number of the kind
+
+
 class NoCanonicalForm(ValueError):
     """Braces do not match or nest too deeply, or an output is longer than MAX_BYTES."""
 
@@ -81,31 +90,49 @@ class Stage:
         self.actions = {
             (state, kind): action(*state, kind) for state in self.states for kind in self.kinds
         }
+        self._rows = self._make_rows()
+        self._class_of = bytes(self.automaton.classes[:END])
+        self._class_of_end = bytes(self.automaton.classes[END:])
+
+    def _make_rows(self) -> dict[tuple, list[_Move]]:
+        rows: dict[tuple, list[_Move]] = {state: [] for state in self.states}
+        for state, row in rows.items():
+            for action in (self.actions[state, kind] for kind in self.kinds):
+                prefix, suffix = action.prefix.encode(), action.suffix.encode()
+                row.append(_Move(action, prefix, suffix, rows[action.state]))
+        return rows
 
     def walk(self, data: bytes, state: tuple) -> Iterator[tuple[Action, bytes]]:
         """Yields the action of each match and the bytes of the match that are used up.
 
         Raises NoCanonicalForm where braces do not match or nest too deeply.
         """
-        symbols = self.automaton.symbols(data)
+        for move, match in self._moves(data, state):
+            yield move.action, match
+
+    def _moves(self, data: bytes, state: tuple) -> Iterator[tuple[_Move, bytes]]:
+        symbols = data.translate(self._class_of) + self._class_of_end
+        row = self._rows[state]
+        close = len(self.kinds) - len(CLOSE_KINDS) + 1 if CLOSE_KINDS[0] in self.kinds else -1
         position = 0
         stack = 1  # two bits for each open brace; the leading 1 marks the bottom
         while position < len(symbols):
             pattern, length = self.automaton.longest_match(symbols, position)
-            kind = self.kinds[pattern]
-            if kind == CLOSE_KINDS[0]:
+            kind = pattern
+            if self.kinds[pattern] == CLOSE_KINDS[0]:
                 if stack == 1:
                     raise NoCanonicalForm
-                kind = CLOSE_KINDS[stack & 3]
+                kind = close + (stack & 3) - 1 if stack & 3 else pattern
                 stack >>= 2
-            action = self.actions[state, kind]
+            move = row[kind]
+            action = move.action
             if action.push != NO_BRACE:
                 if stack >> 2 * MAX_DEPTH:
                     raise NoCanonicalForm
                 stack = stack << 2 | action.push
             taken = action.take or length - self.lookahead[pattern]
-            yield action, data[position : position + taken]
-            state = action.state
+            yield move, data[position : position + taken]
+            row = move.row
             position += taken
         if stack != 1:
             raise NoCanonicalForm
@@ -115,13 +142,13 @@ class Stage:
 
         Raises NoCanonicalForm, also for an output longer than MAX_BYTES.
         """
-        output = bytearray()
-        for action, match in self.walk(data, state):
-            output += action.prefix.encode() + _body(action.body, match) + action.suffix.encode()
+        output = b""
+        for move, match in self._moves(data, state):
+            output += move.prefix + _body(move.action.body, match) + move.suffix
             if len(output) > MAX_BYTES:
                 raise NoCanonicalForm
-            state = action.state
-        return bytes(output), state
+            state = move.action.state
+        return output, state
 
 
 def _body(body: int, match: bytes) -> bytes:

@@ -26,8 +26,8 @@ MAY_PRECEDE_MARK = tl.constexpr(hints.MAY_PRECEDE_MARK)
 READ_SHIFT = tl.constexpr(hints.READ_SHIFT)
 
 # Stages and their automata.
-STAGES = tl.constexpr(4)
-SEARCH = tl.constexpr(4)  # the stage after these: it finds numbers in a text
+STAGES = tl.constexpr(5)
+SEARCH = tl.constexpr(5)  # the stage after these: it finds numbers in a text
 EMPTY_AFTER = tl.constexpr(canonical.EMPTY_AFTER)
 END = tl.constexpr(automaton.END)
 DEAD = tl.constexpr(automaton.DEAD)

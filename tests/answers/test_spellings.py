@@ -1,0 +1,220 @@
+r"""The rules of docs/answers.md, "The canonical form".
+
+The spellings of one line are one answer. The lines of a rule are different answers.
+"""
+
+import pytest
+
+from srt_kernels.answers.canonical import answer_key, canonical_answer
+
+GRID = r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}"
+HALF_OVER_3 = r"\begin{pmatrix} \frac12 \\ 3 \end{pmatrix}"
+
+RULES = {
+    "a decimal comma": [
+        ("2.74", "2,74", "2{,}74", r"2,74\text{ m}", "x = 2,74"),
+        ("12.5", "12,50", r"\$12,50"),
+        ("0.333", "0,333", "0{,}333"),
+        ("0.1", "0{,}1"),
+        ("-3.1416", "-3,1416"),
+        ("0,1", "0, 1"),
+        ("3,5,7", "3, 5, 7"),
+        ("3,25,7", "3, 25, 7"),
+        ("(3,25)", "(3, 25)"),
+        ("(3.25)", "3.25"),
+    ],
+    "thousands": [
+        ("115000", "115,000", "115 000", r"115\,000", "115{,}000", "115 000 euros", "x = 115,000"),
+        ("-1234567.5", "-1 234 567.5", "-1,234,567.5"),
+        ("(1000,2000)", "(1,000, 2,000)", "(1,000,2,000)"),
+        ("(1200,3400)", "(1,200, 3,400)"),
+        ("1050", "(1,050)"),
+        ("(1,50)", "(1, 50)"),
+        ("(2,220)", "(2, 220)"),
+        ("(1,0,2,0)",),
+        ("(0,100), (100,200)", "(0, 100), (100, 200)"),
+        ("1000(1.05)^t", "1,000(1.05)^t"),
+        ("2220(1.05)^t", "2,220(1.05)^t"),
+        ("115 00",),
+        ("115 000 5",),
+    ],
+    "two backslashes": [
+        ("1/4", r"\\frac{1}{4}", r"\\dfrac14", r"\\\frac14"),
+        (r"3\pi", r"3\\pi"),
+        (r"(1,\sqrt{2}]", r"\\left( 1, \\sqrt{2} \\right]"),
+        (r"\{1,2\}", r"\\{1, 2\\}"),
+        ("5", r"5\\text{ cm}", r"5\\%"),
+        (GRID, GRID.replace("\\", r"\\").replace(r"\\\\ 3", r"\\\\ 3")),
+        (HALF_OVER_3, HALF_OVER_3.replace("\\", r"\\"), r"\begin{pmatrix}1/2\\3\end{pmatrix}"),
+        (r"\begin{pmatrix} 3 \\\frac12 \end{pmatrix}", r"\begin{bmatrix} 3\\ 0.5 \end{bmatrix}"),
+        (r"\begin{pmatrix} 3 \\x \end{pmatrix}",),
+        (r"\begin{pmatrix} 3 \\xy \end{pmatrix}",),
+        (r"\begin{pmatrix} 3xy \end{pmatrix}",),
+    ],
+    "grids": [
+        (
+            GRID,
+            r"\left[\begin{array}{cc}1&2\\3&4\end{array}\right]",
+            r"\left(\begin{matrix}1&2\\3&4\\\end{matrix}\right)",
+            r"\\left[\\begin{array}{cc} 1 & 2 \\\\ 3 & 4 \\end{array}\\right]",
+            "\\begin{pmatrix}\n1 & 2 \\\\\n3 & 4\n\\end{pmatrix}",
+        ),
+        ("1 2\n3 4", "1 2 \r\n  3 4", "\n1 2\n\n3 4\n"),
+        ("1 2 3 4",),
+        ("1 2\n-3 4",),
+        ("1 2-3 4",),
+        ("x^2+1", "x^2\n+ 1", "\n x^2 + 1"),
+    ],
+    "units": [
+        (
+            "5",
+            r"5 \text{ apples}",
+            "5 apples",
+            r"5\ \text{m/s}^2",
+            r"5\,\mathrm{~kg}",
+            "5 cm^2",
+            "5 m/s",
+        )
+        + (
+            "5cm",
+            "5 men",
+            "5 cups of flour",
+            r"5\text{ kg}\cdot\text{m}^2",
+            r"5^\circ\text{C}",
+            "5 pct",
+        )
+        + (r"5\text{ 元}", "5°", r"5 \textbf{ square inches}.", "5 US dollars", r"\text{5 apples}"),
+        (r"\frac{\pi}{3}", r"\frac{\pi}{3}\text{ radians}", r"\frac{\pi}3 rad"),
+        ("1,2", r"1, 2\text{ cm}", r"1\text{ cm}, 2\text{ cm}"),
+        ("5 million", r"5\text{ million dollars}"),
+        ("5 dozen", "5 dozen eggs"),
+        ("5 thirds",),
+        ("5 pm", "5 p.m."),
+        ("5 am",),
+        ("5, 6", r"5\text{ or }6", r"5 \text{ apples or } 6"),
+        (r"5\text{ if }x>0",),
+        ("5x", "5 x", r"5\text{ x}"),
+        ("5i", r"5\mathrm{i}"),
+        ("5 xy", "5xy"),
+        ("5 abc", "5abc"),
+        ("5 plus x",),
+        ("5 km east",),
+        ("5 km west",),
+        ("m", r"\text{m}", r"(\text{m})"),
+        ("g", r"\text{g}"),
+        (r"2\text{g}+3\text{h}", "2g+3h"),
+        (r"x^2\text{ is even}",),
+        (r"x^2\text{ is odd}",),
+    ],
+    "names": [
+        (
+            "5",
+            "AB = 5",
+            "|AB|=5",
+            r"\angle BAC = 5^\circ",
+            r"\theta=5",
+            "a_n=5",
+            "a_{n+1}=5",
+            "f(x)=5",
+        )
+        + ("f^{-1}(2)=5", r"\text{Area} = 5", "P(A)=5", r"m\angle A = 5", "S_{ABC}=5", "f'(-1) = 5")
+        + (r"\overline{AB}=5", r"P(A \cup B)=5", r"\cos\theta=5", r"x \approx 5", "3 + 2 = 5")
+        + ("a=b=5", r"x=\frac{10}{2}=5\text{ cm}", r"AB=\frac{10}{2}=5", r"5 \approx 5.0"),
+        (r"\sqrt{2}", r"\sqrt2 \approx 1.414", r"x = \sqrt2 \approx 1.414"),
+        ("(1,2)", "(p,q)=(1,2)", "(x, y) = (1, 2)"),
+        ("2:3", "a:b = 2:3"),
+        ("2x+3", "y = 2x+3"),
+        ("1, 2", "x = 1, 2"),
+        ("x=1, x=2", r"x=1 \text{ or } x=2", r"x = 1 \text{ and } x = 2"),
+        ("x=1, y=2",),
+        (r"x=1 \quad y=2",),
+        ("x^2+y^2=5",),
+        ("2x+3y=5",),
+        ("y^2=4x",),
+        ("y=4x", "4x"),
+        (r"\alpha+\beta=5",),
+        (r"\sqrt{x}=5",),
+        (r"\frac{x}{2}=5",),
+        ("5x - 7y + 11z + 4 = 0",),
+        ("x<2 or x>5",),
+        ("x<2 and x>5",),
+    ],
+    "quotients": [
+        (r"\frac{\pi}{2}", r"\pi/2", "pi/2", r"\dfrac\pi2", r"{\pi \over 2}"),
+        (r"\frac{a}{a+1}", "a/(a+1)"),
+        (r"\frac{11+9a}{20}", "(11+9a)/20"),
+        (r"\frac{3\sqrt{3}}{4}", r"3\sqrt{3}/4", "3*sqrt(3)/4", "3√3/4"),
+        (r"-\frac{\sqrt{3}}{2}", r"\frac{-\sqrt{3}}{2}", r"-\sqrt3/2"),
+        (r"-\frac{24}{25}", "-(24/25)", "(-24)/25", r"-{24 \over 25}", "-0.96"),
+        ("x+1/2", r"x+\frac12"),
+        (r"x^{\frac{1}{2}}", r"x^\frac12", "x^{1/2}"),
+        ("a/b/c",),
+        (r"\frac{a}{b/c}",),
+        ("1/2x",),
+        (r"\frac{1}{2x}", "1/(2x)"),
+        ("7/2", "3 1/2", "3½"),
+        ("3(1/2)",),
+    ],
+    "functions and roots": [
+        (r"\ln 2", r"\ln(2)", r"\ln{2}", "ln(2)"),
+        (r"\sin x", r"\sin(x)", r"\sin{x}", "sin x"),
+        (r"\log_2 8", r"\log_2(8)", r"\log_{2} 8"),
+        (r"\sin(x)y",),
+        (r"\sin xy",),
+        (r"\sqrt[3]{2}", r"\sqrt[3]2"),
+        (r"\sqrt{2}", r"\sqrt(2)", "√(2)"),
+    ],
+    "symbols and fonts": [
+        (
+            "42",
+            "**42**",
+            "*42*.",
+            "４２",
+            r"\boldsymbol{42}",
+            r"\bm{42}",
+            "42\\ ",
+            r"~42\!",
+            "`42`",
+        ),
+        ("2**3",),
+        ("23",),
+        (r"\emptyset", r"\varnothing", "∅"),
+        ("a|b", r"a \mid b", r"a \vert b"),
+        (r"A \bigcup B", r"A\bigcup B"),
+        (r"x \rightarrow y", r"x\rightarrow y", r"x \to y"),
+        (r"x \leftarrow y", r"x\leftarrow y"),
+        ("350000", r"3.5 \times 10^5", "3.5e5", "3.5×10⁵"),
+        ("0.001", "10⁻³", "10^-3"),
+        (r"x^{12}", "x¹²"),
+        ("52_8", "52_{8}", "52₈"),
+        ("52",),
+        (r"\pm 2021", "±2021"),
+        ("2021",),
+        ("0.(3)",),
+        ("0(3)",),
+    ],
+    "letters of choices": [
+        ("C", "(C)", "C.", "(C) 60", "C. 60", "C) 60", r"\textbf{(C)}\ 60", r"\text{(C) }\frac12"),
+        ("(D) 60",),
+        ("(C)+5",),
+        ("60",),
+    ],
+    "case": [
+        ("east", "East", "EAST", r"\text{East}"),
+        ("ellipse", "ELLIPSE", r"\text{Ellipse}"),
+        ("yes", "YES", r"\text{Yes}"),
+        ("no", "NO", "No"),
+        ("ABC",),
+        ("abc",),
+        ("nRT",),
+        ("nrt",),
+    ],
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_line_is_one_answer_and_two_lines_are_two(rule: str):
+    forms = [[canonical_answer(text) for text in texts] for texts in RULES[rule]]
+    keys = [{answer_key(text) for text in texts} for texts in RULES[rule]]
+    assert [form for form in forms if len(set(form)) > 1] == []
+    assert len(set().union(*keys)) == len(keys), forms
