@@ -2,15 +2,15 @@
 kernel/walk.py.
 
 A stage cuts its input into the longest matches of its patterns. An action says what becomes of a
-match. It depends on the kind of the match and on the state, which says what came before. All
-actions are computed when the stage is made: Python and the GPU then read the same tables. The only
-other memory is a stack with two bits for each open brace, and the numerator and denominator of a
-number.
+match. It depends on the kind of the match and on the state, which says what came before. There are
+finitely many of both: a GPU reads the actions as a table. The only other memory is a stack with two
+bits for each open brace, and the numerator and denominator of a number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 from srt_kernels.answers.automaton import END, compile_patterns
@@ -59,7 +59,6 @@ class _Move(NamedTuple):
     action: Action
     prefix: bytes
     suffix: bytes
-    row: list[_Move]  # the moves of the next state, by the number of the kind
 
 
 class NoCanonicalForm(ValueError):
@@ -87,20 +86,28 @@ class Stage:
             self.kinds += CLOSE_KINDS[1:]
         self.states = list(states)
         self.first_state = first_state
-        self.actions = {
-            (state, kind): action(*state, kind) for state in self.states for kind in self.kinds
-        }
-        self._rows = self._make_rows()
+        self._action = action
+        self._rows: dict[tuple, list[_Move]] = {}
         self._class_of = bytes(self.automaton.classes[:END])
         self._class_of_end = bytes(self.automaton.classes[END:])
 
-    def _make_rows(self) -> dict[tuple, list[_Move]]:
-        rows: dict[tuple, list[_Move]] = {state: [] for state in self.states}
-        for state, row in rows.items():
-            for action in (self.actions[state, kind] for kind in self.kinds):
-                prefix, suffix = action.prefix.encode(), action.suffix.encode()
-                row.append(_Move(action, prefix, suffix, rows[action.state]))
-        return rows
+    @cached_property
+    def actions(self) -> dict[tuple[tuple, str], Action]:
+        """(state, kind) -> action, of all states and kinds."""
+        return {
+            (state, kind): self._action(*state, kind)
+            for state in self.states
+            for kind in self.kinds
+        }
+
+    def _row(self, state: tuple) -> list[_Move]:
+        """The moves of a state, in the order of the kinds. Most states never occur."""
+        row = self._rows.get(state)
+        if row is None:
+            actions = [self._action(*state, kind) for kind in self.kinds]
+            row = [_Move(act, act.prefix.encode(), act.suffix.encode()) for act in actions]
+            self._rows[state] = row
+        return row
 
     def walk(self, data: bytes, state: tuple) -> Iterator[tuple[Action, bytes]]:
         """Yields the action of each match and the bytes of the match that are used up.
@@ -112,7 +119,7 @@ class Stage:
 
     def _moves(self, data: bytes, state: tuple) -> Iterator[tuple[_Move, bytes]]:
         symbols = data.translate(self._class_of) + self._class_of_end
-        row = self._rows[state]
+        row = self._row(state)
         close = len(self.kinds) - len(CLOSE_KINDS) + 1 if CLOSE_KINDS[0] in self.kinds else -1
         position = 0
         stack = 1  # two bits for each open brace; the leading 1 marks the bottom
@@ -132,7 +139,7 @@ class Stage:
                 stack = stack << 2 | action.push
             taken = action.take or length - self.lookahead[pattern]
             yield move, data[position : position + taken]
-            row = move.row
+            row = self._row(action.state)
             position += taken
         if stack != 1:
             raise NoCanonicalForm

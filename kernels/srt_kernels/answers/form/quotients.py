@@ -20,6 +20,7 @@ _TERM = f"({_FACTOR}|{_BRACKET})+"
 _END = rf"([+\-,;)\]}}=<>&|{LINE}{MARK}]|$)"
 """What may follow a denominator: `1/2x` has two readings, and stays."""
 
+_MINUS_OVER = rf"\\frac{{-([^{{}}/+\-{MARK}]|{{[^{{}}/+\-{MARK}]*}})*}}"  # before no sum, no \pm
 _NUMBER = r"[0-9]+(\.[0-9]+)?"
 _TOKEN = rf"{_NUMBER}|\\[A-Za-z]+"
 _FUNCTION = r"\\(ln|log|sin|cos|tan|cot|exp)"
@@ -27,7 +28,7 @@ _PATTERNS = [
     ("end", "$", 0),
     ("bracket over", f"{_BRACKET}/({_FACTOR}|{_BRACKET}){_END}", 0),
     ("term over", f"{_TERM}/({_FACTOR}|{_BRACKET}){_END}", 0),
-    ("minus over", rf"\\frac{{-([^{{}}/+\-]|{{[^{{}}/+\-]*}})*}}{_ARGUMENT}{_END}", 0),
+    ("minus over", f"{_MINUS_OVER}{_ARGUMENT}{_END}", 0),
     ("function (", rf"{_FUNCTION}{_SCRIPTS}\(({_TOKEN})\){_END}", 0),
     ("function (", rf"{_FUNCTION}({_SCRIPT})+\([A-Za-z]\){_END}", 0),
     ("function ( letter", rf"{_FUNCTION}\([A-Za-z]\){_END}", 0),
