@@ -2,7 +2,8 @@ r"""What may stand before `=` and `\approx` as the name of an answer, and chains
 
 from srt_kernels.answers.form.symbols import BLOCK, GAP, MARK, TEXT
 
-_COMMAND = r"\\([a-eg-oqrt-zA-Z]|p[a-hj-z]|s[a-pr-z])[A-Za-z]* ?"  # not \frac, \sqrt, \pi
+_COMMAND = r"\\([a-eg-kmnoqrt-zA-Z]|l[ai]|p[a-hj-z]|s[a-pr-z])[A-Za-z]* ?"
+"""Not `\\frac`, `\\sqrt`, `\\ln`, `\\log` and `\\pi`."""
 _MARKERS = f"{TEXT}{GAP}{BLOCK}"
 _LETTER = (
     rf"[A-Za-z{_MARKERS}'\x80-\xff]|{_COMMAND}|{{[A-Za-z0-9,]*}}|_{{[^{{}}=]*}}|^{{(-1|\\prime)}}"

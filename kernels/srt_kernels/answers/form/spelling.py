@@ -68,8 +68,8 @@ _PATTERNS = [
     ("escaped", r"\\\\[{}$%,!;:|()\[\]]", 0),
     ("escaped row", r"\\\\\\\\", 0),
     ("choice", r"[A-E][.)] +|[A-E]\)[ .]*$", 0),
-    ("bold", "[*`]+", 0),
-    ("bold", r"[*`]+[ .]*$", 0),
+    ("star", "[*`]", 0),
+    ("bold", r"[*`][*`]+|[*`]+[ .]*$", 0),
     ("root", "√ *[0-9]+", 0),
     *((kind, rf"{pattern}\([^()]*\)", 0) for kind, pattern in _ROOTS_OF_BRACKETS.items()),
     (")", r"\)", 0),
@@ -81,6 +81,13 @@ _PATTERNS = [
     ("cell", "[A-Za-z][A-Za-z][A-Za-z]+|[A-Za-z0-9_#]", 0),
     ("copied", r"\\[A-Za-z]+|\\.|.", 0),
 ]
+_WORDS = {  # kind -> what becomes of its letters, and what stands before and after them
+    "number word": (LOWER, BLOCK, BLOCK),
+    "no unit": (LOWER, BLOCK, ""),
+    "capitals": (COPY, BLOCK, ""),
+    "word": (LOWER, "", ""),
+    "cell": (COPY, "", ""),
+}
 
 
 class State(NamedTuple):
@@ -108,8 +115,10 @@ def _action(
 ) -> Action:
     """A kind that has no case of its own is the spelling in the output."""
     state = State(last, environment, bold, inequality, root)
+    if kind in _WORDS:
+        body, prefix, suffix = _WORDS[kind]
+        return Action(state._replace(last="cell"), body, prefix, suffix)
     after = state._replace(last="")
-    cell = state._replace(last="cell")
     match kind:
         case "end":
             return Action(after, DROP)
@@ -117,27 +126,19 @@ def _action(
             return Action(state if last == "start" else after, DROP, prefix=" ")
         case "line":
             return Action(after, DROP, prefix=LINE if last == "cell" else " ")
+        case "star" | "bold" if last == "start":
+            return Action(state._replace(bold=True), DROP)
         case "bold":
-            return Action(state._replace(bold=True) if last == "start" else after, _bold(state))
+            return Action(after, DROP if bold else COPY)
         case "choice" if last == "start":
             return Action(after, ALNUM, prefix="(", suffix=")")
         case "choice":
-            return Action(cell, take=1)
+            return Action(state._replace(last="cell"), take=1)
         case "root":
             return Action(after, ALNUM, prefix="\\sqrt{", suffix="}")
         case "function":
             return Action(after, prefix="\\", suffix=" ")
-        case "number word":
-            return Action(cell, LOWER, prefix=BLOCK, suffix=BLOCK)
-        case "no unit":
-            return Action(cell, LOWER, prefix=BLOCK)
-        case "capitals":
-            return Action(cell, prefix=BLOCK)
-        case "word":
-            return Action(cell, LOWER)
-        case "cell":
-            return Action(cell)
-        case "copied":
+        case "copied" | "star":
             return Action(after)
         case ")":
             closes = DROP if root else COPY
@@ -150,10 +151,6 @@ def _action(
             state._replace(last=kind[0]), DROP, prefix=kind[1:] if last == kind[0] else kind
         )
     return _environment_action(after, kind) or _spelling_action(state, kind)
-
-
-def _bold(state: State) -> int:
-    return DROP if state.bold or state.last == "start" else COPY
 
 
 def _environment_action(after: State, kind: str) -> Action | None:
