@@ -76,7 +76,7 @@ def test_a_rational_has_one_key_and_two_have_two(value: Fraction, other: Fractio
         ("1 2", "12", "1,2", "1/2", "1.2", "1:2", "-12", "1-2", "3 1/2", "31/2", "3-1/2"),
         ("x^{23}", "x^2 3", "x_{23}", "x23", "x"),
         ("2(x+1)+5", "2(x+1)5", "2(x+1)-5"),
-        (r"\pi r", r"\pir", r"\pi R", "pi r"),
+        (r"\pi r", r"\pir", r"\pi R", "p i r"),
         ("[0,1)", "(0,1)", "[0,1]", "0,1"),
         (r"\frac{1}{23}", r"\frac{12}{3}", r"\frac123", r"\frac{1}{0}"),
         ("3R^2", "3r^2"),

@@ -1,27 +1,29 @@
 r"""The canonical form of an answer, and the key: a hash of the form. Equal keys are one vote.
 
-The form is made by four stages in a row. Each is a lexer (stage.py), of which Python and a GPU read
-the same tables.
+The form is made by five stages in a row, in form/. Each is a lexer (stage.py), of which Python and
+a GPU read the same tables.
 
     spelling    `\dfrac` is `\frac`, `\left(` is `(`, `$` is a space, `\text{` is an invisible `{`
     structure   `\frac12` is `\frac{1}{2}`, `{x}+1` is `x+1`, `2{,}220` is `2220`; spaces go
-    trimming    `x=5` is `5`, `5cm^{2}.` is `5`, `2,220` is `2220` where there is no bracket
+    trimming    `AB=5` is `5`, `5 apples` is `5`, `2,74` is `2.74`, `2,220` is `2220`
+    quotients   `\pi/2` is `\frac{\pi}{2}`, `\ln(2)` is `\ln2`
     numbers     `\frac{2}{4}` is `1/2`, alone or as a part of a tuple, set or matrix
 
 The form is defined over bytes of UTF-8. Left out on purpose: algebra (`x+1` and `1+x` are two
-answers), nested fractions, the order in a set.
+answers), nested fractions, the order in a set. docs/answers.md has the rules.
 """
 
 from __future__ import annotations
 
 from functools import cache, lru_cache
 
-from srt_kernels.answers.numbers import numbers_stage
+from srt_kernels.answers.form.numbers import numbers_stage
+from srt_kernels.answers.form.quotients import quotients_stage
+from srt_kernels.answers.form.spelling import spelling_stage
+from srt_kernels.answers.form.structure import structure_stage
+from srt_kernels.answers.form.trimming import trimming_stage
 from srt_kernels.answers.rational import MAX_SHIFT
-from srt_kernels.answers.spelling import spelling_stage
 from srt_kernels.answers.stage import MAX_BYTES, NoCanonicalForm, Stage
-from srt_kernels.answers.structure import structure_stage
-from srt_kernels.answers.trimming import trimming_stage
 from srt_kernels.answers.utf8 import SPACES, to_bytes, to_text
 
 OWN_TEXT = b"\\verb "
@@ -47,26 +49,29 @@ def canonical_answer(text: str) -> str | None:
     >>> canonical_answer(r"\begin{pmatrix} 0.5 \\ 2 \end{pmatrix}")
     '\\begin{pmatrix}1/2\\\\2\\end{pmatrix}'
 
-    A comma separates thousands only where it cannot be the comma of a list: three digits follow, no
-    space follows, and there is no bracket anywhere. `{,}`, `,\!` and `\,` before three digits
-    always separate thousands. A list without brackets keeps a space after its commas.
-    >>> commas = ("2,220", "2{,}220", r"11,\! 111,\! 100", "(2,220)", "2, 220", "3,5,7")
+    A comma separates thousands where three digits follow, no space follows, and no bracket is
+    open. In brackets it does where a group begins with 0, or where the items have a comma and a
+    space between them. `{,}`, `,\!` and `\,` before three digits always separate thousands.
+    One comma in all is a decimal comma before two digits, or four and more, or after a lone 0. A
+    list without brackets keeps a space after its commas.
+    >>> commas = ("2,220", "2{,}220", "12 000", "(2,220)", "(1,050)", "2, 220", "3,5,7", "2,74")
     >>> [canonical_answer(text) for text in commas]
-    ['2220', '2220', '11111100', '(2,220)', '2, 220', '3, 5, 7']
+    ['2220', '2220', '12000', '(2,220)', '1050', '2, 220', '3, 5, 7', '137/50']
 
     Typography and wrappers go. Currency, percent, degrees and units go from a number. Words become
-    lower case, single letters stay.
-    >>> wrapped = (r"\text{ East }", r"\$18.90", r"50\%", r"30^{\circ}", r"15\mbox{ cm}^2")
+    lower case. Single letters, `nRT`, and up to four capitals such as `ABC` stay.
+    >>> wrapped = (r"\text{ East }", r"\$18.90", r"50\%", r"30^{\circ}", "5 apples")
     >>> [canonical_answer(text) for text in wrapped]
-    ['east', '189/10', '50', '30', '15']
-    >>> letters = ("(C)", "3R^2", r"11\sqrt2", r"2 \pi r", "4210_5", "$ $")
+    ['east', '189/10', '50', '30', '5']
+    >>> letters = ("(C)", "3R^2", r"11\sqrt2", r"2 \pi r", "4210_5", "$ $", "(C) 60")
     >>> [canonical_answer(text) for text in letters]
-    ['C', '3R^{2}', '11\\sqrt{2}', '2\\pi r', '4210_{5}', None]
+    ['C', '3R^{2}', '11\\sqrt{2}', '2\\pi r', '4210_{5}', None, 'C']
 
-    A leading `x =` or `x \in` goes if there is no other `=`.
-    >>> equations = ("x = 5", r"x \in [-2,7]", "y = 2x+3", "x=1, y=2")
+    A name before the only `=` goes, and a membership. Of equal numbers the last one stays, of an
+    exact value and a rounded one the exact one.
+    >>> equations = ("AB = 5", r"x \in [-2,7]", "y = 2x+3", "x=1, y=2", "5+6=11", r"\pi \approx 3")
     >>> [canonical_answer(text) for text in equations]
-    ['5', '[-2,7]', '2x+3', 'x=1, y=2']
+    ['5', '[-2,7]', '2x+3', 'x=1, y=2', '11', '\\pi']
 
     A number whose numerator or denominator reaches 10^18 keeps its normalised text. An answer that
     is longer than MAX_BYTES or has braces that do not match keeps its own text, after `\verb `.
@@ -122,7 +127,13 @@ def run_stages(answer: bytes) -> bytes | None:
 @cache
 def stages() -> tuple[Stage, ...]:
     """The stages in order. The first call compiles their automata."""
-    return spelling_stage(), structure_stage(), trimming_stage(), numbers_stage()
+    return (
+        spelling_stage(),
+        structure_stage(),
+        trimming_stage(),
+        quotients_stage(),
+        numbers_stage(),
+    )
 
 
 FNV_BASIS = 0xCBF29CE484222325

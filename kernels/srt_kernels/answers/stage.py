@@ -2,15 +2,15 @@
 kernel/walk.py.
 
 A stage cuts its input into the longest matches of its patterns. An action says what becomes of a
-match. It depends on the kind of the match and on the state, which says what came before. All
-actions are computed when the stage is made: Python and the GPU then read the same tables. The only
-other memory is a stack with two bits for each open brace, and the numerator and denominator of a
-number.
+match. It depends on the kind of the match and on the state, which says what came before. There are
+finitely many of both: a GPU reads the actions as a table. The only other memory is a stack with two
+bits for each open brace, and the numerator and denominator of a number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 from srt_kernels.answers.automaton import compile_patterns
@@ -53,6 +53,14 @@ class Action(NamedTuple):
     push: int = NO_BRACE  # the brace that this match opens
 
 
+class _Move(NamedTuple):
+    """An action as Python runs it."""
+
+    action: Action
+    prefix: bytes
+    suffix: bytes
+
+
 class NoCanonicalForm(ValueError):
     """Braces do not match or nest too deeply, or an output is longer than MAX_BYTES."""
 
@@ -78,34 +86,58 @@ class Stage:
             self.kinds += CLOSE_KINDS[1:]
         self.states = list(states)
         self.first_state = first_state
-        self.actions = {
-            (state, kind): action(*state, kind) for state in self.states for kind in self.kinds
+        self._action = action
+        self._rows: dict[tuple, list[_Move]] = {}
+
+    @cached_property
+    def actions(self) -> dict[tuple[tuple, str], Action]:
+        """(state, kind) -> action, of all states and kinds."""
+        return {
+            (state, kind): self._action(*state, kind)
+            for state in self.states
+            for kind in self.kinds
         }
+
+    def _row(self, state: tuple) -> list[_Move]:
+        """The moves of a state, in the order of the kinds. Most states never occur."""
+        row = self._rows.get(state)
+        if row is None:
+            actions = [self._action(*state, kind) for kind in self.kinds]
+            row = [_Move(act, act.prefix.encode(), act.suffix.encode()) for act in actions]
+            self._rows[state] = row
+        return row
 
     def walk(self, data: bytes, state: tuple) -> Iterator[tuple[Action, bytes]]:
         """Yields the action of each match and the bytes of the match that are used up.
 
         Raises NoCanonicalForm where braces do not match or nest too deeply.
         """
+        for move, match in self._moves(data, state):
+            yield move.action, match
+
+    def _moves(self, data: bytes, state: tuple) -> Iterator[tuple[_Move, bytes]]:
         symbols = self.automaton.symbols(data)
+        row = self._row(state)
+        close = len(self.kinds) - len(CLOSE_KINDS) + 1 if CLOSE_KINDS[0] in self.kinds else -1
         position = 0
         stack = 1  # two bits for each open brace; the leading 1 marks the bottom
         while position < len(symbols):
             pattern, length = self.automaton.longest_match(symbols, position)
-            kind = self.kinds[pattern]
-            if kind == CLOSE_KINDS[0]:
+            kind = pattern
+            if self.kinds[pattern] == CLOSE_KINDS[0]:
                 if stack == 1:
                     raise NoCanonicalForm
-                kind = CLOSE_KINDS[stack & 3]
+                kind = close + (stack & 3) - 1 if stack & 3 else pattern
                 stack >>= 2
-            action = self.actions[state, kind]
+            move = row[kind]
+            action = move.action
             if action.push != NO_BRACE:
                 if stack >> 2 * MAX_DEPTH:
                     raise NoCanonicalForm
                 stack = stack << 2 | action.push
             taken = action.take or length - self.lookahead[pattern]
-            yield action, data[position : position + taken]
-            state = action.state
+            yield move, data[position : position + taken]
+            row = self._row(action.state)
             position += taken
         if stack != 1:
             raise NoCanonicalForm
@@ -115,13 +147,13 @@ class Stage:
 
         Raises NoCanonicalForm, also for an output longer than MAX_BYTES.
         """
-        output = bytearray()
-        for action, match in self.walk(data, state):
-            output += action.prefix.encode() + _body(action.body, match) + action.suffix.encode()
+        output = b""
+        for move, match in self._moves(data, state):
+            output += move.prefix + _body(move.action.body, match) + move.suffix
             if len(output) > MAX_BYTES:
                 raise NoCanonicalForm
-            state = action.state
-        return bytes(output), state
+            state = move.action.state
+        return output, state
 
 
 def _body(body: int, match: bytes) -> bytes:

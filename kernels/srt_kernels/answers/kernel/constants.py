@@ -51,7 +51,7 @@ SPAN = tl.constexpr(finder.SPAN)
 BREAK = tl.constexpr(finder.BREAK)
 
 # Stages and their automata.
-STAGES = tl.constexpr(4)
+STAGES = tl.constexpr(5)
 EMPTY_AFTER = tl.constexpr(canonical.EMPTY_AFTER)
 END = tl.constexpr(automaton.END)
 DEAD = tl.constexpr(automaton.DEAD)

@@ -1,7 +1,5 @@
-r"""
-
-tage 4, numbers: `\frac{2}{4}` becomes `1/2`, alone or between the commas and brackets of a tuple,
-set or matrix.
+r"""Stage 5, numbers: `\frac{2}{4}` becomes `1/2`, alone or between the commas and brackets of a
+tuple, set or matrix.
 """
 
 from __future__ import annotations
@@ -9,9 +7,9 @@ from __future__ import annotations
 import itertools
 from typing import NamedTuple
 
-from srt_kernels.answers.spelling import MARK
+from srt_kernels.answers.form.symbols import LINE, MARK
+from srt_kernels.answers.form.trimming import SIGNED
 from srt_kernels.answers.stage import COPY, DROP, NUMBER, Action, Stage
-from srt_kernels.answers.trimming import SIGNED
 
 _POWER_OF_TEN = "10^({[+-]?[0-9]+}|[+-]?[0-9]+)"
 _NUMBER = "|".join(
@@ -27,9 +25,10 @@ _NUMBER = "|".join(
 _PATTERNS = [
     ("end", "(, *)?$", 0),
     ("comma", ", *", 0),
-    ("number", rf"({_NUMBER})([,;()\[\]&=<>{MARK}]|$)", 1),
+    ("not a number", r"[+-]?[0-9]+\.\(", 1),  # 0.(3)
+    ("number", rf"({_NUMBER})([,;()\[\]&=<>{LINE}{MARK}]|$)", 1),
     ("plus", r"\+", 0),
-    ("separator", r"[;(\[&=<>]", 0),
+    ("separator", rf"[;(\[&=<>{LINE}]", 0),
     ("mark", MARK, 0),
     ("command", r"\\[A-Za-z]+ ?|\\begin{[a-z*]*}|\\[^}]", 0),
     ("inside", r"[0-9]+|[A-Za-z]+|\\end{[a-z*]*}|\\}|.", 0),
@@ -49,7 +48,7 @@ def numbers_stage() -> Stage:
 
 
 def _first_state(previous: tuple) -> State:
-    """previous: the last state of stage 3."""
+    """previous: the last state of stage 4."""
     bracket, _, _ = previous
     return State(bracket, "start")
 
