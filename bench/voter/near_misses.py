@@ -49,7 +49,8 @@ def _other_integers(sign: str, n: int) -> Iterator[Spelling]:
     yield "one over it", f"{sign}\\frac{{1}}{{{n}}}" if n else "1"
     if n >= 1000:
         grouped = f"{n:,}"
-        yield "part of a tuple", f"({grouped})"
+        if ",0" not in grouped:  # (1,050) is one number
+            yield "part of a tuple", f"({grouped})"
         yield "list", grouped.replace(",", ", ")
         yield "decimal point moved", grouped.replace(",", ".", 1)
     if n >= 10:

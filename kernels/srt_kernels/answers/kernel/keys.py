@@ -54,9 +54,7 @@ def form_kernel(
     target = buffer_ptr + row
     spare = buffer_ptr + (row * 0 + rollouts) * const.ROW + row
     for stage in range(const.STAGES):
-        size, last_state, _, _ = walk(
-            tables, stage, source, target, size, state, fits, SEARCHES=False
-        )
+        size, last_state = walk(tables, stage, source, target, size, state, fits)
         state = tl.where(fits, last_state, 0)
         fits = fits & (size >= 0)
         empty = empty | (fits & (stage == const.EMPTY_AFTER) & (size == 0))

@@ -48,12 +48,11 @@ class Output(NamedTuple):
 
 
 @triton.jit
-def walk(tables, stage, source, target, size, previous_state, active, SEARCHES: tl.constexpr):
+def walk(tables, stage, source, target, size, previous_state, active):
     """Runs a stage over the first `size` bytes at `source` and writes its output to `target`.
 
-    previous_state: the last state of the previous stage. SEARCHES: the stage finds numbers and
-    writes nothing. Returns the size of the output (-1: no canonical form), the last state, and
-    place and size of the last number that SEARCHES found.
+    previous_state: the last state of the previous stage. Returns the size of the output (-1: no
+    canonical form), and the last state.
     """
     header = load_header(tables, stage)
     zero = size * 0
@@ -62,8 +61,6 @@ def walk(tables, stage, source, target, size, previous_state, active, SEARCHES: 
     match = Match(zero, zero, zero + const.START, zero, zero)
     output = Output(zero, zero, zero, zero, zero, zero, zero)
     written = zero
-    number_start = zero
-    number_size = zero
     fits = active
     running = active
     waits = active != active  # for its number: the lanes of a program reduce theirs together
@@ -78,25 +75,18 @@ def walk(tables, stage, source, target, size, previous_state, active, SEARCHES: 
                 tables, header, state, stack, output, match, size, ends, fits
             )
             is_number = ends & (output.body == const.NUMBER)
-            if SEARCHES:
-                number_start = tl.where(is_number, output.body_start, number_start)
-                length = output.body_end - output.body_start
-                number_size = tl.where(is_number, length, number_size)
-                output = skip_body(output, ends)
-            else:
-                waits = waits | (is_number & has_body(output))
-                output, written = emit(tables, source, target, output, written, emits)
-                fits = fits & (written <= const.MAX_BYTES)
+            waits = waits | (is_number & has_body(output))
+            output, written = emit(tables, source, target, output, written, emits)
+            fits = fits & (written <= const.MAX_BYTES)
             running = running & fits & ~((match.start > size) & ~has_output(output))
-        if not SEARCHES:
-            waits = waits & running
-            if any_lane(waits):
-                written, is_written = write_number(tables, source, target, output, written, waits)
-                output = skip_body(output, is_written)
-                fits = fits & (written <= const.MAX_BYTES)
-                running = running & fits & ~((match.start > size) & ~has_body(output))
-                waits = waits != waits
-    return tl.where(fits & (stack == 1), written, -1), state, number_start, number_size
+        waits = waits & running
+        if any_lane(waits):
+            written, is_written = write_number(tables, source, target, output, written, waits)
+            output = skip_body(output, is_written)
+            fits = fits & (written <= const.MAX_BYTES)
+            running = running & fits & ~((match.start > size) & ~has_body(output))
+            waits = waits != waits
+    return tl.where(fits & (stack == 1), written, -1), state
 
 
 @triton.jit
