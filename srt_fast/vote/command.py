@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import sys
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> int:
     if options.out and Path(options.out).exists() and not Path(options.out).is_file():
         raise ValueError(f"--out: expected a file, got {options.out!r}, which is none")
     pattern = _pattern(options.group_match)
-    # These import torch, which takes seconds. `srt-fast vote --help` must not need it.
+    # These import pydantic and rich. `srt-fast vote --help` must not wait for them.
     from srt_fast.files import write_atomically
     from srt_fast.rows.read import read_rows
     from srt_fast.vote.groups import GroupReader
@@ -65,9 +66,10 @@ def main(argv: list[str]) -> int:
         group_match=pattern,
     )
     reader = GroupReader(fields, options.rule)
-    for place, row in _with_progress(read_rows(options.files, "FILE")):
-        reader.add(place, row)
-    saved = reader.finish(" ".join(options.files))
+    with contextlib.closing(reader):
+        for place, row in _with_progress(read_rows(options.files, "FILE")):
+            reader.add(place, row)
+        saved = reader.finish(" ".join(options.files))
     totals = Totals()
     shown: list[GroupVote] = []
     lines: list[str] = []

@@ -21,6 +21,7 @@ from srt_fast.rows.fields import (
 from srt_fast.rows.place import Place
 from srt_fast.rows.text import preview
 from srt_fast.tasks.gold import agree, gold_texts
+from srt_fast.vote.answers import AnswerQueue
 from srt_fast.vote.completions import read_texts
 from srt_fast.vote.layouts import (
     IDS,
@@ -35,7 +36,6 @@ from srt_fast.vote.layouts import (
 from srt_fast.vote.names import group_name, group_value, match_name, name_key
 from srt_fast.vote.saved import Fields, SavedAnswers, SavedGroup
 from srt_fast.vote.skipped import EMPTY_COLUMN, FAILED, OTHER_FILTER, SEVERAL_GOLDS, Skipped
-from srt_kernels.answers.extract import read_answer
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class GroupReader:
         """rule: where the answer of a completion is (read_answer)."""
         self.skipped = Skipped()
         self._fields = fields
-        self._rule = rule
+        self._answers = AnswerQueue(rule, self._receive)
         self._groups: list[SavedGroup] = []
         self._places: dict[str | None, int] = {None: 0}  # of the texts of answers
         self._group_of: dict[str, SavedGroup] = {}  # by the key of its name
@@ -78,9 +78,7 @@ class GroupReader:
                 f"{place}: expected one prompt with completions in a row, got a list of "
                 f"{len(texts)} prompts beside as many completions"
             )
-        for text in texts:
-            answer = read_answer(text, self._rule)
-            group.answers.append(self._places.setdefault(answer, len(self._places)))
+        self._answers.add(group, texts)
         self._add_gold(place, row, layout, group)
 
     def finish(self, source: str) -> SavedAnswers:
@@ -91,6 +89,7 @@ class GroupReader:
                 f"{source}: expected at least one row with completions, got "
                 f"{'only ' + reasons if reasons else 'an empty file'}"
             )
+        self._answers.finish()
         if len(self._groups) > 1 and all(len(group.answers) <= 1 for group in self._groups):
             logger.warning(
                 "%s: every group has one completion, so there is nothing to vote on (--group-by "
@@ -111,6 +110,13 @@ class GroupReader:
         return SavedAnswers(
             groups=self._groups, texts=list(self._places), gold_field=", ".join(fields) or None
         )
+
+    def close(self) -> None:
+        """End the processes that read answers."""
+        self._answers.close()
+
+    def _receive(self, group: SavedGroup, answer: str | None) -> None:
+        group.answers.append(self._places.setdefault(answer, len(self._places)))
 
     def _layout(self, place: Place, row: dict) -> tuple[Layout | None, Any]:
         """The layout of a row, and the value with its completions.

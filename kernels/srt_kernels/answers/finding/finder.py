@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from srt_kernels.answers.automaton import DEAD, END, Automaton, compile_modes
+from srt_kernels.answers.automaton import DEAD, END, Automaton, compile_modes, compile_patterns
 
 # What a match does. An END op makes a candidate of the bytes from the last BEGIN to the match.
 (
@@ -81,15 +81,16 @@ class Finder:
     """Modes, each with an action for every kind of match that it knows.
 
     patterns: kind -> Pattern; of equally long matches the first one wins. modes: name -> kind ->
-    Action; the first mode begins a text. breaks: a regular expression for the matches with the op
-    BREAK. Python sees SKIPPED kinds only in the modes in `fresh`, which count for one match.
+    Action; the first mode begins a text. fresh: modes that count for one match -> the mode that
+    has the same actions but for a few kinds, None for no such mode. breaks: a regular expression
+    for the matches with the op BREAK.
     """
 
     def __init__(
         self,
         patterns: Mapping[str, Pattern],
         modes: Mapping[str, Mapping[str, Action]],
-        fresh: Iterable[str],
+        fresh: Mapping[str, str | None],
         breaks: str,
     ):
         self.kinds = [kind for kind in patterns if any(kind in mode for mode in modes.values())]
@@ -100,16 +101,35 @@ class Finder:
             [patterns[kind].pattern for kind in self.kinds],
             [[self.kinds.index(kind) for kind in mode] for mode in modes.values()],
         )
-        skipped = [number for number, kind in enumerate(self.kinds) if kind in SKIPPED]
         self._number_of = {name: number for number, name in enumerate(modes)}
-        self._searchers = [
-            None if name in fresh else _searcher(self.automaton, number, skipped)
-            for number, name in enumerate(modes)
-        ]
+        self._breaks = re.compile(breaks.encode())
+        self._make_searchers(patterns, modes, fresh)
+
+    def _make_searchers(
+        self,
+        patterns: Mapping[str, Pattern],
+        modes: Mapping[str, Mapping[str, Action]],
+        fresh: Mapping[str, str | None],
+    ) -> None:
+        """What finds the next match of a mode, or whether a match is one of a fresh mode's own."""
+        skipped = [number for number, kind in enumerate(self.kinds) if kind in SKIPPED]
+        self._searchers: list[re.Pattern[bytes] | None] = []
+        self._probes: list[re.Pattern[bytes] | None] = []
+        for number, (name, mode) in enumerate(modes.items()):
+            base = fresh.get(name)
+            probe = None
+            if base is not None:
+                assert {kind: mode[kind] for kind in modes[base]} == modes[base]
+                own = [patterns[kind].pattern for kind in mode if kind not in modes[base]]
+                table = compile_patterns([*own, ".", "$"])
+                probe = _searcher(table, 0, range(len(own), len(own) + 2))
+            self._probes.append(probe)
+            is_fresh = name in fresh
+            self._searchers.append(None if is_fresh else _searcher(self.automaton, number, skipped))
+        self._base_of = [self._number_of.get(fresh.get(name) or "", -1) for name in modes]
         self._told_apart = [self._number_of[name] for name in TOLD_APART if AFTER_VALUE in modes]
         for number in self._told_apart:  # what a sign begins is found in both
             self._searchers[number] = self._searchers[self._told_apart[0]]
-        self._breaks = re.compile(breaks.encode())
 
     def run(self, data: bytes, *, is_complete: bool = True) -> Found:
         """Finds the answer. is_complete: the data are all of a text, not only its end."""
@@ -119,6 +139,9 @@ class Finder:
         walk = _Walk()
         position = 0
         while position <= len(data):
+            probe = self._probes[mode]
+            if probe and not probe.match(data, position):
+                mode = self._base_of[mode]
             searcher = self._searchers[mode]
             if searcher:
                 match = searcher.search(data, position)
@@ -189,6 +212,8 @@ def _searcher(automaton: Automaton, mode: int, skipped: Iterable[int]) -> re.Pat
     """
     start = automaton.starts[mode]
     branches = _branches(automaton, start, frozenset(skipped), depth=3)
+    if not branches:
+        return re.compile(rb"\Z")
     firsts = _set(byte for first, _ in branches for byte in first)
     expressions = [b"(?<=%s)%s" % (_set(first), rest) for first, rest in branches]
     return re.compile(b"%s(?:%s)|\\Z" % (firsts, b"|".join(expressions)))

@@ -85,7 +85,17 @@ RANKS = {
 }
 """The ranks of what a rule finds. The highest is the one that `answer` looks for first."""
 
-FRESH = ("start", "opened", "joined opened", "closed", "bare", "tag opened", "hashes", "phrase")
+FRESH = {
+    "start": TEXT,
+    "opened": "box",
+    "joined opened": "joined",
+    "closed": AFTER_VALUE,
+    "bare": TEXT,
+    "tag opened": "in tag",
+    "hashes": TEXT,
+    "phrase": None,
+}
+"""The modes that count for one match; see Finder."""
 
 
 @cache
@@ -129,7 +139,8 @@ def finder(rule: str) -> Finder:
         modes["start"] = text | first_letter
         modes["hashes"] = text | {"hash line": Action(TEXT, SPAN, rank["hashes"])}
         modes |= _phrase_modes(rank["phrase"], base)
-    return Finder(PATTERNS, modes, FRESH, breaks)
+    fresh = FRESH if numbers else FRESH | {"closed": TEXT}
+    return Finder(PATTERNS, modes, fresh, breaks)
 
 
 def _numbers(rank: int) -> Actions:
