@@ -48,6 +48,25 @@ def test_read_answer(text: str, rule: str, answer: str | None):
     assert read_answer(text, rule) == answer
 
 
+SPELLINGS = [  # of a whole number n of four digits, grouped as g and h
+    "{n}", "{n}.0", "{g},{h}", r"{g}\,{h}", "{g}{{,}}{h}", "{g} {h}", r"{g},\! {h}", "+{n}",
+    r"\frac{{{n}}}{{1}}", r"\dfrac{{{n}}}1", "{n}/1", "{n} / 1", "{n}e0", r"{n} \times 10^0",
+    r"{n} \cdot 10^{{0}}", "{n}×10⁰", r"\\frac{{{n}}}{{1}}", "1 {n}/9999",
+]  # fmt: skip
+FRAMES_OF_NUMBERS = ["It is {}.", "${}$", r"so x = {} \text{{ cm}}^2", "{} m^2", "({})", "a_1: {}"]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_number_is_found_as_the_form_reads_it(spelling: str):
+    for n in (1234, 7050, 9998):
+        text = spelling.format(n=n, g=n // 1000, h=f"{n % 1000:03}")
+        expected = answer_key(text)
+        assert spelling == SPELLINGS[-1] or expected == answer_key(str(n))
+        for frame in FRAMES_OF_NUMBERS:
+            found = read_answer(frame.format(text), "last_number")
+            assert answer_key(found) == expected, (frame.format(text), found)
+
+
 def test_math500_solutions_give_the_gold_keys():
     rows = shared_rows("math500_solutions.jsonl")
     pairs = [(read_answer(row["solution"], "boxed"), row["answer"]) for row in rows]

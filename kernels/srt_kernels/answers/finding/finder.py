@@ -136,9 +136,10 @@ class Finder:
         mode = 0 if is_complete else self._number_of[TEXT]
         symbols = self.automaton.symbols(data)
         longest_match = self.automaton.longest_match
-        walk = _Walk()
+        walk = Walk()
         position = 0
         while position <= len(data):
+            stay = mode
             probe = self._probes[mode]
             if probe and not probe.match(data, position):
                 mode = self._base_of[mode]
@@ -150,12 +151,15 @@ class Finder:
                     position = match.start()
                     if mode in self._told_apart:
                         mode = self._told_apart[data[position - 1] in VALUES]
+                    stay = mode
             kind, length = longest_match(symbols, position, mode)
             action = self.actions[mode][kind]
             assert action, "a mode has an action for each of its kinds"
             end = position + (1 if action.takes_one else length - self.lookahead[kind])
             if action.op == NOTHING or walk.step(action, position, min(end, len(data))):
                 mode = self._number_of[action.mode]
+            else:
+                mode = stay
             position = end
         return Found(walk.candidate, walk.cleared)
 
@@ -164,7 +168,7 @@ class Finder:
         return self._breaks.search(data, 0, candidate.pieces[0][0]) is not None
 
 
-class _Walk:
+class Walk:
     """What a finder remembers of the text so far."""
 
     def __init__(self) -> None:

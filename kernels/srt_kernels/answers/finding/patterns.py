@@ -120,9 +120,7 @@ PAIR = r"\\[^<]"
 
 HASHES = "####[ *]*"
 _REST = r"[ .*]*(\x0a|$)"
-HASH_LINE_AHEAD = (
-    rf"(\\?\$?({NUMBER}|{SIGNED_NUMBER})\$?|[^\x0aA-Za-z#*]+|\(?[A-J]\)?)( ?(\\?%|[a-z]+))?{_REST}"
-)
+HASH_LINE_AHEAD = rf"(\\?\$?({NUMBER}|{SIGNED_NUMBER})\$?|[^\x0aA-Za-z#*0-9]*[0-9][^\x0aA-Za-z#*]*|\(?[A-J]\)?)( ?(\\?%|[a-z]+))?{_REST}"
 _LETTER_LINE = r"[ *(]*[A-J][ *).:]*(\x0a|$)"
 FIRST_LETTER_LINE_AHEAD = _LETTER_LINE
 LETTER_LINE_AHEAD = rf"\x0a{_LETTER_LINE}"
