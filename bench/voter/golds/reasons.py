@@ -25,6 +25,11 @@ ON_PURPOSE = {
 NUMBER = "one number, units aside"
 VERDICT = "math-verify calls them equal"
 CASE = "a word in other case"
+BY_RULE = {
+    frozenset(("2", "2 inequalities")): "a word after a number is a unit",
+    frozenset(("x=y=0", "f(x)=0")): "names before `=` go",
+}
+"""Golds of two questions that a rule of docs/answers.md joins, with the rule."""
 
 
 def reason_for_one_key(gold: str, other: str, verdict: bool) -> str | None:
@@ -36,7 +41,7 @@ def reason_for_one_key(gold: str, other: str, verdict: bool) -> str | None:
         return VERDICT
     if gold.casefold() == other.casefold():
         return CASE
-    return None
+    return BY_RULE.get(frozenset((gold, other)))
 
 
 def cause_of_split(gold: str, change: str) -> str:

@@ -120,7 +120,9 @@ PAIR = r"\\[^<]"
 
 HASHES = "####[ *]*"
 _REST = r"[ .*]*(\x0a|$)"
-HASH_LINE_AHEAD = rf"(\\?\$?({NUMBER}|{SIGNED_NUMBER})\$?|[^\x0aA-Za-z#*0-9]*[0-9][^\x0aA-Za-z#*]*|\(?[A-J]\)?)( ?(\\?%|[a-z]+))?{_REST}"
+_HASHED = rf"\\?\$?({NUMBER}|{SIGNED_NUMBER})\$?|\(?[A-J]\)?"
+HASH_LINE_AHEAD = rf"({_HASHED}|[^\x0aA-Za-z#*0-9]*[0-9][^\x0aA-Za-z#*]*)( ?(\\?%|[a-z]+))?{_REST}"
+"""The rest of a line after HASHES: a number, a letter or a formula. No heading is one."""
 _LETTER_LINE = r"[ *(]*[A-J][ *).:]*(\x0a|$)"
 FIRST_LETTER_LINE_AHEAD = _LETTER_LINE
 LETTER_LINE_AHEAD = rf"\x0a{_LETTER_LINE}"
