@@ -129,7 +129,9 @@ def find_answers(
     for (start, stop), think, run_on, top in zip(bounds, *marks, strict=True):
         answer = None
         for first in first_tokens(start, stop, think, run_on, top, rule):
-            part = ids[first:stop].clip(max=last_id).tolist()
+            part = ids[first:stop].tolist()
+            if max(part, default=0) > last_id:
+                part = [min(token, last_id) for token in part]
             data = b"".join(map(token_texts.__getitem__, part))
             answer = find_answer(data, rule, is_complete=first == start, may_think=think >= start)
             if answer is not None:

@@ -30,7 +30,7 @@ THINK, RUN_ON, TOP = range(3)
 NEEDS_MARK = ("boxed", "tag")
 """The rules that find nothing in a rollout without a mark of the kind TOP."""
 
-NEARBY = 32
+NEARBY = 16
 """Tokens before a mark, or before the end of a text, that are read first."""
 
 WIDENING = 16
