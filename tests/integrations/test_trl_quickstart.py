@@ -27,6 +27,6 @@ def test_majority_reward_without_labels_improves_held_out_accuracy(tmp_path, cap
     match = re.search(r"accuracy: (\S+) before, (\S+) after 20 steps", output)
     start = float(match[1])
     end = float(match[2])
-    assert 0.3 < start < 0.7
+    assert 0.2 < start < 0.8  # the band of the warm start, and the noise of few sums
     # Three times the noise of the difference of two means of 1024 samples.
     assert end > start + 0.066
