@@ -36,7 +36,7 @@ class AnswerQueue:
         self._texts: list[str] = []
         self._pending: deque[Future[list[str | None]]] = deque()
         self._executor: ProcessPoolExecutor | None = None
-        self._processes = min(len(os.sched_getaffinity(0)) - 1, MAX_PROCESSES)
+        self._processes = min((os.cpu_count() or 1) - 1, MAX_PROCESSES)
 
     def add(self, owner: Any, texts: Iterable[str]) -> None:
         if self._count < FEW or not self._processes:

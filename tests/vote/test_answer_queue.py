@@ -10,7 +10,7 @@ from srt_kernels.answers.extract import read_answer
 def test_many_texts_are_read_by_processes_in_their_order(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(answers, "FEW", 10)
     monkeypatch.setattr(answers, "CHUNK", 7)
-    monkeypatch.setattr(answers.os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    monkeypatch.setattr(answers.os, "cpu_count", lambda: 3)
     received = []
     queue = AnswerQueue("answer", lambda owner, answer: received.append((owner, answer)))
     texts = [f"So it is {number}." if number % 5 else "nothing" for number in range(200)]

@@ -31,7 +31,7 @@ from srt_kernels.answers.automaton import DEAD, END, Automaton, compile_modes, c
     CLOSE_JOINED,  # as CLOSE; if none is left, the candidate goes on to the match
     FINISH,  # END
     SPAN,  # the match itself is a candidate
-    BREAK,  # no number reaches over this match
+    BREAK,  # no number and no list of boxes reaches over this match
 ) = range(13)
 
 SKIPPED = ("value", "other", "gap", "word", "line")

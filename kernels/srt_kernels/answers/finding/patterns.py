@@ -100,7 +100,8 @@ PHRASE = (
 FUNCTION_WORD_AHEAD = (
     "(not|in|on|at|as|by|of|to|that|the|an|a [A-Za-z]+|this|it|we|you|I|there|here|below|above|what"
     "|how|because|if|when|from|for|based|found|obtained|correct|incorrect|wrong|clear|simple|easy"
-    "|obvious|unknown|unclear|likely|let|Let|To|We|First|The|In|If|This|There|Since|Step|Find|Solve|Given|For|Here)([^A-Za-z]|$)"
+    "|obvious|unknown|unclear|likely|let|Let|To|We|First|The|In|If|This|There|Since|Step|Find|Solve"
+    "|Given|For|Here)([^A-Za-z]|$)"
 )
 """After a phrase: what follows is no answer."""
 BLANK_ANSWER = rf"({_PLACEHOLDER}|\[[A-Za-z ]+\])"

@@ -129,7 +129,7 @@ def finder(rule: str) -> Finder:
     modes = {"start": text, TEXT: text}
     if numbers:
         modes[AFTER_VALUE] = {kind: text[kind] for kind in text if kind != "signed number"}
-    modes["over"] = _over()
+    modes["over"] = _over(base)
     if "box" in rank:
         modes |= _box_modes(rank, base, modes.get(AFTER_VALUE, text), text)
     if "tag" in rank:
@@ -155,15 +155,10 @@ def _numbers(rank: int) -> Actions:
     }
 
 
-def _over() -> Actions:
+def _over(base: Actions) -> Actions:
     """After the text's end, and after a `<think>`: only what the text begins with counts."""
-    stay = Action("over")
-    return {
-        "think": Action("over", CLEAR),
-        "end of think": Action("start", CLEAR),
-        "other": stay,
-        "end": stay,
-    }
+    begins = {kind: base[kind] for kind in ("think", "end of think")}
+    return begins | dict.fromkeys(("other", "end"), Action("over"))
 
 
 def _box_modes(

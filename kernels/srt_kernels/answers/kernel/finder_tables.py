@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cache
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from srt_kernels.answers.finding.finder import TEXT, Action
 from srt_kernels.answers.finding.rules import finder
+from srt_kernels.answers.kernel.tables import Words
 
 # A word of an action: bits of the op, of takes_one, of the rank, and then the mode.
 OP_BITS = 4
@@ -45,27 +45,21 @@ def finder_tables(device: torch.device, rule: str) -> FinderTables:
     """The tables of a rule's finder on a device, made once."""
     table = finder(rule)
     number_of = {name: number for number, name in enumerate(table.mode_names)}
-    words: list[int] = []
-
-    def put(part: Iterable[int]) -> int:
-        start = len(words)
-        words.extend(part)
-        return start
-
+    words = Words()
     automaton = table.automaton
     header = Header(
-        classes=put(automaton.classes),
-        transitions=put(word for row in automaton.transitions for word in row),
+        classes=words.put(automaton.classes),
+        transitions=words.put(word for row in automaton.transitions for word in row),
         width=len(automaton.transitions[0]),
-        accepts=put(automaton.accepts),
-        lookahead=put(table.lookahead),
-        actions=put(_word(action, number_of) for mode in table.actions for action in mode),
+        accepts=words.put(automaton.accepts),
+        lookahead=words.put(table.lookahead),
+        actions=words.put(_word(action, number_of) for mode in table.actions for action in mode),
         kinds=len(table.kinds),
-        starts=put(automaton.starts),
+        starts=words.put(automaton.starts),
         text_mode=number_of[TEXT],
     )
     return FinderTables(
-        words=torch.tensor(words, dtype=torch.int32, device=device),
+        words=torch.tensor(words.words, dtype=torch.int32, device=device),
         header=torch.tensor(header, dtype=torch.int32, device=device),
     )
 

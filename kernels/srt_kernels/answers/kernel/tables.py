@@ -55,7 +55,7 @@ class ActionRow(NamedTuple):
 @cache
 def stage_tables(device: torch.device) -> StageTables:
     """The tables on a device, made once."""
-    words = _Words()
+    words = Words()
     words.put(MEANINGS)
     headers = []
     previous_states: list[tuple] = [()]
@@ -70,7 +70,7 @@ def stage_tables(device: torch.device) -> StageTables:
     )
 
 
-class _Words:
+class Words:
     """A list of words. Equal tables are there once."""
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class _Words:
         return self._start_of[table]
 
 
-def _put_stage(stage: Stage, first_states: list[tuple], words: _Words) -> Header:
+def _put_stage(stage: Stage, first_states: list[tuple], words: Words) -> Header:
     rows: dict[ActionRow, int] = {}  # row -> its number
     actions = []
     for state in stage.states:
@@ -109,7 +109,7 @@ def _put_stage(stage: Stage, first_states: list[tuple], words: _Words) -> Header
     )
 
 
-def _action_row(stage: Stage, action: Action, words: _Words) -> ActionRow:
+def _action_row(stage: Stage, action: Action, words: Words) -> ActionRow:
     prefix = action.prefix.encode()
     suffix = action.suffix.encode()
     return ActionRow(
