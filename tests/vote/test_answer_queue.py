@@ -3,7 +3,7 @@
 import pytest
 
 from srt_fast.vote import answers
-from srt_fast.vote.answers import AnswerQueue
+from srt_fast.vote.answers import AnswerQueue, with_form
 from srt_kernels.answers.extract import read_answer
 
 
@@ -18,4 +18,7 @@ def test_many_texts_are_read_by_processes_in_their_order(monkeypatch: pytest.Mon
         queue.add(owner, texts[4 * owner : 4 * owner + 4])
     assert len(received) < 200  # some are still on their way
     queue.finish()
-    assert received == [(i // 4, read_answer(text, "answer")) for i, text in enumerate(texts)]
+    read = [read_answer(text, "answer") for text in texts]
+    assert received == [(i // 4, answer) for i, answer in enumerate(read)]
+    assert queue.with_forms(read) == [with_form(answer) for answer in read]
+    queue.close()

@@ -16,6 +16,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 END = 256
 """The symbol after the last byte."""
@@ -42,24 +43,34 @@ class Automaton:
 
         symbols: their classes. Of patterns that match equally many symbols, the first one wins.
         """
-        transitions = self.transitions
-        accepts = self.accepts
-        state = self.starts[mode]
+        node = self._nodes[self.starts[mode]]
         pattern = -1
-        length = 0
+        last = start - 1
         for position in range(start, len(symbols)):
-            state = transitions[state][symbols[position]]
-            if state == DEAD:
+            node = node[symbols[position]]
+            if node is None:
                 break
-            if accepts[state] >= 0:
-                pattern = accepts[state]
-                length = position + 1 - start
-        return pattern, length
+            if node[-1] >= 0:
+                pattern = node[-1]
+                last = position
+        return pattern, last + 1 - start
 
     def symbols(self, data: bytes) -> bytes:
         """The class of each byte, and then the class of END."""
         table, end = self._class_bytes
         return data.translate(table) + end
+
+    @cached_property
+    def _nodes(self) -> list[list[Any]]:
+        """[states][classes] -> node of the next state, None for DEAD; then what the state accepts.
+
+        A walk over nodes looks up less than a walk over `transitions`.
+        """
+        nodes: list[list[Any]] = [[] for _ in self.accepts]
+        for node, row, pattern in zip(nodes, self.transitions, self.accepts, strict=True):
+            node += [None if state == DEAD else nodes[state] for state in row]
+            node.append(pattern)
+        return nodes
 
     @cached_property
     def _class_bytes(self) -> tuple[bytes, bytes]:
@@ -114,10 +125,7 @@ def _symbol_classes(nfa: _Nfa) -> list[int]:
 def _determinize(
     nfa: _Nfa, classes: list[int], origins: list[frozenset[int]]
 ) -> tuple[list[frozenset[int]], list[list[int]]]:
-    """
-
-    he subset construction: for each deterministic state its states of the NFA, and its transitions.
-    """
+    """The subset construction: the states of the NFA of each new state, and its transitions."""
     edges = [
         [({classes[symbol] for symbol in symbols}, target) for symbols, target in edges if symbols]
         for edges in nfa.edges

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import overload
 
 from srt_kernels.answers.finding.finder import Candidate
+from srt_kernels.answers.finding.hints import find_marks, first_places
 from srt_kernels.answers.finding.rules import RANKS, finder
 from srt_kernels.answers.utf8 import SPACES, to_bytes, to_text
 
@@ -16,6 +17,9 @@ ANSWER_RULES = ("answer", "boxed", "tag", "last_number", "whole")
 
 SEPARATOR = b", "
 """Between the boxes of a list."""
+
+SHORT = 256
+"""Bytes of a text that is read at once. To look for marks in it takes longer."""
 
 
 @overload
@@ -68,8 +72,21 @@ def read_answer(text: str | bytes, rule: str) -> str | bytes | None:
     whole: all of the text.
     """
     check_rule(rule)
-    answer = find_answer(to_bytes(text), rule) or b""
+    data = to_bytes(text)
+    answer = (find_answer if len(data) <= SHORT else _find_from_end)(data, rule) or b""
     return (answer if isinstance(text, bytes) else to_text(answer)) or None
+
+
+def _find_from_end(data: bytes, rule: str) -> bytes | None:
+    """find_answer. It reads the end of a text first, and then more of it."""
+    marks = find_marks(data, rule)
+    for first, is_complete in first_places(0, len(data), marks, rule):
+        part = data[first:]
+        may_think = marks.think >= 0
+        answer = find_answer(part, rule, is_complete=is_complete, may_think=may_think)
+        if answer is not None:
+            return answer
+    return None
 
 
 def check_rule(rule: str) -> None:

@@ -23,12 +23,12 @@ from srt_kernels.answers.finding.hints import (
     INNER,
     MAY,
     NEARBY,
-    NEEDS_MARK,
     RUN_ON,
     STARTS,
     THINK,
     TOP,
-    WIDENING,
+    Marks,
+    first_places,
     token_hints,
 )
 from srt_kernels.answers.token_bytes import token_bytes
@@ -106,14 +106,6 @@ class AnswerReader:
         return _answer_keys(tokens, cu_seqlens, *self.tables(tokens.device), self.rule)
 
 
-class Marks(NamedTuple):
-    """The last marks of each rollout: [R] tokens, before its start where it has none."""
-
-    think: Tensor
-    run_on: Tensor
-    top: Tensor
-
-
 def find_answers(
     tokens: Tensor, cu_seqlens: Tensor, tables: VocabularyTables, rule: str
 ) -> Iterator[bytes]:
@@ -123,53 +115,34 @@ def find_answers(
     """
     token_texts = _token_texts(tables.blob, tables.offsets)
     last_id = len(tables.hints) - 1
+    if len(tokens) and int(tokens.max()) > last_id:
+        tokens = tokens.clamp(max=last_id)
     ids = tokens.numpy()
-    marks = [column.tolist() for column in last_marks(tokens, cu_seqlens, tables.hints)]
+    marks = itertools.starmap(Marks, rollout_marks(tokens, cu_seqlens, tables.hints).tolist())
     bounds = itertools.pairwise(cu_seqlens.tolist())
-    for (start, stop), think, run_on, top in zip(bounds, *marks, strict=True):
+    for (start, stop), mark in zip(bounds, marks, strict=True):
         answer = None
-        for first in first_tokens(start, stop, think, run_on, top, rule):
-            part = ids[first:stop].tolist()
-            if max(part, default=0) > last_id:
-                part = [min(token, last_id) for token in part]
-            data = b"".join(map(token_texts.__getitem__, part))
-            answer = find_answer(data, rule, is_complete=first == start, may_think=think >= start)
+        for first, is_complete in first_places(start, stop, mark, rule):
+            texts = list(map(token_texts.__getitem__, ids[first:stop].tolist()))
+            if is_complete and first > start and b"" in texts[:NEARBY]:
+                # The word of the first mark may begin before these tokens.
+                texts = list(map(token_texts.__getitem__, ids[start:stop].tolist()))
+            may_think = mark.think >= start
+            data = b"".join(texts)
+            answer = find_answer(data, rule, is_complete=is_complete, may_think=may_think)
             if answer is not None:
                 break
         yield answer or b""
 
 
-def first_tokens(
-    start: int, stop: int, think: int, run_on: int, top: int, rule: str
-) -> Iterator[int]:
-    """Where a rollout is read from: first near its end, then farther away, and last from its start.
-
-    kernel/find.py does the same.
-    """
-    if rule in NEEDS_MARK and top < start:
-        return
-    anchor = stop if rule == "last_number" else top
-    if think >= start:
-        anchor = think
-    elif run_on >= start or rule == "whole":
-        anchor = start
-    first = anchor - NEARBY
-    width = NEARBY
-    while first > start:
-        yield first
-        width *= WIDENING
-        first = start if think >= start else anchor - width
-    yield start
-
-
-def last_marks(tokens: Tensor, cu_seqlens: Tensor, hints: Tensor) -> Marks:
-    """The last marks before the end of each rollout. They may lie before its start; -1: none."""
+def rollout_marks(tokens: Tensor, cu_seqlens: Tensor, hints: Tensor) -> Tensor:
+    """[R, 4] int64 the Marks of each rollout. They may lie in another rollout, or be -1 or N."""
     kinds = (THINK, RUN_ON, TOP)
     found: list[list[Tensor]] = [[tokens.new_full((1,), -1)] for _ in kinds]
     may_be_any = sum((HAS | MAY) << BITS * kind for kind in kinds)
     for part in chunk_slices(len(tokens), SLICE):
         first = max(part.start - 2, 0)  # with the two tokens before the part
-        part_hints = hints.index_select(0, tokens[first : part.stop].clamp(max=len(hints) - 1))
+        part_hints = hints.index_select(0, tokens[first : part.stop])
         places = (part_hints & may_be_any).nonzero().squeeze(1)
         places = places[places >= part.start - first]
         here, before, second = (part_hints[(places - i).clamp(min=0)] for i in range(3))
@@ -179,10 +152,11 @@ def last_marks(tokens: Tensor, cu_seqlens: Tensor, hints: Tensor) -> Marks:
             inner = (before & INNER << shift > 0) & (second & (STARTS | INNER) << shift > 0)
             has = (here & HAS << shift > 0) | (here & MAY << shift > 0) & (starts | inner)
             positions.append(places[has] + first)
-    columns = []
-    for positions in map(torch.cat, found):
-        columns.append(positions[torch.searchsorted(positions[1:], cu_seqlens[1:].long())])
-    return Marks(*columns)
+    bounds = cu_seqlens.long()
+    places = [torch.cat([*positions, tokens.new_full((1,), len(tokens))]) for positions in found]
+    columns = [column[torch.searchsorted(column[1:], bounds[1:])] for column in places]
+    columns.append(places[TOP][1:][torch.searchsorted(places[TOP][1:], bounds[:-1])])
+    return torch.stack(columns, 1)
 
 
 @lru_cache(maxsize=16)

@@ -35,10 +35,9 @@ CLOSE_KINDS = ("close", "close visible", "close argument")
 """The kind of a closing brace, by what its open brace is."""
 
 Pattern = tuple[str, str, int]
-"""
+"""Kind, regular expression, lookahead.
 
-ind, regular expression, and how many symbols at the end of a match are lookahead: they stay in the
-input.
+The lookahead is how many symbols at the end of a match stay in the input.
 """
 
 
@@ -117,12 +116,14 @@ class Stage:
 
     def _moves(self, data: bytes, state: tuple) -> Iterator[tuple[_Move, bytes]]:
         symbols = self.automaton.symbols(data)
+        longest_match = self.automaton.longest_match
+        rows = self._rows
         row = self._row(state)
         close = len(self.kinds) - len(CLOSE_KINDS) + 1 if CLOSE_KINDS[0] in self.kinds else -1
         position = 0
         stack = 1  # two bits for each open brace; the leading 1 marks the bottom
         while position < len(symbols):
-            pattern, length = self.automaton.longest_match(symbols, position)
+            pattern, length = longest_match(symbols, position)
             kind = pattern
             if self.kinds[pattern] == CLOSE_KINDS[0]:
                 if stack == 1:
@@ -137,7 +138,7 @@ class Stage:
                 stack = stack << 2 | action.push
             taken = action.take or length - self.lookahead[pattern]
             yield move, data[position : position + taken]
-            row = self._row(action.state)
+            row = rows.get(action.state) or self._row(action.state)
             position += taken
         if stack != 1:
             raise NoCanonicalForm
@@ -149,7 +150,9 @@ class Stage:
         """
         output = b""
         for move, match in self._moves(data, state):
-            output += move.prefix + _body(move.action.body, match) + move.suffix
+            if move.action.body != COPY:
+                match = _body(move.action.body, match)
+            output += move.prefix + match + move.suffix
             if len(output) > MAX_BYTES:
                 raise NoCanonicalForm
             state = move.action.state
@@ -157,8 +160,6 @@ class Stage:
 
 
 def _body(body: int, match: bytes) -> bytes:
-    if body == COPY:
-        return match
     if body == LOWER:
         return match.lower()
     if body == ALNUM:

@@ -188,10 +188,7 @@ def _flat(decoder: dict) -> list[dict]:
 
 
 def _works_by_token(step: dict, joining: str) -> bool:
-    """
-
-    hether a step after `joining` can be done token by token, or only touches the ends of a text.
-    """
+    """Whether a step after `joining` works token by token, or touches only the ends of a text."""
     kind = step["type"]
     if kind == "Replace" and not _is_one_character(step["pattern"]):
         return False
@@ -286,10 +283,7 @@ def _check(
 def _word_id(
     tokenizer: Any, tokens: list[str | None], table: list[bytes], sample: list[int]
 ) -> list[int]:
-    """
-
-    he id of a word of the sample that decode gives as the table does; empty if there is none.
-    """
+    """The id of a word of the sample that decode gives as the table does; [] for none."""
     for i in sample:
         is_word = table[i].strip().isalnum() and not _BYTE_TOKEN.fullmatch(tokens[i] or "")
         if is_word and _decode(tokenizer, [i]) == _join(table, [i]):

@@ -44,6 +44,10 @@ TEXT, AFTER_VALUE = TOLD_APART = ("text", "after value")
 """Modes that the byte before tells apart: a sign after a value belongs to no number."""
 
 
+Branch = tuple[list[int], bytes]
+"""Symbols, and the expression for what follows them."""
+
+
 class Pattern(NamedTuple):
     """Bytes to find. The last `lookahead` symbols (0 or 1) of a match stay in the text."""
 
@@ -113,6 +117,7 @@ class Finder:
     ) -> None:
         """What finds the next match of a mode, or whether a match is one of a fresh mode's own."""
         skipped = [number for number, kind in enumerate(self.kinds) if kind in SKIPPED]
+        searchers = _Searchers(self.automaton, skipped)
         self._searchers: list[re.Pattern[bytes] | None] = []
         self._probes: list[re.Pattern[bytes] | None] = []
         for number, (name, mode) in enumerate(modes.items()):
@@ -122,10 +127,10 @@ class Finder:
                 assert {kind: mode[kind] for kind in modes[base]} == modes[base]
                 own = [patterns[kind].pattern for kind in mode if kind not in modes[base]]
                 table = compile_patterns([*own, ".", "$"])
-                probe = _searcher(table, 0, range(len(own), len(own) + 2))
+                probe = _Searchers(table, range(len(own), len(own) + 2)).of_mode(0)
             self._probes.append(probe)
             is_fresh = name in fresh
-            self._searchers.append(None if is_fresh else _searcher(self.automaton, number, skipped))
+            self._searchers.append(None if is_fresh else searchers.of_mode(number))
         self._base_of = [self._number_of.get(fresh.get(name) or "", -1) for name in modes]
         self._told_apart = [self._number_of[name] for name in TOLD_APART if AFTER_VALUE in modes]
         for number in self._told_apart:  # what a sign begins is found in both
@@ -209,41 +214,49 @@ class Walk:
             self.candidate = Candidate(rank, (piece,))
 
 
-def _searcher(automaton: Automaton, mode: int, skipped: Iterable[int]) -> re.Pattern[bytes]:
-    """Finds each place where a match of a mode may begin whose kind is not skipped.
+class _Searchers:
+    """Expressions for the places where a match of a mode may begin whose kind is not skipped."""
 
-    It finds other places, too, where the first bytes look so. The end of a text is a place.
-    """
-    start = automaton.starts[mode]
-    branches = _branches(automaton, start, frozenset(skipped), depth=3)
-    if not branches:
-        return re.compile(rb"\Z")
-    firsts = _set(byte for first, _ in branches for byte in first)
-    expressions = [b"(?<=%s)%s" % (_set(first), rest) for first, rest in branches]
-    return re.compile(b"%s(?:%s)|\\Z" % (firsts, b"|".join(expressions)))
+    def __init__(self, automaton: Automaton, skipped: Iterable[int]):
+        self._automaton = automaton
+        self._skipped = frozenset(skipped)
+        self._known: dict[tuple[int, int], list[Branch]] = {}
 
+    def of_mode(self, mode: int) -> re.Pattern[bytes]:
+        """Finds each such place, and others where the first bytes look so. The end is a place."""
+        branches = self._branches(self._automaton.starts[mode], depth=3)
+        if not branches:
+            return re.compile(rb"\Z")
+        firsts = _set(byte for first, _ in branches for byte in first)
+        expressions = [b"(?<=%s)%s" % (_set(first), rest) for first, rest in branches]
+        return re.compile(b"%s(?:%s)|\\Z" % (firsts, b"|".join(expressions)))
 
-def _branches(
-    automaton: Automaton, state: int, skipped: frozenset[int], depth: int
-) -> list[tuple[list[int], bytes]]:
-    """The symbols that lead on from a state to a match, with an expression for what follows."""
-    symbols_of: dict[bytes, list[int]] = {}
-    for symbol in range(END):
+    def _branches(self, state: int, depth: int) -> list[Branch]:
+        """The symbols that lead on from a state to a match, with an expression for what follows."""
+        if (state, depth) not in self._known:
+            symbols_of: dict[bytes, list[int]] = {}
+            for symbol in range(END):
+                rest = self._rest(state, symbol, depth)
+                if rest is not None:
+                    symbols_of.setdefault(rest, []).append(symbol)
+            branches = [(symbols, rest) for rest, symbols in symbols_of.items()]
+            self._known[state, depth] = branches
+        return self._known[state, depth]
+
+    def _rest(self, state: int, symbol: int, depth: int) -> bytes | None:
+        """The expression for what follows a symbol. None: no match begins so."""
+        automaton = self._automaton
         target = automaton.transitions[state][automaton.classes[symbol]]
         pattern = automaton.accepts[target]
-        if target == DEAD or pattern in skipped and not any(automaton.transitions[target]):
-            continue
-        rest = b""
-        if depth > 1 and (pattern < 0 or pattern in skipped):
-            ends = automaton.accepts[automaton.transitions[target][automaton.classes[END]]]
-            after = _branches(automaton, target, skipped, depth - 1)
-            expressions = [_set(first) + more for first, more in after]
-            expressions += [rb"\Z"] if ends >= 0 else []
-            if not expressions:
-                continue
-            rest = b"(?:%s)" % b"|".join(expressions)
-        symbols_of.setdefault(rest, []).append(symbol)
-    return [(symbols, rest) for rest, symbols in symbols_of.items()]
+        if target == DEAD or pattern in self._skipped and not any(automaton.transitions[target]):
+            return None
+        if depth == 1 or pattern >= 0 and pattern not in self._skipped:
+            return b""
+        after = self._branches(target, depth - 1)
+        expressions = [_set(first) + more for first, more in after]
+        if automaton.accepts[automaton.transitions[target][automaton.classes[END]]] >= 0:
+            expressions.append(rb"\Z")
+        return b"(?:%s)" % b"|".join(expressions) if expressions else None
 
 
 def _set(symbols: Iterable[int]) -> bytes:

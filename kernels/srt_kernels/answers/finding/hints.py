@@ -17,7 +17,7 @@ This finds all marks, and a few places that are none. Then more bytes are read t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 HAS, MAY, STARTS, INNER = 1, 2, 4, 8
@@ -31,7 +31,10 @@ NEEDS_MARK = ("boxed", "tag")
 """The rules that find nothing in a rollout without a mark of the kind TOP."""
 
 NEARBY = 16
-"""Tokens before a mark, or before the end of a text, that are read first."""
+"""Tokens before a mark, or before the end of a text, that are read first.
+
+Also bytes, where there are no tokens. No word is longer.
+"""
 
 WIDENING = 16
 """How much farther each next reading goes."""
@@ -52,12 +55,57 @@ class _Parts(NamedTuple):
     inner: frozenset[bytes]
 
 
+class Marks(NamedTuple):
+    """The places of a text's marks. A place before the start of the text: it has none."""
+
+    think: int  # the last one
+    run_on: int  # the last one
+    top: int  # the last one
+    first_top: int
+
+
+def find_marks(data: bytes, rule: str) -> Marks:
+    """The marks of a text."""
+    words = _words(rule)
+    think, run_on, top = (max(map(data.rfind, words[kind]), default=-1) for kind in sorted(words))
+    first_tops = [place for place in map(data.find, words[TOP]) if place >= 0]
+    return Marks(think, run_on, top, min(first_tops, default=-1))
+
+
+def _words(rule: str) -> dict[int, tuple[bytes, ...]]:
+    """The words of each kind of mark."""
+    if rule == "whole":
+        return dict.fromkeys((THINK, RUN_ON, TOP), ())
+    return {THINK: _THINK_WORDS, RUN_ON: _RUN_ON_WORDS, TOP: _TOP_WORDS.get(rule, ())}
+
+
+def first_places(start: int, stop: int, marks: Marks, rule: str) -> Iterator[tuple[int, bool]]:
+    """Where a text is read from: first near its end, then farther away, last from its start.
+
+    With each place: whether what comes before it is known not to matter. kernel/find.py does the
+    same, but the last place is always the start there.
+    """
+    if rule in NEEDS_MARK and marks.top < start:
+        return
+    if rule == "boxed" and marks.think < start:  # no answer before the first mark
+        start = max(start, marks.first_top - NEARBY)
+    anchor = stop if rule == "last_number" else marks.top
+    if marks.think >= start:
+        anchor = marks.think
+    elif marks.run_on >= start or rule == "whole":
+        anchor = start
+    width = NEARBY
+    first = anchor - width
+    while first > start:
+        yield first, False
+        width *= WIDENING
+        first = start if marks.think >= start else anchor - width
+    yield start, True
+
+
 def token_hints(tokens: Iterable[bytes], rule: str) -> list[int]:
     """The hint of each token, for one of ANSWER_RULES."""
-    words_of = {THINK: _THINK_WORDS, RUN_ON: _RUN_ON_WORDS, TOP: _TOP_WORDS.get(rule, ())}
-    if rule == "whole":
-        words_of = {}
-    parts_of = {kind: _parts(words) for kind, words in words_of.items() if words}
+    parts_of = {kind: _parts(words) for kind, words in _words(rule).items() if words}
     return [
         sum(_flags(token, parts) << BITS * kind for kind, parts in parts_of.items())
         for token in tokens

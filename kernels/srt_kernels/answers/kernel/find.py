@@ -146,7 +146,7 @@ def find_kernel(
 
 @triton.jit
 def find_span(text, words, header_ptr, start, stop, think, run_on, top, active, RULE: tl.constexpr):
-    """Reads each text from near its end, and then from farther away; see reader.first_tokens.
+    """Reads each text from near its end, and then from farther away; see hints.first_places.
 
     Returns which lanes have an answer, and its Span.
     """
