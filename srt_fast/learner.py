@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,11 +12,10 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from srt_fast.config import Config
-from srt_fast.distributed.sharding import full_tensor
 from srt_fast.model.logprobs import head_inputs, rollout_logprobs
 from srt_fast.model.packing import active_rollouts, count_tokens, pack
 from srt_fast.model.policy import Policy
-from srt_fast.optimizer import make_optimizer
+from srt_fast.optimizer import clip_gradients, make_optimizer
 from srt_fast.run.step_metrics import StepTotals
 from srt_fast.types import MicroBatch, Reward, Rollouts
 from srt_kernels import PolicyLoss, group_advantage, linear_logprob, linear_policy_loss
@@ -210,13 +208,8 @@ class Learner:
         return counts.sum()
 
     def _update(self) -> float:
-        parameters = self._policy.model.parameters()
-        total_norm = torch.nn.utils.clip_grad_norm_(parameters, self._config.train.grad_clip)
-        norm = full_tensor(total_norm).item()
-        if not math.isfinite(norm):
-            raise ValueError(
-                f"expected a finite gradient norm, got {norm}; the last checkpoint is unharmed"
-            )
+        grad_clip = self._config.train.grad_clip
+        norm = clip_gradients(self._policy.model, grad_clip, self._world)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm

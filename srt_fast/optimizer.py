@@ -1,19 +1,24 @@
-"""The policy's optimizer (train.optimizer)."""
+"""The policy's optimizer (train.optimizer), and the gradient norm before its step."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW, Optimizer
+from torch.optim.adamw import adamw
 
 from srt_fast.config import TrainConfig
-from srt_fast.distributed.sharding import local_part
+from srt_fast.distributed.sharding import full_tensor, local_part
+from srt_fast.distributed.world import World
+from srt_fast.errors import CheckpointError
 from srt_fast.model.compilation import check_compiler
 
 State = dict[str, Any]
@@ -22,16 +27,124 @@ State = dict[str, Any]
 def make_optimizer(parameters: Iterable[Tensor], train: TrainConfig) -> Optimizer:
     """AdamW of the kind train.optimizer. Its state_dict has plain tensors and floats only.
 
-    Raises ValueError if "adamw_8bit" lacks torchao or a compiler.
+    bfloat16 parameters have float32 master weights. Raises ValueError if "adamw_8bit" lacks torchao
+    or a compiler.
     """
+    parameters = list(parameters)
     options: dict[str, Any] = {
         "lr": train.lr,
         "betas": train.betas,
         "weight_decay": train.weight_decay,
     }
+    is_narrow = any(parameter.dtype == torch.bfloat16 for parameter in parameters)
     if train.optimizer == "adamw_8bit":
-        return _make_adamw_8bit(list(parameters), options)
-    return AdamW(parameters, fused=train.optimizer == "adamw_fused" or None, **options)
+        assert not is_narrow, "the configuration refuses it"
+        return _make_adamw_8bit(parameters, options)
+    is_fused = train.optimizer == "adamw_fused" or parameters[0].device.type == "cuda"
+    kind = MasterAdamW if is_narrow else AdamW
+    return kind(parameters, fused=is_fused or None, **options)
+
+
+def clip_gradients(model: nn.Module, largest_norm: float, world: World) -> float:
+    """Scale the gradients down to a norm of at most `largest_norm`. Returns the norm before.
+
+    Collective. Raises ValueError for a norm that is not finite, before anything has changed. It
+    names the first weight that is not finite, else the first gradient.
+    """
+    parameters = list(model.parameters())
+    total_norm = get_total_norm([gradient for p in parameters if (gradient := p.grad) is not None])
+    norm = full_tensor(total_norm).item()
+    if not math.isfinite(norm):
+        raise ValueError(
+            f"{_first_not_finite(model, world)}: expected finite values, got a gradient norm of "
+            f"{norm}; the last checkpoint is unharmed"
+        )
+    clip_grads_with_norm_(parameters, largest_norm, total_norm)
+    return norm
+
+
+def _first_not_finite(model: nn.Module, world: World) -> str:
+    """The first tensor with a value that is not finite, on any rank. Collective."""
+    named = list(model.named_parameters())
+    tensors = [(f"weight of {name}", parameter) for name, parameter in named]
+    tensors += [(f"gradient of {name}", parameter.grad) for name, parameter in named]
+    of_rank = [
+        place
+        for place, (_, tensor) in enumerate(tensors)
+        if tensor is not None and not local_part(tensor.detach()).isfinite().all()
+    ]
+    places = list(chain.from_iterable(world.gather(of_rank[:1])))
+    return tensors[min(places)][0] if places else "sum of the gradients' squares"
+
+
+class MasterAdamW(AdamW):
+    """AdamW that updates a float32 copy of each parameter, and rounds the copy to the parameter.
+
+    bfloat16 has 8 bits: alone it would lose a step of less than 1/512 of a weight. The copy,
+    "master" in the state, is sharded, saved and loaded as the moments are. They are float32 too.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One update of each parameter that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+
+    def load_state_dict(self, state_dict: State) -> None:
+        """As AdamW's, which would round the state to the parameters' dtype.
+
+        Raises CheckpointError for a state without master weights.
+        """
+        super().load_state_dict({**state_dict, "state": {}})
+        for _, parameter, values in _states(self, state_dict):
+            if "master" not in values:
+                raise CheckpointError(
+                    "optimizer: expected float32 master weights of the bfloat16 parameters, "
+                    "got a checkpoint without them"
+                )
+            device = parameter.device
+            self.state[parameter] = {key: value.to(device) for key, value in values.items()}
+
+    def _update(self, parameter: Tensor, group: State) -> None:
+        state = self.state[parameter]
+        if not state:
+            master = parameter.detach().to(torch.float32, copy=True)
+            state["step"] = torch.zeros((), device=master.device)
+            state["master"] = master
+            state["exp_avg"] = torch.zeros_like(master)
+            state["exp_avg_sq"] = torch.zeros_like(master)
+        # On this rank's parts: an operation on a DTensor takes many times longer to start.
+        master = local_part(state["master"])
+        assert parameter.grad is not None
+        adamw(
+            [master],
+            [local_part(parameter.grad).float()],
+            [local_part(state["exp_avg"])],
+            [local_part(state["exp_avg_sq"])],
+            [],
+            [state["step"]],
+            fused=group["fused"],
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+        local_part(parameter).copy_(master)
+
+
+def _states(optimizer: Optimizer, state_dict: State) -> Iterator[tuple[int, Tensor, State]]:
+    """The parameters that a state_dict has state of: index, parameter, state."""
+    indices = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+    parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    for index, parameter in zip(indices, parameters, strict=True):
+        if index in state_dict["state"]:  # it has been updated
+            yield index, parameter, state_dict["state"][index]
 
 
 # torchao's AdamW8bit keeps exp_avg and exp_avg_sq as codes of 8 bits, and a float32 scale for each
@@ -82,19 +195,15 @@ def _dequantize_state(optimizer: Optimizer, state_dict: State) -> State:
 
 def _quantize_state(optimizer: Any, state_dict: State) -> State:
     """The inverse of _dequantize_state."""
-    indices = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-    parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
-    state = {}
-    for index, parameter in zip(indices, parameters, strict=True):
-        if index not in state_dict["state"]:
-            continue  # it has not been updated yet
-        values = state_dict["state"][index]
-        state[index] = {
+    state = {
+        index: {
             key: _quantize(value, optimizer._new_buffer(parameter, signed=key == "exp_avg"))
             if value.ndim
             else value
             for key, value in values.items()
         }
+        for index, parameter, values in _states(optimizer, state_dict)
+    }
     return {**state_dict, "state": state}
 
 

@@ -334,7 +334,7 @@ def test_a_moved_run_goes_on_where_it_is(tiny_config, tmp_path):
 
 
 def test_weights_that_are_not_finite_are_refused(tiny_config, tiny_model, tmp_path):
-    """At the start, and after a step whose gradient is not finite."""
+    """At the start, and after a step whose gradient is not finite. One of two is named."""
     model = Path(shutil.copytree(tiny_model, tmp_path / "nan"))
     broken = load_file(model / "model.safetensors")
     broken["model.norm.weight"][:] = float("nan")
@@ -349,12 +349,14 @@ def test_weights_that_are_not_finite_are_refused(tiny_config, tiny_model, tmp_pa
 
     def step_with_nan():
         if trainer.step == 1:
-            for parameter in trainer.parts.policy.model.parameters():
-                parameter.register_hook(lambda gradient: gradient * float("nan"))
+            for name in ("model.norm.weight", "model.layers.0.mlp.up_proj.weight"):
+                weight = trainer.parts.policy.model.get_parameter(name)
+                weight.register_hook(lambda gradient: gradient * float("nan"))
         train_step()
 
     trainer.train_step = step_with_nan
-    with pytest.raises(ValueError, match="expected a finite gradient norm, got nan"):
+    message = r"gradient of model\.layers\.0\.mlp\.up_proj\.weight: expected finite values"
+    with pytest.raises(ValueError, match=message):
         trainer.train()
     assert all(weight.isfinite().all() for weight in weights(tmp_path / "gradient").values())
 

@@ -15,8 +15,10 @@ class ModelConfig:
     """"quickstart" (the embedded tiny model), a local Hugging Face folder, a .gguf file, or a hub
     id."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the trained weights. bfloat16 loses updates below about 1/256 of a weight. Keep
-    float32 unless memory is short."""
+    """Type of the weights in passes and of their gradients. bfloat16: the optimizer updates float32
+    master weights and rounds them. Both types take 16 bytes a parameter for weights, gradients and
+    optimizer. bfloat16 saves memory in a run with copies of the model, such as the reference of a
+    KL, or without sharding. It adds up the gradients of micro-batches in bfloat16."""
     autocast: Literal["auto", "off", "bfloat16"] = "auto"
     """Type of the forward pass over float32 weights. "auto": bfloat16 on CUDA, off on a CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

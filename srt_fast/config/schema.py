@@ -86,6 +86,11 @@ def _check_model(config: Config) -> None:
             f"model.dtype: expected float32 with reward.kind {config.reward.kind!r}, whose teacher "
             f"moves by less than bfloat16 resolves, got {config.model.dtype}"
         )
+    if config.model.dtype != "float32" and config.train.optimizer == "adamw_8bit":
+        raise ValueError(
+            "train.optimizer: expected 'adamw' or 'adamw_fused', which have master weights, with "
+            f"model.dtype {config.model.dtype!r}, got 'adamw_8bit'"
+        )
     if config.vllm.one_step_off and config.sampling.engine == "hf":
         raise ValueError(
             "vllm.one_step_off: expected sampling.engine='vllm', which samples beside the trainer, "

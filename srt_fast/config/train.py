@@ -48,9 +48,10 @@ class TrainConfig:
     """Weight of a KL penalty in the reward: the k3 estimate of the KL to the starting model, summed
     over the completion. 0: off."""
     optimizer: OptimizerName = "adamw"
-    """"adamw": PyTorch's AdamW. "adamw_fused": the same in one kernel. "adamw_8bit": torchao's,
-    with 2 bytes of state a parameter in place of 8. It needs the extra `optim` and a C++ compiler,
-    and its results depend on the number of ranks."""
+    """"adamw": PyTorch's AdamW, on CUDA in one kernel. "adamw_fused": on a CPU too, which
+    dist.cpu_offload takes. "adamw_8bit": torchao's, with 2 bytes of state a parameter in place of
+    8. It needs float32 weights, the extra `optim` and a C++ compiler, and its results depend on the
+    number of ranks."""
     lr: PositiveFloat = 1e-6
     """Learning rate of AdamW."""
     lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
@@ -107,5 +108,5 @@ class CheckpointConfig:
     """Number of checkpoints to keep. The oldest are deleted."""
     asynchronous: bool = False
     """Write checkpoints while the next steps run. That takes host memory for a copy of weights and
-    optimizer state: 12 bytes a parameter in float32, over all ranks. The last checkpoint and that
-    of SIGINT or SIGTERM are written at once."""
+    optimizer state: 12 bytes a parameter in float32, 14 in bfloat16, over all ranks. The last
+    checkpoint and that of SIGINT or SIGTERM are written at once."""

@@ -38,6 +38,14 @@ FILE_TASK = {
             {"reward.kind": "pool", "model.dtype": "bfloat16"},
             r"model\.dtype: expected float32 with reward\.kind 'pool'",
         ),
+        (
+            {
+                "train.optimizer": "adamw_8bit",
+                "model.dtype": "bfloat16",
+                "reward.kind": "majority",
+            },
+            r"train\.optimizer: .*master weights, with model\.dtype 'bfloat16', got 'adamw_8bit'",
+        ),
         (FILE_TASK | {"reward.kind": "oracle"}, r"reward\.kind: 'oracle' needs gold answers"),
         (FILE_TASK | {"monitor.labels": "gold"}, r"monitor\.labels: 'gold' needs gold answers"),
         ({"warm_start.pass1_low": 0.9}, r"warm_start\.pass1_low"),

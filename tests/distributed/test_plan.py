@@ -231,6 +231,10 @@ def test_settings_change_the_memory_that_they_say():
     assert offloaded.host == sum(
         base.training[name] for name in ("weights", "gradients", "Adam", "starting model")
     )
+    narrow = memory(make_run(gpus=8, model__dtype="bfloat16")).training
+    assert narrow["starting model"] == base.training["starting model"] / 2
+    state = narrow["weights"] + narrow["gradients"] + narrow["Adam"] + narrow["master weights"]
+    assert state == sum(base.training[name] for name in ("weights", "gradients", "Adam"))
     awake = memory(make_run(gpus=8, vllm__sleep=False))
     assert sum(awake.training.values()) - sum(base.training.values()) == sum(
         base.sampling[name] for name in ("vLLM weights", "vLLM work space", "KV cache")

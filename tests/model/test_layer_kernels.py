@@ -8,9 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, GPT2Config, LlamaConfig, PreTrainedModel
 
 from srt_fast.model import attention, layer_kernels
+from srt_fast.model.attention import packed_attention
 from srt_fast.model.layer_kernels import (
     ARCHITECTURES,
     ROTARY,
@@ -154,6 +156,19 @@ def test_description_on_a_cpu():
         "kernels: attention per-sequence SDPA, other layers torch, "
         "LM head and loss srt_kernels (torch)"
     )
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_torch_has_the_attention_that_cuda_takes(window, monkeypatch):
+    """Grouped queries, with and without a window. Fake tensors have shapes and no data."""
+    monkeypatch.setattr(attention, "attention_path", lambda *_: attention.TORCH_VARLEN)
+    with FakeTensorMode():
+        query = torch.empty(1, 4, 10, 16, dtype=torch.bfloat16)
+        key = torch.empty(1, 2, 10, 16, dtype=torch.bfloat16)
+        starts = torch.empty(3, dtype=torch.int32)
+        options = dict(cu_seq_lens_q=starts, max_length_q=6, sliding_window=window)
+        output, _ = packed_attention(nn.Module(), query, key, key, None, **options)
+    assert output.shape == (1, 10, 4, 16)
 
 
 @pytest.mark.parametrize(

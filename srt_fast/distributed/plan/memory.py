@@ -6,9 +6,10 @@ elements of a token's queries and of its keys; h, h': heads of queries and of ke
 one copy of the weights. A micro-batch has T tokens, train.token_budget, of which n are targets. A
 stored weight has w bytes. An operand of a matrix product has c: 2 under autocast, else w.
 
-State. Weights w P/S, gradients w P/S, Adam's two moments 2 w P/S, and w P/S for each copy of the
-model: the starting model (KL, labels) and the moving average (teacher). FSDP2 splits rows and
-rounds up: P/S is the sum of ceil(rows / S) x columns.
+State. Weights w P/S, gradients w P/S, Adam's two moments in float32 8 P/S, the float32 master
+weights of bfloat16 weights 4 P/S, and w P/S for each copy of the model: the starting model (KL,
+labels) and the moving average (teacher). FSDP2 splits rows and rounds up: P/S is the sum of
+ceil(rows / S) x columns.
 
 Activations. A block keeps for its backward pass, in bytes a token:
 - of each of two RMSNorms 4 H (its input in float32), 4 (its scale), c H (its normalised input);
@@ -26,13 +27,13 @@ Loss. A chunk of C rows (LOGITS_CHUNK) has float32 logits, 4 C V, its hidden row
 and its dX, 4 C H. The sums dX and dW have float32, 4 (T + V) H. In the end they are rounded to c
 bytes, and kept for the backward pass.
 
-Training's peak is the state and the largest of four moments:
+Training's peak is the state and the largest of three moments:
 - loss: all activations, the loss, and the root's gathered weights, c R;
 - a block's backward pass: all activations, and one block's if it recomputes them; gradients of
   activations, T (2 c I + 2 c H); dX and dW; c R; the block's gathered weights and the next one's,
   2 c B; its gradients, c B; and the float32 input of the reduce-scatter before, 4 B;
-- the root's reduction: its gradients, c R, and their float32 copy, 4 R;
-- the optimizer: AdamW's square root of the second moment, w P/S.
+- the root's reduction: its gradients, c R, and their float32 copy, 4 R.
+The optimizer needs less: AdamW is one kernel on CUDA, and casts one bfloat16 gradient at a time.
 Without dist.reshard_after_forward all blocks stay gathered after the forward pass, c (P - R).
 
 Sampling's peak is the state without gradients, and vLLM: weights c P / tp, work space, KV cache.
@@ -120,8 +121,11 @@ def memory(run: Run) -> Memory:
 
 def state_bytes(run: Run) -> dict[str, int]:
     """What lives through all steps, and the gradients."""
-    shard = run.precision.weight * run.shape.shard_size(run.shard_ranks)
-    state = {"weights": shard, "gradients": shard, "Adam": 2 * shard}
+    elements = run.shape.shard_size(run.shard_ranks)
+    shard = run.precision.weight * elements
+    state = {"weights": shard, "gradients": shard, "Adam": 8 * elements}
+    if run.precision.weight < 4:
+        state["master weights"] = 4 * elements
     return state | dict.fromkeys(run.copies, shard)
 
 
@@ -179,9 +183,6 @@ def training_moments(run: Run) -> dict[str, dict[str, int]]:
     if run.is_sharded:
         root = (precision.compute + 4) * shape.root_size
         moments["reduction of the root"] = {"embedding and head": root}
-    if not run.config.dist.cpu_offload:
-        shard = precision.weight * shape.shard_size(run.shard_ranks)
-        moments["optimizer"] = {"AdamW's temporary": shard}
     return moments
 
 
