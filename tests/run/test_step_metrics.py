@@ -23,6 +23,7 @@ def test_over_cap(level, action):
         input_ids=empty,
         position_ids=empty,
         cu_input=empty,
+        max_length=3,
         row_index=empty,
         targets=empty,
         cu_seqlens=torch.tensor([0, 2, 3, 6], dtype=torch.int32),
