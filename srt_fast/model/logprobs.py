@@ -22,7 +22,7 @@ class HeadOptions(TypedDict):
 
     bias: Tensor | None
     softcap: float | None
-    row_index: Tensor
+    row_index: Tensor  # no value twice
     temperature: float
 
 
