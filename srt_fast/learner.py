@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import compress, pairwise
 from typing import Any
 
 import torch
@@ -13,13 +14,13 @@ from transformers import get_scheduler
 
 from srt_fast.config import Config
 from srt_fast.model.logprobs import head_inputs, rollout_logprobs
-from srt_fast.model.packing import active_rollouts, count_tokens, pack
+from srt_fast.model.packing import count_tokens, pack, select_rollouts
 from srt_fast.model.policy import Policy
 from srt_fast.optimizer import clip_gradients, make_optimizer
-from srt_fast.run.step_metrics import StepTotals
-from srt_fast.types import MicroBatch, Reward, Rollouts
+from srt_fast.run.step_metrics import Figures, StepTotals
+from srt_fast.types import Layout, MicroBatch, Reward, Rollouts
 from srt_kernels import PolicyLoss, group_advantage, linear_logprob, linear_policy_loss
-from srt_kernels.core.segments import segment_reduce
+from srt_kernels.core.segments import segment_ids
 
 
 class Learner:
@@ -50,37 +51,34 @@ class Learner:
         self._scheduler: Any = get_scheduler(
             schedule, self.optimizer, train.warmup_steps, train.steps
         )
-        self._totals = StepTotals()
-        self._step_values: dict[str, float] = {}
+        self._totals = StepTotals(policy.device)
+        self._step_values: Figures = {}
 
     # ---- the stations of a step ----
 
     def pack(self, rollouts: Rollouts, reward: Reward) -> list[list[MicroBatch]]:
-        """Mini-batches of micro-batches. Rollouts without a gradient are dropped."""
+        """Mini-batches of micro-batches. Rollouts without a gradient are dropped.
+
+        One host sync, for the rollouts that have a gradient.
+        """
         train = self._config.train
         objective = self._objective
-        all_rollouts = torch.arange(len(reward.rewards), device=reward.rewards.device)
-        self._totals = StepTotals()
+        self._totals = StepTotals(reward.rewards.device)
         self._step_values = {"lr": self.optimizer.param_groups[0]["lr"]}
-        advantages = self._advantages(rollouts, reward, all_rollouts)
-        active = active_rollouts(
-            advantages,
-            reward.keep,
-            rollouts.cu_seqlens,
-            every_row=objective.kl_coef > 0 or objective.entropy_coef != 0,
-        )
-        tokens_saved = count_tokens(rollouts, all_rollouts) - count_tokens(rollouts, active)
-        self._step_values["tokens_saved"] = tokens_saved
+        advantages = self._advantages(rollouts, reward)
+        every_row = objective.kl_coef > 0 or objective.entropy_coef != 0
+        selection = select_rollouts(rollouts, advantages, reward.keep, every_row=every_row)
+        active = selection.active
+        all_tokens = count_tokens(rollouts, range(len(rollouts.truncated)))
+        self._step_values["tokens_saved"] = all_tokens - count_tokens(rollouts, active)
         old = self._logprobs(self._policy, rollouts, active) if train.minibatches > 1 else None
         ref = self._logprobs(self._reference, rollouts, active) if objective.kl_coef else None
-        bounds = _minibatch_bounds(reward.keep, rollouts, train.minibatches)
-        rollout_bounds = rollouts.cu_groups[bounds].tolist()
         minibatches = []
-        for first, last in zip(rollout_bounds[:-1], rollout_bounds[1:], strict=True):
-            indices = active[(active >= first) & (active < last)]
-            if len(indices) == 0:
+        for part in _minibatch_slices(selection.kept, rollouts.layout, train.minibatches):
+            indices = [index for index in active if part.start <= index < part.stop]
+            if not indices:
                 continue
-            normalizer = self._normalizer(rollouts, reward.keep, first, last)
+            normalizer = self._normalizer(rollouts.layout.lengths[part], selection.kept[part])
             minibatches.append(
                 [
                     replace(
@@ -116,6 +114,7 @@ class Learner:
                 ref_logprobs=batch.ref_logprobs,
                 sampler_logprobs=batch.sampler_logprobs,
                 normalizer=batch.normalizer,
+                all_rows=not self._may_mask(batch),
                 **options,
             )
             return result.loss, result
@@ -129,25 +128,24 @@ class Learner:
         self._totals.updates += 1
         self._totals.grad_norm += self._update()
 
-    def end_step(self) -> dict[str, float]:
-        """Advance the schedule. Returns the step's metrics."""
+    def end_step(self) -> Figures:
+        """Advance the schedule. Returns the step's metrics, those of the device as tensors."""
         with warnings.catch_warnings():
             # torch warns if the first steps had no update. The schedule counts those too.
             warnings.simplefilter("ignore")
             self._scheduler.step()
-        return self._step_values | self._totals.over_ranks(self._world).metrics()
+        return self._step_values | self._totals.metrics(self._world)
 
     # ---- other updates ----
 
-    def supervised_step(self, rollouts: Rollouts) -> dict[str, float]:
+    def supervised_step(self, rollouts: Rollouts) -> Figures:
         """One update on the cross-entropy of these completions, in nats a token."""
         count = len(rollouts.truncated)
         device = rollouts.tokens.device
-        indices = torch.arange(count, device=device)
         zeros = torch.zeros(count, device=device)
-        total_loss = 0.0
+        total_loss = torch.zeros((), dtype=torch.float64, device=device)
         budget = self._config.train.token_budget
-        for batch in pack(rollouts, zeros, indices, budget, self._world):
+        for batch in pack(rollouts, zeros, range(count), budget, self._world):
 
             def forward(batch: MicroBatch = batch) -> Tensor:
                 temperature = self._config.sampling.temperature
@@ -157,10 +155,9 @@ class Learner:
 
             loss = self._policy.run(forward)
             loss.backward()
-            total_loss += loss.item()
+            total_loss += loss.detach()
         self._update()
-        total = self._world.sum(torch.tensor(total_loss, dtype=torch.float64, device=device))
-        return {"supervised_loss": total.item(), "supervised": count}
+        return {"supervised_loss": self._world.sum(total_loss), "supervised": count}
 
     def scale_lr(self, factor: float) -> None:
         """From the next step on the learning rate is `factor` times the configured one."""
@@ -183,14 +180,14 @@ class Learner:
 
     # ---- parts ----
 
-    def _advantages(self, rollouts: Rollouts, reward: Reward, all_rollouts: Tensor) -> Tensor:
+    def _advantages(self, rollouts: Rollouts, reward: Reward) -> Tensor:
         """[R] fp32 advantages, with the KL in the reward and the reward function's weights."""
         train = self._config.train
         rewards = reward.rewards
         if train.reward_kl_coef:
-            kl = self._sequence_kl(rollouts, all_rollouts)
+            kl = self._sequence_kl(rollouts)
             rewards = rewards - train.reward_kl_coef * kl
-            self._step_values["kl"] = kl.mean().item()
+            self._step_values["kl"] = kl.mean()
         advantages = group_advantage(rewards, rollouts.cu_groups, kind=train.advantage)
         if reward.advantages is not None:
             # The reward function sets the advantages. A KL in the reward still counts, centred.
@@ -200,21 +197,34 @@ class Learner:
             advantages = advantages * reward.weights
         return advantages
 
-    def _normalizer(self, rollouts: Rollouts, keep: Tensor, first: int, last: int) -> Tensor:
+    def _normalizer(self, lengths: list[int], kept: list[bool]) -> int:
         """What the loss of a mini-batch is divided by: its tokens or rollouts that count."""
-        counts = keep[first:last]
         if self._objective.reduction == "token":
-            counts = counts * rollouts.cu_seqlens.diff()[first:last]
-        return counts.sum()
+            return sum(compress(lengths, kept))
+        return sum(kept)
+
+    def _may_mask(self, batch: MicroBatch) -> bool:
+        """Whether the loss may leave tokens of the batch out before it computes their log-probs.
+
+        Packing has left out all rollouts without a gradient. A sampler correction that is known
+        before the pass may mask single tokens. Only then does the loss ask the device for them.
+        """
+        return batch.old_logprobs is not None and self._objective.correction.endswith("mask")
 
     def _update(self) -> float:
+        """One optimizer update. Returns the gradient norm: a host sync before the weights change.
+
+        Raises ValueError for a norm that is not finite.
+        """
         grad_clip = self._config.train.grad_clip
         norm = clip_gradients(self._policy.model, grad_clip, self._world)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _logprobs(self, policy: Policy | None, rollouts: Rollouts, indices: Tensor) -> Tensor:
+    def _logprobs(
+        self, policy: Policy | None, rollouts: Rollouts, indices: Sequence[int]
+    ) -> Tensor:
         """[N] log-probs of these rollouts' tokens under a model. Other tokens have NaN."""
         assert policy is not None
         return rollout_logprobs(
@@ -226,28 +236,27 @@ class Learner:
             check=self._check,
         )
 
-    def _sequence_kl(self, rollouts: Rollouts, all_rollouts: Tensor) -> Tensor:
+    def _sequence_kl(self, rollouts: Rollouts) -> Tensor:
         """[R] k3 estimate of the KL to the starting model, summed over each completion.
 
         Source: joschu.net/blog/kl-approx.html.
         """
+        all_rollouts = range(len(rollouts.truncated))
         reference_logprobs = self._logprobs(self._reference, rollouts, all_rollouts)
         log_ratio = reference_logprobs - self._logprobs(self._policy, rollouts, all_rollouts)
         k3 = log_ratio.exp() - 1 - log_ratio
-        lengths = rollouts.cu_seqlens.diff()
-        rollout = torch.repeat_interleave(all_rollouts, lengths, output_size=len(k3))
+        rollout = segment_ids(rollouts.cu_seqlens, len(k3))
         return torch.zeros(len(all_rollouts), device=k3.device).index_add(0, rollout, k3)
 
 
-def _minibatch_bounds(keep: Tensor, rollouts: Rollouts, minibatches: int) -> Tensor:
-    """[minibatches + 1] prompts at which mini-batches begin.
+def _minibatch_slices(kept: list[bool], layout: Layout, minibatches: int) -> list[slice]:
+    """The rollouts of each mini-batch.
 
     Mini-batches have equally many prompts with a rollout that trains.
     """
-    kept = (segment_reduce(keep, "max", rollouts.cu_groups) > 0).nonzero()[:, 0]
-    device = kept.device
-    places = torch.linspace(0, len(kept), minibatches + 1, device=device).long()[1:-1]
-    if len(kept):
-        places = kept[places.clamp_max(len(kept) - 1)]
-    ends = torch.tensor([0, len(rollouts.prompts)], device=device)
-    return torch.cat([ends[:1], places, ends[1:]])
+    bounds = layout.group_bounds
+    trained = [first for first, last in pairwise(bounds) if any(kept[first:last])]
+    cuts = [0] * (minibatches - 1)
+    if trained:
+        cuts = [trained[len(trained) * part // minibatches] for part in range(1, minibatches)]
+    return [slice(first, last) for first, last in pairwise([0, *cuts, bounds[-1]])]

@@ -247,7 +247,9 @@ class WarmStart:
         """One update on the cross-entropy of worked sums: the loss in nats a token, the tokens."""
         policy = self._policy
         batch = self._worked_sums()
-        hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.cu_input)
+        hidden = policy.hidden(
+            batch.input_ids, batch.position_ids, batch.cu_input, batch.max_length
+        )
         logprobs, _ = linear_logprob(
             hidden, policy.head.weight, batch.targets, row_index=batch.row_index
         )
@@ -275,8 +277,8 @@ class WarmStart:
             completions.append(Completion(tokens=tokens, logprobs=zeros, truncated=False))
         prompts = [tokenize_prompt(problem, self._config.task, tokenizer) for problem in problems]
         rollouts = pack_completions(completions, prompts, samples=1)
-        indices = torch.arange(len(completions), device=device)
-        [batch] = pack(rollouts, torch.ones_like(indices), indices, token_budget=2**62)
+        count = len(completions)
+        [batch] = pack(rollouts, torch.ones(count, device=device), range(count), token_budget=2**62)
         return batch
 
 

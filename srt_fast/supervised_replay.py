@@ -6,6 +6,7 @@ import torch
 
 from srt_fast.config import CurriculumConfig
 from srt_fast.sampling.base import Completion, pack_completions
+from srt_fast.transfer import fetch
 from srt_fast.types import Groups, Rollouts
 
 MAX_PAIRS = 256
@@ -28,7 +29,10 @@ class SupervisedReplay:
         self._pairs: list[Pair] = []
 
     def collect(self, rollouts: Rollouts, groups: Groups) -> None:
-        """Keep the first completion with the majority's answer of each group that qualifies."""
+        """Keep the first completion with the majority's answer of each group that qualifies.
+
+        One host sync if there are supervised steps.
+        """
         settings = self._settings
         if not settings.supervised_every:
             return
@@ -37,12 +41,13 @@ class SupervisedReplay:
         qualifies = votes > 1.5  # at least two rollouts agree
         qualifies &= vote.share <= settings.supervised_share
         qualifies &= vote.share >= settings.supervised_lead * vote.runner_up
-        offsets = rollouts.cu_seqlens.tolist()
-        group_bounds = groups.cu_groups.tolist()
-        agrees = vote.rewards.tolist()
+        qualifies, rewards, tokens = fetch(qualifies, vote.rewards, rollouts.tokens)
+        offsets = rollouts.layout.offsets
+        group_bounds = rollouts.layout.group_bounds
+        agrees = rewards.tolist()
         for group in qualifies.nonzero()[:, 0].tolist():
             index = agrees.index(1.0, group_bounds[group])
-            completion = rollouts.tokens[offsets[index] : offsets[index + 1]].tolist()
+            completion = tokens[offsets[index] : offsets[index + 1]].tolist()
             self._pairs.append((rollouts.prompts[group], completion))
         self._pairs = self._pairs[-MAX_PAIRS:]
 
@@ -70,7 +75,7 @@ def pack_pairs(pairs: list[Pair], device: torch.device) -> Rollouts:
     """Prompts with one completion each, as rollouts without log-probs."""
     completions = []
     for _, token_ids in pairs:
-        tokens = torch.tensor(token_ids, device=device)
-        zeros = torch.zeros(len(token_ids), device=device)
+        tokens = torch.tensor(token_ids)
+        zeros = torch.zeros(len(token_ids))
         completions.append(Completion(tokens=tokens, logprobs=zeros, truncated=False))
-    return pack_completions(completions, [prompt for prompt, _ in pairs], samples=1)
+    return pack_completions(completions, [prompt for prompt, _ in pairs], samples=1, device=device)

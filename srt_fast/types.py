@@ -9,6 +9,7 @@ group is unanimous: the training pass drops it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the plain-Python parts of the trainer need no torch
@@ -41,6 +42,34 @@ class Prompts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where rollouts lie, on the host. So packing and reading need not ask the device."""
+
+    lengths: list[int]  # R, tokens of each completion: [2, 1, 3, 2, 2]
+    group_sizes: list[int]  # P, rollouts of each prompt: [3, 2]
+
+    @classmethod
+    def read(cls, cu_seqlens: Tensor, cu_groups: Tensor) -> Layout:
+        """From the offsets of Rollouts. Two host syncs if they are on a GPU."""
+        return cls(lengths=cu_seqlens.diff().tolist(), group_sizes=cu_groups.diff().tolist())
+
+    @property
+    def offsets(self) -> list[int]:
+        """R+1, where each completion begins: [0, 2, 3, 6, 8, 10]."""
+        return [0, *accumulate(self.lengths)]
+
+    @property
+    def group_bounds(self) -> list[int]:
+        """P+1, where each prompt's rollouts begin: [0, 3, 5]."""
+        return [0, *accumulate(self.group_sizes)]
+
+    @property
+    def groups(self) -> list[int]:
+        """R, the prompt of each rollout: [0, 0, 0, 1, 1]."""
+        return [group for group, size in enumerate(self.group_sizes) for _ in range(size)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rollouts:
     """Completions of P prompts, packed: R rollouts, N tokens, no padding. Rollouts of one prompt
     are neighbours.
@@ -52,6 +81,7 @@ class Rollouts:
     logprobs: Tensor  # [N] fp32, the sampler's log-prob of each token at its temperature
     truncated: Tensor  # [R] bool, True where max_tokens ended the completion
     prompts: list[list[int]]  # token ids of the P prompts
+    layout: Layout  # what cu_seqlens and cu_groups say, on the host
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +154,9 @@ class PackedSequences:
     input_ids: Tensor  # [T] int64
     position_ids: Tensor  # [T] int64: [0 1 2 3 4 | 0 1 2 3 | 0 1 2 3 4 5]
     cu_input: Tensor  # [r+1] int32, where each sequence begins: [0, 5, 9, 15]
-    row_index: Tensor  # [n] int64, the hidden row that predicts each target: [2 3 | 7 | 11 12 13]
+    max_length: int  # tokens of the longest sequence: 6
+    row_index: Tensor  # [n] int64, the hidden row that predicts each target: [2 3 | 7 | 11 12 13].
+    # It has no value twice.
     targets: Tensor  # [n] int64, completion tokens
     cu_seqlens: Tensor  # [r+1] int32, where each completion begins among the targets: [0, 2, 3, 6]
 
@@ -139,4 +171,4 @@ class MicroBatch(PackedSequences):
     token_index: Tensor  # [n] int64, places among the step's N tokens
     old_logprobs: Tensor | None = None  # [n] fp32, before the step's first update. None: current
     ref_logprobs: Tensor | None = None  # [n] fp32, the reference model's. None: no KL term
-    normalizer: Tensor | None = None  # tokens or rollouts that the mini-batch's loss is divided by
+    normalizer: int | None = None  # tokens or rollouts that the mini-batch's loss is divided by

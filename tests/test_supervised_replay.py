@@ -7,6 +7,7 @@ import torch
 
 from srt_fast.config import CurriculumConfig
 from srt_fast.supervised_replay import SupervisedReplay, pack_pairs
+from srt_fast.types import Layout
 from support.rollouts import make_groups, random_rollouts
 
 TAKEN = [7, 1, 2, 1, 3, 4]  # shares 2/6 to 1/6
@@ -23,6 +24,7 @@ def test_supervised_steps_take_strong_but_rare_votes():
         cu_seqlens=torch.arange(25, dtype=torch.int32),
         tokens=torch.arange(100, 124),
         logprobs=torch.zeros(24),
+        layout=Layout(lengths=[1] * 24, group_sizes=[6] * 4),
     )
     replay = SupervisedReplay(CurriculumConfig(supervised_every=3))
     replay.collect(rollouts, groups)

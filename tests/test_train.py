@@ -18,6 +18,7 @@ from srt_fast import learner
 from srt_fast.config import Config, override, to_dict
 from srt_fast.errors import CheckpointError
 from srt_fast.files import read_rows
+from srt_fast.model.packing import Selection
 from srt_fast.run.folder import load_config
 from srt_fast.run.records import read_record
 from srt_fast.train import Trainer
@@ -124,10 +125,10 @@ def test_dropping_rollouts_without_gradient_changes_no_update(tiny_config, tmp_p
     assert any(row["tokens_saved"] > 0 and row["updates"] for row in rows_of(rows, "train"))
     _, small_batches, _ = run(config, tmp_path / "small", **{"train.token_budget": 20})
 
-    def keep_all_rollouts(advantages, keep, cu_seqlens, *, every_row):
-        return torch.arange(len(keep))
+    def keep_all_rollouts(rollouts, advantages, keep, *, every_row):
+        return Selection(keep.tolist(), list(range(len(keep))))
 
-    monkeypatch.setattr(learner, "active_rollouts", keep_all_rollouts)
+    monkeypatch.setattr(learner, "select_rollouts", keep_all_rollouts)
     _, complete, _ = run(config, tmp_path / "complete")
     assert_equal(dropped, complete, atol=2e-5)
     assert_equal(dropped, small_batches, atol=2e-5)

@@ -6,6 +6,7 @@ The probe samples a few held-out prompts every monitor.every steps.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from srt_fast.config import Config
 from srt_fast.model.logprobs import rollout_logprobs
 from srt_fast.model.policy import Policy, longest_prompt
 from srt_fast.sampling import Sampler
-from srt_fast.sampling.base import SamplingParams
+from srt_fast.sampling.base import SamplingParams, restore_rollouts, rollout_tensors
 from srt_fast.sampling.prompts import fitting_prompts
 from srt_fast.tasks.base import Task
 from srt_fast.types import Rollouts
@@ -69,14 +70,7 @@ class CollapseProbe:
         keys = self._reader.keys(rollouts.tokens, rollouts.cu_seqlens)
         self._labels = majority_vote(keys, rollouts.cu_groups).majority.cpu()
         rollouts = self._sample(1)
-        self._start_rollouts = Rollouts(
-            tokens=rollouts.tokens,
-            cu_seqlens=rollouts.cu_seqlens,
-            cu_groups=rollouts.cu_groups,
-            truncated=rollouts.truncated,
-            prompts=rollouts.prompts,
-            logprobs=self._logprobs(rollouts),
-        )
+        self._start_rollouts = replace(rollouts, logprobs=self._logprobs(rollouts))
 
     def measure(self) -> tuple[list[float], float]:
         """The score of each prompt, and the mean KL(start || policy) in nats a token.
@@ -116,11 +110,10 @@ class CollapseProbe:
             return self._sampler.sample(self._prompts, params)
 
     def _logprobs(self, rollouts: Rollouts) -> Tensor:
-        all_rollouts = torch.arange(len(rollouts.truncated), device=rollouts.tokens.device)
         return rollout_logprobs(
             self._policy,
             rollouts,
-            all_rollouts,
+            range(len(rollouts.truncated)),
             temperature=self._config.sampling.temperature,
             token_budget=self._config.train.token_budget,
             check=self._check,
@@ -128,21 +121,11 @@ class CollapseProbe:
 
     def state_dict(self) -> dict[str, Any]:
         rollouts = self._start_rollouts
-        tensors = None
-        if rollouts is not None:
-            tensors = {
-                "tokens": rollouts.tokens,
-                "cu_seqlens": rollouts.cu_seqlens,
-                "cu_groups": rollouts.cu_groups,
-                "truncated": rollouts.truncated,
-                "logprobs": rollouts.logprobs,
-            }
+        tensors = None if rollouts is None else rollout_tensors(rollouts)
         return {"labels": self._labels, "start_rollouts": tensors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._labels = state["labels"]
         tensors = state["start_rollouts"]
         if tensors:
-            device = self._policy.device
-            tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-            self._start_rollouts = Rollouts(**tensors, prompts=self._prompts)
+            self._start_rollouts = restore_rollouts(tensors, self._prompts, self._policy.device)

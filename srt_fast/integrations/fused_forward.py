@@ -28,11 +28,13 @@ def pack_rows(ids: Tensor, valid: Tensor, is_target: Tensor) -> PackedSequences:
     ids [r, L]. valid [r, L] bool: True at real tokens, without gaps in a row. is_target [r, L]
     bool: within valid, and never the first token of a row.
     """
+    lengths = valid.sum(1)
     packed_places = valid.flatten().cumsum(0).view_as(ids) - 1
     return PackedSequences(
         input_ids=ids[valid],
         position_ids=(valid.cumsum(1) - 1)[valid],
-        cu_input=lengths_to_offsets(valid.sum(1)),
+        cu_input=lengths_to_offsets(lengths),
+        max_length=int(lengths.max()),
         row_index=packed_places[is_target] - 1,
         targets=ids[is_target],
         cu_seqlens=lengths_to_offsets(is_target.sum(1)),
@@ -42,10 +44,12 @@ def pack_rows(ids: Tensor, valid: Tensor, is_target: Tensor) -> PackedSequences:
 class PaddedPolicy(Policy):
     """A policy whose attention cannot pack. Runs the model on rows that are padded on the right."""
 
-    def hidden(self, input_ids: Tensor, position_ids: Tensor, cu_input: Tensor) -> Tensor:
+    def hidden(
+        self, input_ids: Tensor, position_ids: Tensor, cu_input: Tensor, max_length: int
+    ) -> Tensor:
         """As Policy.hidden: [T, H], in the dtype that the model returns."""
         lengths = cu_input.diff()
-        columns = torch.arange(int(lengths.max()), device=lengths.device)
+        columns = torch.arange(max_length, device=lengths.device)
         valid = columns < lengths[:, None]
         zeros = torch.zeros_like(valid, dtype=torch.int64)
         output = self.model.base_model(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypedDict
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from srt_fast.model.packing import pack
 from srt_fast.model.policy import LMHeadParameters, Policy
+from srt_fast.transfer import send
 from srt_fast.types import PackedSequences, Rollouts
 from srt_kernels import linear_logprob
 from srt_kernels.core.segments import segment_ids
@@ -21,7 +22,7 @@ class HeadOptions(TypedDict):
 
     bias: Tensor | None
     softcap: float | None
-    row_index: Tensor
+    row_index: Tensor  # no value twice
     temperature: float
 
 
@@ -33,7 +34,7 @@ def head_inputs(
     Returns (hidden [T, H], weight [V, H], targets [n]) and the keyword arguments. The forward pass
     runs here, with gradient if it is enabled. Call it inside Policy.run.
     """
-    hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.cu_input)
+    hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.cu_input, batch.max_length)
     head = policy.head  # after the forward pass: a sharded model's head is whole now
     # A model divides by the factor before its softcap. srt_kernels divides after the softcap.
     factor = head.temperature_factor
@@ -50,7 +51,7 @@ def head_inputs(
 def rollout_logprobs(
     policy: Policy,
     rollouts: Rollouts,
-    indices: Tensor,
+    indices: Sequence[int],
     *,
     temperature: float,
     token_budget: int,
@@ -72,8 +73,9 @@ def rollout_logprobs(
 
         logprobs[batch.token_index] = policy.run(score)
     policy.world.sum(logprobs)
-    is_scored = torch.zeros_like(rollouts.truncated)
-    is_scored[indices] = True
+    scored = torch.zeros(len(rollouts.truncated), dtype=torch.bool)
+    scored[list(indices)] = True
+    [is_scored] = send([scored], logprobs.device)
     rollout = segment_ids(rollouts.cu_seqlens, len(logprobs))
     return logprobs.masked_fill(~is_scored[rollout], float("nan"))
 
@@ -101,7 +103,7 @@ def rollout_statistics(
     mean_row = policy.run(lambda: policy.head.weight.mean(0, dtype=torch.float32))
     entropies = torch.zeros_like(rollouts.logprobs)
     certainty = torch.zeros_like(rollouts.logprobs)
-    all_rollouts = torch.arange(len(rollouts.truncated), device=device)
+    all_rollouts = range(len(rollouts.truncated))
     zero_advantages = torch.zeros(len(all_rollouts), device=device)
     for batch in pack(rollouts, zero_advantages, all_rollouts, token_budget, policy.world):
         check()

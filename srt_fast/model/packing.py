@@ -1,10 +1,13 @@
 """Packs rollouts into micro-batches.
 
-Drops rollouts without a gradient, orders the others by length, and fills a token budget.
+Drops rollouts without a gradient, orders the others by length, and fills a token budget. All of it
+is planned on the host. A micro-batch's places go to the device in one copy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -12,6 +15,7 @@ from torch import Tensor
 
 from srt_fast.distributed.balance import split
 from srt_fast.distributed.world import ONE_PROCESS, World
+from srt_fast.transfer import fetch, send
 from srt_fast.types import MicroBatch, Rollouts
 
 
@@ -19,32 +23,42 @@ class _Sequence(NamedTuple):
     """A rollout with its prompt."""
 
     rollout: int  # place among the step's rollouts
-    prompt: int  # place among the step's prompts
+    prompt: list[int]  # token ids
     length: int  # tokens of prompt and completion
 
 
-def active_rollouts(
-    advantages: Tensor, keep: Tensor, cu_seqlens: Tensor, *, every_row: bool
-) -> Tensor:
-    """[r] int64: the rollouts that the training pass needs.
+class Selection(NamedTuple):
+    """Which of a step's R rollouts train."""
+
+    kept: list[bool]  # R, False: masked out of the loss
+    active: list[int]  # the rollouts that the training pass needs
+
+
+def select_rollouts(
+    rollouts: Rollouts, advantages: Tensor, keep: Tensor, *, every_row: bool
+) -> Selection:
+    """The rollouts that train. One host sync.
 
     advantages [R]; keep [R] bool (False: masked out of the loss). A rollout with advantage 0 has no
     gradient, unless a KL or entropy term gives one to every token (`every_row`).
     """
-    is_active = keep & (cu_seqlens.diff() > 0)
-    if not every_row:
-        is_active = is_active & (advantages != 0)
-    return is_active.nonzero()[:, 0]
+    is_active = keep if every_row else keep & (advantages != 0)
+    [flags] = fetch(torch.stack([keep, is_active]))
+    kept, are_active = flags.tolist()
+    places = enumerate(zip(are_active, rollouts.layout.lengths, strict=True))
+    return Selection(kept, [place for place, (is_on, length) in places if is_on and length])
 
 
 def pack(
     rollouts: Rollouts,
     advantages: Tensor,
-    indices: Tensor,
+    indices: Sequence[int],
     token_budget: int,
     world: World = ONE_PROCESS,
 ) -> list[MicroBatch]:
     """This rank's micro-batches, of at most `token_budget` tokens of prompts and completions.
+
+    advantages [R]. indices: the rollouts that are packed. Does not synchronise with the device.
 
     The longest rollouts come first. So the first micro-batch is the largest one, and a batch that
     does not fit in memory fails at once. A rollout longer than the budget gets a micro-batch alone.
@@ -58,13 +72,14 @@ def pack(
         batches = [[sequences[place] for place in places] for places in micro_batches]
     else:
         batches = _fill_in_order(sequences, token_budget)
+    offsets = torch.tensor(rollouts.layout.offsets)
     return [
-        _pack_one(rollouts, advantages, batch) if batch else _empty(rollouts.tokens.device)
+        _pack_one(rollouts, advantages, batch, offsets) if batch else _empty(rollouts.tokens.device)
         for batch in batches
     ]
 
 
-def count_tokens(rollouts: Rollouts, indices: Tensor) -> int:
+def count_tokens(rollouts: Rollouts, indices: Sequence[int]) -> int:
     """Tokens of a training pass over these rollouts, prompts included."""
     return sum(sequence.length for sequence in _sequences(rollouts, indices))
 
@@ -82,53 +97,69 @@ def _fill_in_order(sequences: list[_Sequence], token_budget: int) -> list[list[_
     return batches
 
 
-def _sequences(rollouts: Rollouts, indices: Tensor) -> list[_Sequence]:
-    prompt_index = torch.bucketize(indices, rollouts.cu_groups[1:].long(), right=True).tolist()
-    completion_lengths = rollouts.cu_seqlens.diff()[indices].tolist()
+def _sequences(rollouts: Rollouts, indices: Sequence[int]) -> list[_Sequence]:
+    groups = rollouts.layout.groups
+    lengths = rollouts.layout.lengths
     sequences = []
-    for place, rollout in enumerate(indices.tolist()):
-        prompt = prompt_index[place]
-        length = len(rollouts.prompts[prompt]) + completion_lengths[place]
-        sequences.append(_Sequence(rollout, prompt, length))
+    for rollout in indices:
+        prompt = rollouts.prompts[groups[rollout]]
+        sequences.append(_Sequence(rollout, prompt, len(prompt) + lengths[rollout]))
     return sequences
 
 
-def _pack_one(rollouts: Rollouts, advantages: Tensor, sequences: list[_Sequence]) -> MicroBatch:
+def _pack_one(
+    rollouts: Rollouts, advantages: Tensor, sequences: list[_Sequence], offsets: Tensor
+) -> MicroBatch:
+    """offsets [R+1] int64: where each completion begins, on the host."""
     device = rollouts.tokens.device
-    offsets = rollouts.cu_seqlens.tolist()
-    input_ids = []
-    position_ids = []
-    row_index = []
-    token_index = []
-    cu_input = [0]
-    cu_seqlens = [0]
-    for sequence in sequences:
-        prompt = rollouts.prompts[sequence.prompt]
-        first = offsets[sequence.rollout]
-        last = offsets[sequence.rollout + 1]
-        input_ids.append(torch.tensor(prompt, device=device))
-        input_ids.append(rollouts.tokens[first:last])
-        position_ids.append(torch.arange(sequence.length, device=device))
+    rollout_index = torch.tensor([sequence.rollout for sequence in sequences])
+    lengths = torch.tensor([sequence.length for sequence in sequences])
+    prompt_lengths = torch.tensor([len(sequence.prompt) for sequence in sequences])
+    completion_lengths = lengths - prompt_lengths
+    cu_input = _offsets(lengths)
+    starts = cu_input[:-1]
+    input_ids = torch.zeros(sum(sequence.length for sequence in sequences), dtype=torch.int64)
+    prompt_tokens = chain.from_iterable(sequence.prompt for sequence in sequences)
+    input_ids[_ranges(starts, prompt_lengths)] = torch.tensor(list(prompt_tokens))
+    parts = [
+        input_ids,
+        _ranges(torch.zeros_like(lengths), lengths),
         # The prompt's last token predicts the completion's first.
-        first_row = cu_input[-1] + len(prompt) - 1
-        row_index.append(torch.arange(first_row, first_row + last - first, device=device))
-        token_index.append(torch.arange(first, last, device=device))
-        cu_input.append(cu_input[-1] + sequence.length)
-        cu_seqlens.append(cu_seqlens[-1] + last - first)
-    tokens = torch.cat(token_index)
-    rollout_index = torch.tensor([sequence.rollout for sequence in sequences], device=device)
+        _ranges(starts + prompt_lengths - 1, completion_lengths),
+        _ranges(offsets[rollout_index], completion_lengths),
+        rollout_index,
+        cu_input.int(),
+        _offsets(completion_lengths).int(),
+    ]
+    input_ids, position_ids, row_index, tokens, rollout_index, cu_input, cu_seqlens = send(
+        parts, device
+    )
+    targets = rollouts.tokens[tokens]
     return MicroBatch(
-        input_ids=torch.cat(input_ids),
-        position_ids=torch.cat(position_ids),
-        cu_input=torch.tensor(cu_input, dtype=torch.int32, device=device),
-        row_index=torch.cat(row_index),
-        targets=rollouts.tokens[tokens],
-        cu_seqlens=torch.tensor(cu_seqlens, dtype=torch.int32, device=device),
+        input_ids=input_ids.index_copy(0, row_index + 1, targets),
+        position_ids=position_ids,
+        cu_input=cu_input,
+        max_length=max(sequence.length for sequence in sequences),
+        row_index=row_index,
+        targets=targets,
+        cu_seqlens=cu_seqlens,
         advantages=advantages[rollout_index],
         sampler_logprobs=rollouts.logprobs[tokens],
         rollout_index=rollout_index,
         token_index=tokens,
     )
+
+
+def _ranges(starts: Tensor, lengths: Tensor) -> Tensor:
+    """[sum of lengths] int64: start, start + 1, ... of each range, one range after the other."""
+    places_before = lengths.cumsum(0) - lengths
+    shifts = torch.repeat_interleave(starts - places_before, lengths)
+    return torch.arange(len(shifts)) + shifts
+
+
+def _offsets(lengths: Tensor) -> Tensor:
+    """[n+1] int64: where each of n parts begins."""
+    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
 
 
 def _empty(device: torch.device) -> MicroBatch:
@@ -137,7 +168,8 @@ def _empty(device: torch.device) -> MicroBatch:
     return MicroBatch(
         input_ids=torch.zeros(1, dtype=torch.int64, device=device),
         position_ids=torch.zeros(1, dtype=torch.int64, device=device),
-        cu_input=torch.tensor([0, 1], dtype=torch.int32, device=device),
+        cu_input=torch.arange(2, dtype=torch.int32, device=device),
+        max_length=1,
         row_index=no_place,
         targets=no_place,
         cu_seqlens=torch.zeros(2, dtype=torch.int32, device=device),

@@ -161,12 +161,14 @@ class Policy:
             temperature_factor=float(granite_scale or 1 / cohere_scale),
         )
 
-    def hidden(self, input_ids: Tensor, position_ids: Tensor, cu_input: Tensor) -> Tensor:
+    def hidden(
+        self, input_ids: Tensor, position_ids: Tensor, cu_input: Tensor, max_length: int
+    ) -> Tensor:
         """Last hidden states [T, H] of packed sequences, in compute_dtype.
 
         input_ids [T], position_ids [T], cu_input [r+1] int32: where each sequence begins.
+        max_length: tokens of the longest sequence.
         """
-        max_length = int(cu_input.diff().max())
         # transformers passes a 4D mask on unchanged. Without one it would build a mask of [T, T].
         unused_mask = torch.empty(1, 1, 1, 1, device=self.device)
         with self.autocast():
@@ -222,7 +224,7 @@ class Policy:
         was_training = self.model.training
         self.model.eval()
         with self.gathered_weights():
-            packed_logits = _head_logits(self.hidden(ids, position_ids, cu_input), self.head)
+            packed_logits = _head_logits(self.hidden(ids, position_ids, cu_input, 5), self.head)
             with self.autocast():
                 first = self.model(input_ids=ids[None, :3], use_cache=False).logits[0]
                 second = self.model(input_ids=ids[None, 3:], use_cache=False).logits[0]

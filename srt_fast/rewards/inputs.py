@@ -24,6 +24,7 @@ from srt_fast.rewards.self_verification import judge_rollouts
 from srt_fast.rewards.teacher import Teacher, decay_at
 from srt_fast.sampling import Sampler
 from srt_fast.tasks.base import Task
+from srt_fast.transfer import send
 from srt_fast.types import Prompts, Rollouts
 from srt_kernels import AnswerReader, majority_vote
 from srt_kernels.answers.canonical import answer_key
@@ -116,7 +117,6 @@ class RewardInputs:
 
     def _start_labels(self, requirement: StartLabels, prompts: Prompts) -> tuple[Tensor, Tensor]:
         """[P] answer keys and [P] vote shares. A prompt keeps the label of its first vote."""
-        device = self._policy.device
         if requirement.file:
             self._file_labels = self._file_labels or read_labels(requirement.file)
             keys = [self._file_labels.get(problem.prompt, 0) for problem in prompts.problems]
@@ -126,7 +126,8 @@ class RewardInputs:
             labels = [self._labels[problem.id] for problem in prompts.problems]
             keys = [key for key, _ in labels]
             shares = [share for _, share in labels]
-        return torch.tensor(keys, device=device), torch.tensor(shares, device=device)
+        labels, shares = send([torch.tensor(keys), torch.tensor(shares)], self._policy.device)
+        return labels, shares
 
     def _vote_on_new(self, requirement: StartLabels, prompts: Prompts) -> None:
         """Let the starting model vote on the prompts without a label."""

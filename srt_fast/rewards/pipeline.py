@@ -18,7 +18,8 @@ from srt_fast.rewards.self_verification import sample_verification
 from srt_fast.rewards.weighting import head_tail
 from srt_fast.sampling import Sampler
 from srt_fast.tasks.base import Task
-from srt_fast.types import Batch, Groups, Problem, Prompts, Reward, Rollouts
+from srt_fast.transfer import fetch, send
+from srt_fast.types import Batch, Groups, Layout, Problem, Prompts, Reward, Rollouts
 from srt_kernels import AnswerReader, majority_vote
 from srt_kernels.core.segments import segment_reduce
 
@@ -63,7 +64,7 @@ class RewardPipeline:
     def vote(self, prompts: Prompts, rollouts: Rollouts) -> Groups:
         """The majority vote of each group, and what the reward function requires beside it.
 
-        Without requirements there is no device sync.
+        Without requirements there is no host sync. Gold answers take one.
         """
         settings = self._config.reward
         keys = self._reader.keys(rollouts.tokens, rollouts.cu_seqlens)
@@ -72,8 +73,11 @@ class RewardPipeline:
         vote = majority_vote(keys, rollouts.cu_groups, share_over=settings.share_over)
         inputs = self._inputs.gather(self.function.requires, prompts, rollouts)
         if find_requirement(self.function, GoldAnswers):
-            answers = self.answers(rollouts, range(len(prompts.problems)))
-            inputs["correct"] = self.compare_with_gold(prompts.problems, answers, keys.device)
+            tokens, truncated = fetch(rollouts.tokens, rollouts.truncated)
+            groups = range(len(prompts.problems))
+            answers = self.answers(tokens, truncated, rollouts.layout, groups)
+            correct = self.compare_with_gold(prompts.problems, answers)
+            [inputs["correct"]] = send([correct], keys.device)
         return Groups(
             keys=keys,
             cu_groups=rollouts.cu_groups,
@@ -143,21 +147,25 @@ class RewardPipeline:
 
     # ---- answers as texts, on the host ----
 
-    def answers(self, rollouts: Rollouts, groups: Iterable[int]) -> dict[int, list[str | None]]:
+    def answers(
+        self, tokens: Tensor, truncated: Tensor, layout: Layout, groups: Iterable[int]
+    ) -> dict[int, list[str | None]]:
         """The answers of these groups' rollouts. None without an answer.
 
-        With reward.truncated "no_answer" or "mask" a truncated rollout has none.
+        tokens [N] int64 and truncated [R] bool of all rollouts, in host memory. With
+        reward.truncated "no_answer" or "mask" a truncated rollout has none.
         """
-        group_bounds = rollouts.cu_groups.tolist()
-        is_truncated = rollouts.truncated.tolist()
+        group_bounds = layout.group_bounds
+        all_offsets = torch.tensor(layout.offsets)
+        is_truncated = truncated.tolist()
         truncated_vote = self._config.reward.truncated == "vote"
         answers: dict[int, list[str | None]] = {}
         for group in groups:
             first = group_bounds[group]
             last = group_bounds[group + 1]
-            offsets = rollouts.cu_seqlens[first : last + 1]
-            tokens = rollouts.tokens[offsets[0] : offsets[-1]]
-            texts = self._reader.read(tokens, offsets - offsets[0])
+            offsets = all_offsets[first : last + 1]
+            group_tokens = tokens[offsets[0] : offsets[-1]]
+            texts = self._reader.read(group_tokens, offsets - offsets[0])
             answers[group] = [
                 text if truncated_vote or not is_truncated[first + index] else None
                 for index, text in enumerate(texts)
@@ -165,18 +173,15 @@ class RewardPipeline:
         return answers
 
     def compare_with_gold(
-        self,
-        problems: list[Problem],
-        answers: dict[int, list[str | None]],
-        device: torch.device,
+        self, problems: list[Problem], answers: dict[int, list[str | None]]
     ) -> Tensor:
-        """[R] bool: which answers of all groups agree with gold."""
+        """[R] bool in host memory: which answers of all groups agree with gold."""
         correct = [
             self._task.correct(answer, problem)
             for group, problem in enumerate(problems)
             for answer in answers[group]
         ]
-        return torch.tensor(correct, device=device)
+        return torch.tensor(correct)
 
     # ---- state ----
 

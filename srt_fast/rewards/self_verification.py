@@ -14,6 +14,7 @@ from srt_fast.model.policy import Policy, longest_prompt
 from srt_fast.rewards.base import VerificationTask
 from srt_fast.sampling.base import Completion, Sampler, SamplingParams, pack_completions
 from srt_fast.tasks.prompt import tokenize_prompt
+from srt_fast.transfer import fetch
 from srt_fast.types import Problem, Reward, Rollouts
 from srt_kernels import AnswerReader
 from srt_kernels.answers.canonical import answer_key
@@ -36,11 +37,12 @@ def question_prompts(
     config: Config,
 ) -> list[list[int]]:
     """Token ids of the question about each of these rollouts, without special tokens of it."""
-    group = segment_ids(rollouts.cu_groups, len(rollouts.truncated)).tolist()
-    offsets = rollouts.cu_seqlens.tolist()
+    group = rollouts.layout.groups
+    offsets = rollouts.layout.offsets
+    [all_tokens] = fetch(rollouts.tokens)
     prompts = []
     for index in indices:
-        tokens = rollouts.tokens[offsets[index] : offsets[index + 1]]
+        tokens = all_tokens[offsets[index] : offsets[index + 1]]
         text = str(policy.tokenizer.decode(tokens, skip_special_tokens=True))
         problem = problems[group[index]]
         wording = question.replace("{prompt}", problem.prompt, 1).replace("{completion}", text, 1)
@@ -82,7 +84,7 @@ def judge_rollouts(
     logprobs = rollout_logprobs(
         policy,
         verdict_rollouts,
-        torch.arange(2 * len(fitting), device=policy.device),
+        range(2 * len(fitting)),
         temperature=1.0,
         token_budget=config.train.token_budget,
         check=check,

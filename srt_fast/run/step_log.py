@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from srt_fast.config import Config
 from srt_fast.rewards.audit import AuditSample
 from srt_fast.rewards.pipeline import RewardPipeline
 from srt_fast.run.folder import RunFolder
-from srt_fast.run.step_metrics import SAMPLED_PROMPTS, batch_metrics, sample_rows
+from srt_fast.run.step_metrics import (
+    SAMPLED_PROMPTS,
+    Figures,
+    LoggedBatch,
+    Numbers,
+    batch_metrics,
+    read_step,
+    repetition,
+    sample_rows,
+)
 from srt_fast.tasks.base import Task
 from srt_fast.types import Batch
 
@@ -35,28 +41,29 @@ class StepLog:
         self._rewards = rewards
         self._tokenizer = tokenizer
 
-    def write(self, step: int, batch: Batch, values: dict[str, Any]) -> dict[str, Any]:
-        """Write a step. values: metrics of the training pass, the sync and the clock.
+    def write(self, step: int, batch: Batch, figures: Figures) -> Numbers:
+        """Write a step. figures: metrics of the training pass, the sync and the clock.
 
-        Returns all metrics of the step. Rank 0 computes and writes them for all ranks.
+        Returns all metrics of the step. Rank 0 computes and writes them for all ranks. One host
+        sync.
         """
-        return self._run.world.on_main(lambda: self._write(step, batch, values))
+        return self._run.world.on_main(lambda: self._write(step, batch, figures))
 
-    def _write(self, step: int, batch: Batch, values: dict[str, Any]) -> dict[str, Any]:
+    def _write(self, step: int, batch: Batch, figures: Figures) -> Numbers:
         if batch.prompts.dropped:
             message = f"{batch.prompts.dropped} prompts were too long and were replaced"
             self._run.event(step, "prompts_dropped", message, count=batch.prompts.dropped)
-        if not values["updates"]:
+        if not figures["updates"]:
             message = "no rollout has a gradient (every group is unanimous or masked); step skipped"
             self._run.event(step, "step_skipped", message)
-        values = self._batch_values(step, batch) | values
+        values = self._values(step, batch, {"repetition": repetition(batch.rollouts)} | figures)
         values["tokens_per_second"] = len(batch.rollouts.tokens) / values["seconds"]
         self._run.metrics.log(step, values)
         self._run.progress.update(step, **values)
         return values
 
-    def _batch_values(self, step: int, batch: Batch) -> dict[str, Any]:
-        """Metrics of the rollouts. Reads answers as texts only for gold, samples and audit."""
+    def _values(self, step: int, batch: Batch, figures: Figures) -> Numbers:
+        """The step's metrics. Reads answers as texts only for gold, samples and audit."""
         problems = batch.prompts.problems
         compares_gold = batch.groups.correct is None and self._task.train_has_gold
         audit_groups = self._run.audit.choose_groups(step, len(problems))
@@ -64,42 +71,36 @@ class StepLog:
         if not self._samples_are_due(step):
             sample_groups = range(0)
         text_groups = range(len(problems)) if compares_gold else {*audit_groups, *sample_groups}
-        answers = self._rewards.answers(batch.rollouts, text_groups)
-        correct = batch.groups.correct
+        logged, numbers = read_step(batch, figures, texts=len(text_groups) > 0)
+        answers: Answers = {}
+        if logged.tokens is not None:
+            answers = self._rewards.answers(
+                logged.tokens, logged.truncated, logged.layout, text_groups
+            )
+        correct = logged.correct
         if compares_gold:
-            device = batch.rollouts.tokens.device
-            correct = self._rewards.compare_with_gold(problems, answers, device)
-        self._run.audit.submit(step, _audit_samples(batch, answers, audit_groups))
+            correct = self._rewards.compare_with_gold(problems, answers)
+        self._run.audit.submit(step, _audit_samples(logged, answers, audit_groups))
         if sample_groups:
-            self._write_samples(step, batch, answers, correct)
+            rows = sample_rows(problems, logged, self._tokenizer, answers, correct)
+            self._run.metrics.log_samples(step, rows)
         rounds = {"rounds": batch.rounds} if self._config.reward.resample else {}
-        return rounds | batch_metrics(batch, correct)
+        return rounds | batch_metrics(logged, correct) | numbers
 
     def _samples_are_due(self, step: int) -> bool:
         every = self._config.log.sample_every
         is_first_or_last = step in (1, self._config.train.steps)
         return every > 0 and (is_first_or_last or step % every == 0)
 
-    def _write_samples(
-        self, step: int, batch: Batch, answers: Answers, correct: Tensor | None
-    ) -> None:
-        rows = sample_rows(
-            batch.prompts.problems,
-            batch.rollouts,
-            self._tokenizer,
-            answers,
-            batch.groups.vote.rewards,
-            correct,
-        )
-        self._run.metrics.log_samples(step, rows)
 
-
-def _audit_samples(batch: Batch, answers: Answers, audit_groups: list[int]) -> list[AuditSample]:
+def _audit_samples(
+    batch: LoggedBatch, answers: Answers, audit_groups: list[int]
+) -> list[AuditSample]:
     """These groups, as the audit takes them."""
-    bounds = batch.rollouts.cu_groups.tolist()
+    bounds = batch.layout.group_bounds
     samples = []
     for group in audit_groups:
-        keys = batch.groups.keys[bounds[group] : bounds[group + 1]].tolist()
-        majority = int(batch.groups.vote.majority[group].item())
+        keys = batch.keys[bounds[group] : bounds[group + 1]].tolist()
+        majority = int(batch.vote.majority[group].item())
         samples.append(AuditSample(texts=answers[group], keys=keys, majority=majority))
     return samples

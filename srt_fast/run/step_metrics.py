@@ -6,17 +6,24 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from srt_fast.distributed.world import World
-from srt_fast.types import Batch, MicroBatch, Problem, Rollouts
+from srt_fast.transfer import fetch
+from srt_fast.types import Batch, Layout, MicroBatch, Problem, Rollouts
 from srt_kernels import Objective, PolicyLoss, Vote
 from srt_kernels.core.segments import segment_ids
 from srt_kernels.groups.majority_vote import votes_per_key
+
+Figures = dict[str, Any]
+"""Figures by their names: numbers, None, or 0-dim tensors that have not been read yet."""
+Numbers = dict[str, Any]
+"""Figures as numbers. None: unknown."""
 
 SAMPLED_PROMPTS = 2
 SAMPLED_COMPLETIONS = 3
@@ -46,28 +53,67 @@ class StepClock:
         return parts | {"seconds": time.perf_counter() - self._start}
 
 
-def batch_metrics(batch: Batch, correct: Tensor | None) -> dict[str, float | None]:
-    """Figures of a step's rollouts and rewards. correct [R] bool: agreement with gold, if known."""
-    rollouts = batch.rollouts
+@dataclass(frozen=True, kw_only=True)
+class LoggedBatch:
+    """What the log reads of a batch: R rollouts in P groups, in host memory."""
+
+    layout: Layout
+    vote: Vote
+    keys: Tensor  # [R] int64
+    rewards: Tensor  # [R] fp32
+    truncated: Tensor  # [R] bool
+    correct: Tensor | None = None  # [R] bool
+    start_labels: Tensor | None = None  # [P] int64
+    judge_scores: Tensor | None = None  # [R] fp32
+    tokens: Tensor | None = None  # [N] int64. None: no text is read
+
+
+def read_step(batch: Batch, figures: Figures, *, texts: bool) -> tuple[LoggedBatch, Numbers]:
+    """A batch and its step's figures in host memory. One host sync. texts: with the tokens."""
     groups = batch.groups
-    values: dict[str, float | None] = {}
-    if groups.judge_scores is not None:
-        values["judge_failures"] = groups.judge_scores.isnan().float().mean().item()
-    if groups.start_labels is not None:
-        values["label_coverage"] = (groups.start_labels != 0).float().mean().item()
-    values |= vote_metrics(groups.vote, correct, rollouts.cu_groups, batch.reward.rewards)
+    tensors: dict[str, Tensor | None] = {
+        "keys": groups.keys,
+        "rewards": batch.reward.rewards,
+        "truncated": batch.rollouts.truncated,
+        "correct": groups.correct,
+        "start_labels": groups.start_labels,
+        "judge_scores": groups.judge_scores,
+        "tokens": batch.rollouts.tokens if texts else None,
+    }
+    parts = {"vote": vars(groups.vote), "batch": tensors, "figures": figures}
+    places = [
+        (part, name)
+        for part, values in parts.items()
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    ]
+    fetched = fetch(*(parts[part][name] for part, name in places))
+    host: dict[str, dict[str, Any]] = {part: {} for part in parts}
+    for (part, name), tensor in zip(places, fetched, strict=True):
+        host[part][name] = tensor
+    logged = LoggedBatch(layout=batch.rollouts.layout, vote=Vote(**host["vote"]), **host["batch"])
+    numbers = {name: tensor.item() for name, tensor in host["figures"].items()}
+    return logged, {**figures, **numbers}
+
+
+def batch_metrics(batch: LoggedBatch, correct: Tensor | None) -> Numbers:
+    """Figures of a step's rollouts and rewards. correct [R] bool: agreement with gold, if known."""
+    values: Numbers = {}
+    if batch.judge_scores is not None:
+        values["judge_failures"] = batch.judge_scores.isnan().float().mean().item()
+    if batch.start_labels is not None:
+        values["label_coverage"] = (batch.start_labels != 0).float().mean().item()
+    cu_groups = torch.tensor(batch.layout.group_bounds)
+    values |= vote_metrics(batch.vote, correct, cu_groups, batch.rewards)
     return values | {
-        "pseudo_reward": batch.reward.rewards.nanmean().item(),
-        "truncated": rollouts.truncated.float().mean().item(),
-        "completion_tokens": len(rollouts.tokens) / len(rollouts.truncated),
-        "repetition": repetition(rollouts),
+        "pseudo_reward": batch.rewards.nanmean().item(),
+        "truncated": batch.truncated.float().mean().item(),
+        "completion_tokens": sum(batch.layout.lengths) / len(batch.truncated),
     }
 
 
-def vote_metrics(
-    vote: Vote, correct: Tensor | None, cu_groups: Tensor, rewards: Tensor
-) -> dict[str, float | None]:
-    """Figures of P groups' votes.
+def vote_metrics(vote: Vote, correct: Tensor | None, cu_groups: Tensor, rewards: Tensor) -> Numbers:
+    """Figures of P groups' votes, from tensors in host memory.
 
     top_answer_share: the largest share of prompts that have one and the same majority. It goes to 1
     in a collapse to a constant answer.
@@ -110,40 +156,37 @@ def _relative_entropy(counts: Tensor) -> float | None:
     return -(fractions * fractions.log()).sum().item() / math.log(total.item())
 
 
-def repetition(rollouts: Rollouts) -> float | None:
-    """The fraction of 8-token windows that came before in the same completion.
+def repetition(rollouts: Rollouts) -> Tensor | None:
+    """0-dim fp64: the fraction of 8-token windows that came before in the same completion.
 
-    None where no completion has 8 tokens.
+    None where no completion has 8 tokens. Stays on the device.
     """
-    tokens = rollouts.tokens
-    if len(tokens) < WINDOW_TOKENS:
+    if max(rollouts.layout.lengths) < WINDOW_TOKENS:
         return None
+    tokens = rollouts.tokens
     rollout = segment_ids(rollouts.cu_seqlens, len(tokens))
     count = len(tokens) - WINDOW_TOKENS + 1
     windows = torch.zeros_like(tokens[:count])
     for place in range(WINDOW_TOKENS):  # a polynomial hash modulo 2**64
         windows = windows * 0x5851F42D4C957F2D + tokens[place : place + count] + 1
     is_inside = rollout[WINDOW_TOKENS - 1 :] == rollout[:count]
-    windows = windows[is_inside]
-    rollout = rollout[WINDOW_TOKENS - 1 :][is_inside]
-    if not len(windows):
-        return None
-    ones = torch.ones_like(windows, dtype=torch.float64)
-    occurrences = votes_per_key(windows, rollout, ones)
-    return 1 - (1 / occurrences).sum().item() / len(windows)
+    # Windows over the end of a completion have weight 0: they are no occurrence of any.
+    occurrences = votes_per_key(windows, rollout[:count], is_inside.double())
+    distinct = (1 / occurrences).where(is_inside, 0.0).sum()
+    return 1 - distinct / is_inside.sum()
 
 
 def sample_rows(
     problems: list[Problem],
-    rollouts: Rollouts,
+    batch: LoggedBatch,
     tokenizer: PreTrainedTokenizerBase,
     answers: dict[int, list[str | None]],
-    agrees: Tensor,
     correct: Tensor | None,
 ) -> list[dict]:
     """The first completions of the first prompts, for samples.jsonl and the report."""
-    group_bounds = rollouts.cu_groups.tolist()
-    offsets = rollouts.cu_seqlens.tolist()
+    assert batch.tokens is not None
+    group_bounds = batch.layout.group_bounds
+    offsets = batch.layout.offsets
     rows = []
     for group, problem in enumerate(problems[:SAMPLED_PROMPTS]):
         first = group_bounds[group]
@@ -153,13 +196,13 @@ def sample_rows(
                 {
                     "prompt": problem.prompt,
                     "completion": tokenizer.decode(
-                        rollouts.tokens[offsets[index] : offsets[index + 1]]
+                        batch.tokens[offsets[index] : offsets[index + 1]]
                     ),
                     "answer": answers[group][index - first],
                     "gold": problem.gold,
-                    "majority": bool(agrees[index]),
+                    "majority": bool(batch.vote.rewards[index]),
                     "correct": None if correct is None else bool(correct[index]),
-                    "truncated": bool(rollouts.truncated[index]),
+                    "truncated": bool(batch.truncated[index]),
                 }
             )
     return rows
@@ -178,7 +221,7 @@ def over_cap(objective: Objective, logprobs: Tensor, batch: MicroBatch) -> Tenso
     return log_correction > math.log(objective.correction_cap)
 
 
-SUMMED_OVER_RANKS = (
+SUMS = (
     "loss",
     "entropy",
     "tokens",
@@ -189,51 +232,47 @@ SUMMED_OVER_RANKS = (
 )
 
 
-@dataclass
 class StepTotals:
-    """Sums over the micro-batches of a step's training pass."""
+    """Sums over the micro-batches of a step's training pass. They stay on the device.
 
-    loss: float = 0.0
-    grad_norm: float = 0.0
-    entropy: float = 0.0
-    tokens: int = 0
-    train_mismatch_max: float = 0.0
-    correction: float = 0.0
-    tokens_over_cap: int = 0
-    tokens_with_correction: int = 0
-    rows: int = 0
-    updates: int = 0
+    updates and grad_norm are of the host: the norm is read before each update.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.updates = 0
+        self.grad_norm = 0.0
+        self._has_correction = False
+        self._sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+        self._mismatch_max = torch.zeros((), dtype=torch.float64, device=device)
 
     def add(self, result: PolicyLoss, batch: MicroBatch, objective: Objective) -> None:
-        """Add a micro-batch."""
-        if objective.correction != "none":
+        """Add a micro-batch. Does not synchronise with the host."""
+        assert result.entropies is not None
+        # Tokens that a correction masks have no entropy.
+        values = {
+            "loss": result.loss,
+            "entropy": result.entropies.nansum(),
+            "tokens": result.entropies.isfinite().sum(),
+        }
+        self._has_correction = objective.correction != "none"
+        if self._has_correction:
             old = result.logprobs if batch.old_logprobs is None else batch.old_logprobs
             is_over = over_cap(objective, old, batch)
-            self.correction += (result.correction * result.rows).item()
-            self.tokens_over_cap += int(is_over.sum().item())
-            self.tokens_with_correction += len(is_over)
-            self.rows += int(result.rows.item())
-        self.loss += result.loss.item()
-        assert result.entropies is not None
-        self.entropy += result.entropies.nansum().item()
-        # Tokens that a correction masks have no entropy.
-        self.tokens += int(result.entropies.isfinite().sum().item())
-        if not self.updates:  # later updates are off policy: a mismatch there is no error
+            values["correction"] = result.correction * result.rows
+            values["tokens_over_cap"] = is_over.sum()
+            values["tokens_with_correction"] = torch.ones_like(is_over).sum()
+            values["rows"] = result.rows
+        zero = torch.zeros_like(self._mismatch_max)
+        self._sums += torch.stack([values.get(name, zero).detach().double() for name in SUMS])
+        # Later updates are off policy: a mismatch there is no error.
+        if not self.updates and len(result.logprobs):
             mismatch = (result.logprobs - batch.sampler_logprobs).abs().nan_to_num()
-            if len(mismatch):
-                self.train_mismatch_max = max(self.train_mismatch_max, mismatch.max().item())
+            self._mismatch_max = self._mismatch_max.maximum(mismatch.max().double())
 
-    def over_ranks(self, world: World) -> StepTotals:
-        """The totals of all ranks. grad_norm and updates are those of every rank. Collective."""
-        sums = torch.tensor(
-            [getattr(self, name) for name in SUMMED_OVER_RANKS], dtype=torch.float64
-        )
-        values = dict(zip(SUMMED_OVER_RANKS, world.sum(sums).tolist(), strict=True))
-        largest = torch.tensor(self.train_mismatch_max, dtype=torch.float64)
-        return replace(self, **values, train_mismatch_max=world.max(largest).item())
+    def metrics(self, world: World) -> Figures:
+        """Means over updates and tokens of all ranks. Only the count if there was no update.
 
-    def metrics(self) -> dict[str, float]:
-        """Means over updates and tokens. Only the count if there was no update.
+        Collective. Does not synchronise with the host: what the device has is a tensor.
 
         train_mismatch_max: the largest difference, in nats, between the sampler's and the trainer's
         log-prob of a token. On policy it is rounding alone. With a sampler correction: its mean,
@@ -241,14 +280,15 @@ class StepTotals:
         """
         if not self.updates:
             return {"updates": 0}
-        values: dict[str, float] = {}
-        if self.tokens_with_correction:
-            values["correction"] = self.correction / max(self.rows, 1)
-            values["correction_clipped"] = self.tokens_over_cap / self.tokens_with_correction
+        sums = dict(zip(SUMS, world.sum(self._sums).unbind(), strict=True))
+        values: Figures = {}
+        if self._has_correction:
+            values["correction"] = sums["correction"] / sums["rows"].clamp_min(1)
+            values["correction_clipped"] = sums["tokens_over_cap"] / sums["tokens_with_correction"]
         return values | {
-            "loss": self.loss / self.updates,
+            "loss": sums["loss"] / self.updates,
             "grad_norm": self.grad_norm / self.updates,
-            "entropy": self.entropy / max(self.tokens, 1),
-            "train_mismatch_max": self.train_mismatch_max,
+            "entropy": sums["entropy"] / sums["tokens"].clamp_min(1),
+            "train_mismatch_max": world.max(self._mismatch_max),
             "updates": self.updates,
         }

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, fields
 from typing import NamedTuple, Protocol, cast
 
 import torch
@@ -13,7 +12,8 @@ from torch import Tensor
 
 from srt_fast.config import SamplingConfig
 from srt_fast.model.policy import Policy
-from srt_fast.types import Rollouts
+from srt_fast.transfer import send
+from srt_fast.types import Layout, Rollouts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,21 +163,47 @@ def pack_completions(
     """Pack completions into rollouts.
 
     completions: `samples` of each prompt, in the order of the prompts; at least one.
-    device: where the rollouts go, with one copy for each field. None: where the completions are.
+    device: where the rollouts go. None: where the completions are. Nobody waits for the copies.
     """
     tokens = torch.cat([completion.tokens for completion in completions])
     logprobs = torch.cat([completion.logprobs for completion in completions])
-    offsets = [0, *accumulate(len(completion.tokens) for completion in completions)]
-    truncated = [completion.truncated for completion in completions]
-    device = device or tokens.device
-    return Rollouts(
-        tokens=tokens.to(device),
-        logprobs=logprobs.to(device),
-        prompts=prompts,
-        cu_seqlens=torch.tensor(offsets, dtype=torch.int32, device=device),
-        cu_groups=torch.arange(0, len(offsets), samples, dtype=torch.int32, device=device),
-        truncated=torch.tensor(truncated, device=device),
+    layout = Layout(
+        lengths=[len(completion.tokens) for completion in completions],
+        group_sizes=[samples] * (len(completions) // samples),
     )
+    device = device or tokens.device
+    if tokens.device != device:
+        tokens, logprobs = send([tokens, logprobs], device)
+    host_tensors = [
+        torch.tensor(layout.offsets, dtype=torch.int32),
+        torch.tensor(layout.group_bounds, dtype=torch.int32),
+        torch.tensor([completion.truncated for completion in completions]),
+    ]
+    cu_seqlens, cu_groups, truncated = send(host_tensors, device)
+    return Rollouts(
+        tokens=tokens,
+        logprobs=logprobs,
+        prompts=prompts,
+        cu_seqlens=cu_seqlens,
+        cu_groups=cu_groups,
+        truncated=truncated,
+        layout=layout,
+    )
+
+
+def rollout_tensors(rollouts: Rollouts) -> dict[str, Tensor]:
+    """The tensors of rollouts by their names, for a checkpoint."""
+    values = {field.name: getattr(rollouts, field.name) for field in fields(rollouts)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def restore_rollouts(
+    tensors: dict[str, Tensor], prompts: list[list[int]], device: torch.device
+) -> Rollouts:
+    """The inverse of rollout_tensors: rollouts of `prompts` on `device`."""
+    layout = Layout.read(tensors["cu_seqlens"], tensors["cu_groups"])
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+    return Rollouts(**tensors, prompts=prompts, layout=layout)
 
 
 def stop_tokens(policy: Policy) -> list[int]:

@@ -151,7 +151,7 @@ class LogprobCheck:
 
     def _score(self, policy: Policy, rollouts: Rollouts, temperature: float) -> Tensor:
         """[N] fp32: the policy's log-probs of the rollouts' tokens."""
-        all_rollouts = torch.arange(len(rollouts.truncated), device=rollouts.truncated.device)
+        all_rollouts = range(len(rollouts.truncated))
         return rollout_logprobs(
             policy, rollouts, all_rollouts, temperature=temperature, token_budget=TOKEN_BUDGET
         )

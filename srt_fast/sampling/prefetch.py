@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import fields
 from typing import Any
 
 from srt_fast.config import Config
 from srt_fast.model.policy import Policy, longest_prompt
-from srt_fast.sampling.base import PendingRollouts, Sampler, SamplerError, SamplingParams
+from srt_fast.sampling.base import (
+    PendingRollouts,
+    Sampler,
+    SamplerError,
+    SamplingParams,
+    restore_rollouts,
+    rollout_tensors,
+)
 from srt_fast.sampling.prompts import fitting_prompts
 from srt_fast.sampling.ranks import RankSampler
 from srt_fast.sampling.vllm_common import VLLMSamplerBase
@@ -94,9 +100,7 @@ class BatchPrefetcher:
         self.wait()
         if self._batch:
             prompts, rollouts = self._batch
-            names = [field.name for field in fields(Rollouts) if field.name != "prompts"]
-            tensors = {name: getattr(rollouts, name) for name in names}
-            return {"prompts": prompts.position, "rollouts": tensors}
+            return {"prompts": prompts.position, "rollouts": rollout_tensors(rollouts)}
         position = self._prompts.result().position if self._prompts else self._stream.state_dict()
         return {"prompts": position, "rollouts": None}
 
@@ -113,9 +117,8 @@ class BatchPrefetcher:
         self._stream.load_state_dict(state["prompts"])
         if state["rollouts"]:
             prompts = self._next_prompts()
-            device = self._policy.device
-            tensors = {name: tensor.to(device) for name, tensor in state["rollouts"].items()}
-            self._batch = prompts, Rollouts(**tensors, prompts=prompts.token_ids)
+            rollouts = restore_rollouts(state["rollouts"], prompts.token_ids, self._policy.device)
+            self._batch = prompts, rollouts
 
     def close(self) -> None:
         """End the thread."""

@@ -18,7 +18,7 @@ from srt_fast.sampling.base import (
     draw_seeds,
     pack_completions,
 )
-from srt_fast.types import Rollouts
+from srt_fast.types import Layout, Rollouts
 
 
 class RankSampler:
@@ -139,13 +139,14 @@ def gather_rollouts(rollouts: Rollouts, world: World) -> list[Rollouts]:
             cu_groups=cu_groups[rank],
             truncated=truncated[rank].bool(),
             prompts=rollouts.prompts,
+            layout=Layout.read(cu_seqlens[rank], cu_groups[rank]),
         )
         for rank in range(world.size)
     ]
 
 
 def _split(rollouts: Rollouts) -> list[Completion]:
-    lengths = rollouts.cu_seqlens.diff().tolist()
+    lengths = rollouts.layout.lengths
     rows = zip(
         rollouts.tokens.split(lengths),
         rollouts.logprobs.split(lengths),

@@ -19,7 +19,7 @@ from srt_fast.distributed.plan.shape import ModelShape, find_shape
 from srt_fast.model.logprobs import head_inputs
 from srt_fast.model.packing import pack
 from srt_fast.model.policy import Policy
-from srt_fast.types import MicroBatch, Rollouts
+from srt_fast.types import Layout, MicroBatch, Rollouts
 from srt_kernels import Objective, linear_policy_loss
 from srt_kernels.lm_head import lm_head, logits_torch
 from support.memory import MemoryMeter
@@ -67,9 +67,10 @@ def micro_batch() -> MicroBatch:
         logprobs=torch.zeros(count),
         truncated=torch.zeros(ROLLOUTS, dtype=torch.bool),
         prompts=[list(range(3, 3 + PROMPT))],
+        layout=Layout(lengths=[COMPLETION] * ROLLOUTS, group_sizes=[ROLLOUTS]),
     )
     advantages = torch.linspace(-1, 1, ROLLOUTS)
-    [batch] = pack(rollouts, advantages, torch.arange(ROLLOUTS), token_budget=TOKENS)
+    [batch] = pack(rollouts, advantages, range(ROLLOUTS), token_budget=TOKENS)
     return batch
 
 
@@ -171,7 +172,9 @@ def test_flops_of_the_blocks_matrices(checkpointing, tmp_path):
     policy = policy_of(config, "float32", checkpointing)
     batch = micro_batch()
     with FlopCounterMode(display=False) as counter:
-        policy.hidden(batch.input_ids, batch.position_ids, batch.cu_input).sum().backward()
+        policy.hidden(
+            batch.input_ids, batch.position_ids, batch.cu_input, batch.max_length
+        ).sum().backward()
     counts = counter.get_flop_counts()["Global"]
     counted = sum(count for op, count in counts.items() if "mm" in str(op))
     changes = {

@@ -25,7 +25,7 @@ from srt_fast.distributed.plan.shape import find_shape
 from srt_fast.model.logprobs import head_inputs
 from srt_fast.model.packing import pack
 from srt_fast.model.policy import Policy
-from srt_fast.types import MicroBatch, Rollouts
+from srt_fast.types import Layout, MicroBatch, Rollouts
 from srt_kernels import Objective, linear_policy_loss
 from support.memory import MemoryMeter
 from support.models import SMALL, make_policy
@@ -106,8 +106,9 @@ def micro_batch() -> MicroBatch:
         logprobs=torch.zeros(8),
         truncated=torch.zeros(1, dtype=torch.bool),
         prompts=[[3, 4, 5, 6]],
+        layout=Layout(lengths=[8], group_sizes=[1]),
     )
-    [batch] = pack(rollouts, torch.ones(1), torch.arange(1), token_budget=TOKENS)
+    [batch] = pack(rollouts, torch.ones(1), range(1), token_budget=TOKENS)
     return batch
 
 

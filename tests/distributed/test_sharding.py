@@ -1,7 +1,7 @@
 """Gradients of a sharded model against those of one process."""
 
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from srt_fast.model.logprobs import head_inputs
 from srt_fast.model.packing import pack
 from srt_fast.model.policy import Policy
 from srt_fast.quickstart import build_tokenizer
+from srt_fast.sampling.base import restore_rollouts, rollout_tensors
 from srt_fast.types import Rollouts
 from srt_kernels import Objective, linear_policy_loss
 from support.models import SMALL, make_model
@@ -42,7 +43,7 @@ VARIANTS = {
 def gradients(policy: Policy, rollouts: Rollouts, factor: float = 1.0) -> dict:
     """Gradients of the policy loss by name, whole and in float64. factor: of the advantages."""
     advantages = factor * random_advantages(rollouts)
-    indices = torch.arange(len(advantages), device=policy.device)
+    indices = range(len(advantages))
     for batch in pack(rollouts, advantages, indices, TOKEN_BUDGET, policy.world):
 
         def forward(batch=batch):
@@ -73,12 +74,7 @@ def random_advantages(rollouts: Rollouts) -> torch.Tensor:
 def rollouts_on_device(policy: Policy) -> Rollouts:
     """Random rollouts where the policy is: `make gpu` runs this file on two GPUs."""
     rollouts = random_rollouts(policy, 4, PROMPTS)
-    tensors = {
-        field.name: getattr(rollouts, field.name).to(policy.device)
-        for field in fields(rollouts)
-        if field.name != "prompts"
-    }
-    return replace(rollouts, **tensors)
+    return restore_rollouts(rollout_tensors(rollouts), rollouts.prompts, policy.device)
 
 
 def largest_error(actual: dict, expected: dict) -> float:
@@ -93,9 +89,9 @@ def exact_gradients(folder: str, rollouts: Rollouts) -> dict:
     """Gradients in float64, by autograd over whole logits."""
     policy = load_policy(folder, FLOAT32)
     policy.model.double()
-    indices = torch.arange(len(rollouts.truncated), device=policy.device)
+    indices = range(len(rollouts.truncated))
     [batch] = pack(rollouts, random_advantages(rollouts), indices, 10**9)
-    hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.cu_input)
+    hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.cu_input, batch.max_length)
     logits = hidden[batch.row_index] @ policy.head.weight.T
     logprobs = logits.log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
     token_advantages = batch.advantages.repeat_interleave(batch.cu_seqlens.diff())

@@ -30,7 +30,7 @@ def logprobs_and_gradients(policy: Policy, rollouts: Rollouts) -> tuple[Tensor, 
     """Log-probs of all tokens, and the gradients of their mean."""
     policy.model.zero_grad()
     count = len(rollouts.truncated)
-    [batch] = pack(rollouts, torch.zeros(count), torch.arange(count), 10**9)
+    [batch] = pack(rollouts, torch.zeros(count), range(count), 10**9)
     tensors, options = head_inputs(policy, batch, 1.0)
     logprobs, _ = linear_logprob(*tensors, **options)
     logprobs.mean().backward()

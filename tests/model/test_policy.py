@@ -37,7 +37,8 @@ def packed_logits(policy: Policy, sequences: list[list[int]]) -> Tensor:
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     cu_input = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
     position_ids = torch.cat([torch.arange(len(sequence)) for sequence in sequences])
-    hidden = policy.hidden(torch.tensor(sum(sequences, [])), position_ids, cu_input)
+    longest = int(lengths.max())
+    hidden = policy.hidden(torch.tensor(sum(sequences, [])), position_ids, cu_input, longest)
     head = policy.head
     logits = hidden @ head.weight.T
     if head.bias is not None:

@@ -1,11 +1,12 @@
-"""The share of tokens whose sampler correction is over its cap."""
+"""Repeated text, and tokens whose sampler correction is over its cap."""
 
 import math
 
 import pytest
 import torch
 
-from srt_fast.run.step_metrics import over_cap
+from srt_fast.run.step_metrics import WINDOW_TOKENS, over_cap, repetition
+from srt_fast.sampling.base import Completion, pack_completions
 from srt_fast.types import MicroBatch
 from srt_kernels import Objective
 
@@ -23,6 +24,7 @@ def test_over_cap(level, action):
         input_ids=empty,
         position_ids=empty,
         cu_input=empty,
+        max_length=3,
         row_index=empty,
         targets=empty,
         cu_seqlens=torch.tensor([0, 2, 3, 6], dtype=torch.int32),
@@ -36,3 +38,27 @@ def test_over_cap(level, action):
         "sequence": [True, True, True, False, False, False],
     }
     assert over_cap(objective, log_corrections - 3.0, batch).tolist() == expected[level]
+
+
+def repetition_of(completions: list[list[int]]) -> float | None:
+    packed = [Completion(torch.tensor(ids), torch.zeros(len(ids)), False) for ids in completions]
+    value = repetition(pack_completions(packed, [[1]] * len(packed), samples=1))
+    return None if value is None else value.item()
+
+
+def test_repetition_counts_windows_of_each_completion():
+    """The same as sets of windows. A window over the end of a completion is none."""
+    torch.manual_seed(0)
+    lengths = torch.randint(1, 40, (60,)).tolist()
+    completions = [torch.randint(0, 2, (length,)).tolist() for length in lengths]
+    completions[7] = completions[8] = [3] * 20
+    windows = [
+        [tuple(ids[place : place + WINDOW_TOKENS]) for place in range(len(ids) - WINDOW_TOKENS + 1)]
+        for ids in completions
+    ]
+    distinct = sum(len(set(own)) for own in windows)
+    # Sums of at most 2000 terms of size 1 in fp64.
+    assert repetition_of(completions) == pytest.approx(
+        1 - distinct / sum(map(len, windows)), abs=2000 * 2**-53
+    )
+    assert repetition_of([[1] * (WINDOW_TOKENS - 1)] * 3) is None

@@ -42,7 +42,7 @@ def perturb(policy: Policy, scale: float = 0.05) -> None:
 
 def policy_logprobs(policy: Policy, rollouts: Rollouts, temperature: float) -> Tensor:
     """[N] fp32: the trainer's log-probs of the rollouts' tokens."""
-    all_rollouts = torch.arange(len(rollouts.truncated))
+    all_rollouts = range(len(rollouts.truncated))
     return rollout_logprobs(
         policy, rollouts, all_rollouts, temperature=temperature, token_budget=4096
     )
