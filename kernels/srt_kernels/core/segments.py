@@ -1,7 +1,4 @@
-"""Reductions over the segments of a packed tensor, in a fixed order.
-
-They do not synchronise with the host.
-"""
+"""Segments of a packed tensor: their ids, their reductions, and slices of a range."""
 
 from __future__ import annotations
 
@@ -21,7 +18,13 @@ def segment_ids(offsets: Tensor, total: int) -> Tensor:
 def segment_reduce(values: Tensor, how: str, offsets: Tensor, initial: float = 0.0) -> Tensor:
     """[S] fp64: values [total] reduced over each segment by `how` ("sum", "max", "min").
 
-    Empty segments get `initial`. Elements are taken in order: the result is the same on every run.
+    Empty segments get `initial`. values may have more dimensions, which the result has, too. Does
+    not synchronise with the host.
+
+    The result is the same on every run. A CPU adds in order. A GPU adds in order along a column
+    [total, 1], one thread a segment. It adds a vector [total] as a tree, by CUB: one block of
+    threads a segment. The tree depends on the chip and on the segment's length. If the segment
+    fills a tile of the block, it also depends on where the segment begins in memory.
     """
     if len(offsets) == 1:
         return values.double()  # There are no segments, so there are no values.
