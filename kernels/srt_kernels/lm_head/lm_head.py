@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from srt_kernels.core.checks import check_range, check_tensor, expect
+from srt_kernels.core.checks import check_distinct, check_range, check_tensor, expect
 from srt_kernels.lm_head import gemm
 
 # Bytes of a chunk's logits.
@@ -17,7 +17,7 @@ CPU_CHUNK_BYTES = 96 << 20
 GPU_CHUNK_BYTES = 2 << 30
 
 HEAD_SCHEMA = """Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, Tensor? row_index,
-float temperature, float? softcap, int? chunk_rows, str group"""
+bool unique_rows, float temperature, float? softcap, int? chunk_rows, str group"""
 """The head's part of a torch.library op's schema. make_head takes them in this order."""
 
 
@@ -73,6 +73,7 @@ def make_head(
     targets: Tensor,
     bias: Tensor | None = None,
     row_index: Tensor | None = None,
+    unique_rows: bool = False,
     temperature: float = 1.0,
     softcap: float | None = None,
     chunk_rows: int | None = None,
@@ -88,7 +89,7 @@ def make_head(
     world_size = 1 if process_group is None else dist.get_world_size(process_group)
     rank = 0 if process_group is None else dist.get_rank(process_group)
     _check_tensors(hidden, weight, bias)
-    _check_rows(hidden, targets, row_index, len(weight) * world_size)
+    _check_rows(hidden, targets, row_index, unique_rows, len(weight) * world_size)
     _check_values(temperature, softcap, chunk_rows)
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     uses_own_gemm = is_forward_only and hidden.is_cuda
@@ -107,7 +108,7 @@ def make_head(
         chunk_rows=chunk_rows or _default_chunk_rows(len(weight) * dtype.itemsize, hidden.is_cuda),
         group=process_group,
         vocab_start=rank * len(weight),
-        has_unique_rows=row_index is None,
+        has_unique_rows=row_index is None or unique_rows,
     )
 
 
@@ -127,7 +128,13 @@ def _check_tensors(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         check_tensor("bias", bias, (len(weight),), "float", hidden.device)
 
 
-def _check_rows(hidden: Tensor, targets: Tensor, row_index: Tensor | None, vocab_size: int) -> None:
+def _check_rows(
+    hidden: Tensor,
+    targets: Tensor,
+    row_index: Tensor | None,
+    unique_rows: bool,
+    vocab_size: int,
+) -> None:
     check_tensor("targets", targets, (None,), (torch.int64,), hidden.device)
     rows = len(targets)
     if row_index is None:
@@ -135,6 +142,8 @@ def _check_rows(hidden: Tensor, targets: Tensor, row_index: Tensor | None, vocab
     else:
         check_tensor("row_index", row_index, (rows,), (torch.int64,), hidden.device)
         check_range("row_index", row_index, len(hidden))
+        if unique_rows:
+            check_distinct("row_index", row_index, len(hidden))
     check_range("targets", targets, vocab_size)
 
 
@@ -148,9 +157,12 @@ def _check_values(temperature: float, softcap: float | None, chunk_rows: int | N
     expect(is_size, "chunk_rows", "None or at least 1", chunk_rows)
 
 
-def check_settings(temperature: object, softcap: object, chunk_rows: object, group: object) -> None:
+def check_settings(
+    unique_rows: object, temperature: object, softcap: object, chunk_rows: object, group: object
+) -> None:
     """Check the types of a head's settings. make_head checks their values."""
     for name, value, types, expected in (
+        ("unique_rows", unique_rows, bool, "a bool"),
         ("temperature", temperature, (int, float), "a number"),
         ("softcap", softcap, (int, float, NoneType), "a number or None"),
         ("chunk_rows", chunk_rows, (int, NoneType), "an int or None"),

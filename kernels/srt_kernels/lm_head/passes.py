@@ -93,7 +93,7 @@ def objective_pass(
     """Log-probs and entropies [n]; adds to `gradients` if there are any."""
     if gradients is None:
         return logprob_pass(head)
-    if needs_whole_rollouts(objective, inputs):
+    if needs_whole_rollouts(objective, inputs.correction is not None):
         return _pass_whole_rollouts(objective, head, inputs, gradients)
     source = ObjectiveGradient(objective=objective, inputs=inputs)
     return gradient_pass(head, source, gradients)
@@ -103,11 +103,13 @@ def _pass_whole_rollouts(
     objective: Objective, head: LMHead, inputs: TokenInputs, gradients: HeadGradients
 ) -> tuple[Tensor, Tensor]:
     """gradient_pass for an objective that needs whole rollouts in a chunk."""
+    source = ObjectiveGradient(objective=objective, inputs=inputs)
+    if len(head.targets) <= head.chunk_rows:
+        return gradient_pass(head, source, gradients)
     bounds = inputs.cu_seqlens.tolist()  # a host sync
     longest = max((stop - start for start, stop in itertools.pairwise(bounds)), default=0)
     if longest <= head.chunk_rows:
         parts = _whole_rollouts(bounds, head.chunk_rows)
-        source = ObjectiveGradient(objective=objective, inputs=inputs)
         return gradient_pass(head, source, gradients, parts)
     logprobs = torch.empty_like(head.targets, dtype=head.dtype)
     entropies = torch.empty_like(logprobs)

@@ -23,8 +23,8 @@ then keeps a residual stream in float32, five bfloat16 copies of the inputs of p
 bfloat16 copy of each matrix.
 
 Loss. A chunk of C rows (LOGITS_CHUNK) has float32 logits, 4 C V, its hidden rows twice, 2 c C H,
-and its dX, 4 C H. The sums dX and dW have float32, 4 (T + V) H. In the end they are rounded to c
-bytes, and kept for the backward pass.
+and its dX, 4 C H. dX has c T H, because its rows are written once. The sum dW has float32, 4 V H.
+In the end it is rounded to c bytes. Both are kept for the backward pass.
 
 Training's peak is the state and the largest of four moments:
 - loss: all activations, the loss, and the root's gathered weights, c R;
@@ -230,8 +230,9 @@ def loss_bytes(shape: ModelShape, precision: Precision, tokens: int, targets: in
     chunk = rows * (4 * shape.vocabulary + (2 * size + 4) * hidden)
     if precision.casts_weights:
         chunk += size * shape.vocabulary * hidden  # the head's weight as an operand
-    rounded = head_gradients(shape, precision, tokens) if size == 2 else 0
-    return 4 * (tokens + shape.vocabulary) * hidden + max(chunk, rounded)
+    dweight = precision.whole_weight * shape.vocabulary * hidden
+    rounded = dweight if precision.whole_weight == 2 else 0
+    return (size * tokens + 4 * shape.vocabulary) * hidden + max(chunk, rounded)
 
 
 def chunk_rows(shape: ModelShape, targets: int) -> int:

@@ -7,7 +7,6 @@ import torch
 
 from srt_kernels import Objective, linear_logprob, linear_policy_loss
 from srt_kernels.core.backend import use_triton
-from srt_kernels.testing import packed_rollouts
 from support.bounds import HeadBounds, assert_rounded, assert_within
 from support.loss_bounds import Sensitivity
 from support.ops import cpu_path, exact_rollouts

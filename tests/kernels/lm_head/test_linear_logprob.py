@@ -248,6 +248,11 @@ GOOD = dict(
             dict(row_index=torch.tensor([0, 1, 3])),
             r"row_index: expected values in \[0, 3\), got 0 to 3",
         ),
+        (
+            dict(row_index=torch.tensor([0, 2, 2]), unique_rows=True),
+            "row_index: expected no value twice, got one that repeats",
+        ),
+        (dict(unique_rows=1), "unique_rows: expected a bool, got int"),
         (dict(bias=torch.ones(8)), r"bias: expected shape \[9\], got \[8\]"),
         (dict(temperature=0.0), "temperature: expected a finite number above 0, got 0.0"),
         (dict(temperature="1"), "temperature: expected a number, got str"),

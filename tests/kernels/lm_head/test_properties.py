@@ -120,6 +120,26 @@ def test_runs_are_bitwise_equal():
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=cpu_path)])
+def test_unique_rows_change_no_bit(dtype):
+    """Rows that are said to be unique, that are found to be, and that might repeat."""
+    batch = packed_rollouts([20, 13], with_bias=False)
+    targets, advantages = batch.targets[7:30], batch.advantages[:1]
+    row_index = torch.randperm(33, generator=torch.Generator("cpu").manual_seed(0)).to(targets)[:23]
+    objective = preset("srt")
+    gradients = []
+    for settings in ({"all_rows": True}, {"unique_rows": True, "all_rows": True}, {}):
+        hidden, weight, _ = head_leaves(batch, dtype)
+        rollouts = (advantages, torch.tensor([0, 23]), objective)
+        loss = linear_policy_loss(
+            hidden, weight, targets, *rollouts, row_index=row_index, chunk_rows=5, **settings
+        ).loss
+        loss.backward()
+        gradients.append(torch.cat([hidden.grad, weight.grad]))
+    assert gradients[0].any()
+    assert torch.equal(gradients[1], gradients[0]) and torch.equal(gradients[2], gradients[0])
+
+
 def test_dlogits_of_a_row_sum_to_zero():
     """A weight with a column of ones sums the dlogits: sum_j dz_j = 0 but for rounding."""
     batch = exact_rollouts(LENGTHS, with_bias=False)
