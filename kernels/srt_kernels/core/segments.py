@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import torch
 from torch import Tensor
+
+ALIGNMENT = 128  # elements: even slices begin where loads are aligned
 
 
 def segment_ids(offsets: Tensor, total: int) -> Tensor:
@@ -36,3 +41,16 @@ def segment_reduce(values: Tensor, how: str, offsets: Tensor, initial: float = 0
 def chunk_slices(total: int, size: int) -> list[slice]:
     """[0, total) in slices of `size`. The last one may be smaller."""
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def even_slices(total: int, most: int) -> list[slice]:
+    """[0, total) in as few slices of at most `most` elements as there can be, of equal size.
+
+    They begin at multiples of 128, or of the largest power of two below it that divides `most`. No
+    two sizes differ by more than that.
+    """
+    unit = math.gcd(most, ALIGNMENT)
+    units = -(-total // unit)
+    count = -(-total // most)
+    bounds = [min(total, unit * (units * place // count)) for place in range(1, count + 1)]
+    return [slice(start, stop) for start, stop in itertools.pairwise([0, *bounds])]

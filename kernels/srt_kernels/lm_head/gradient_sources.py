@@ -1,4 +1,4 @@
-"""Gradients by log-probs and entropies: known values or an objective, and which are there at all."""
+"""Gradients by log-probs and entropies: known values, or an objective and which tokens have one."""
 
 from __future__ import annotations
 

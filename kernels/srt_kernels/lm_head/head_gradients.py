@@ -114,7 +114,7 @@ class HeadGradients:
     def _add_dhidden(
         dhidden: Tensor, head: LMHead, part: slice, dlogits: Tensor, row_factor: Tensor | None
     ) -> None:
-        rows = gemm.dhidden_gemm(dlogits, head.weight, head.is_exact_in_bf16, dhidden.dtype)
+        rows = gemm.dhidden_gemm(dlogits, head.weight, head.is_exact_in_bf16)
         if row_factor is not None:
             rows.mul_(row_factor[:, None])
         rows = rows.to(dhidden.dtype)

@@ -140,11 +140,12 @@ def linear_logprob(
         row_index: [N] int64, the hidden row of each target. Rows may repeat. None: N = M, in order.
         unique_rows: no row repeats in row_index. Then dX takes no fp32 [M, H] and, on a GPU, no
             sort of the rows.
-        chunk_rows: rows of logits at a time. None: 96 MiB of logits on a CPU, 2 GiB elsewhere.
+        chunk_rows: rows of logits at a time, at most. Chunks of a batch are equal. None: up to 96
+            MiB of logits on a CPU, up to 2.5 GiB elsewhere, by the chip and H.
         group: a process group whose rank r holds rows r V to (r + 1) V of the head. All ranks have
             the same hidden states and the same targets of the whole vocabulary. Results and dX are
             the whole vocabulary's; dW and dbias are the rank's. There are two all-reduces of [N],
-            and in backward one of dX.
+            and in backward one of dX. All ranks have the same kind of GPU, or give chunk_rows.
 
     Returns:
         Log-probs [N] and entropies [N] in nats: fp32, or fp64 for fp64 hidden states.

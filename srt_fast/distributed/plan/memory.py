@@ -53,7 +53,7 @@ from srt_fast.distributed.plan.run import Precision, Run
 from srt_fast.distributed.plan.shape import ModelShape
 
 GIB = 1 << 30
-LOGITS_CHUNK = 2 * GIB
+LOGITS_CHUNK = 5 * GIB // 2
 """GPU_CHUNK_BYTES of srt_kernels.lm_head.lm_head, which needs torch. A test compares them."""
 CHUNK_MULTIPLE = 128  # a chunk's rows are a multiple of it
 RUNTIME_BYTES = 3 * GIB
@@ -236,7 +236,7 @@ def loss_bytes(shape: ModelShape, precision: Precision, tokens: int, targets: in
 
 
 def chunk_rows(shape: ModelShape, targets: int) -> int:
-    """Rows of a chunk of logits."""
+    """Rows of a chunk of logits, at most. The kernels take fewer where that fits the chip."""
     rows = LOGITS_CHUNK // (4 * shape.vocabulary) // CHUNK_MULTIPLE * CHUNK_MULTIPLE
     return min(targets, max(CHUNK_MULTIPLE, rows))
 

@@ -92,3 +92,17 @@ def test_unique_rows_take_no_sum_of_hidden_rows(op, settings, unique_rows, monke
     repeats = (aten.index_put_, torch.float32)
     expected = (aten.index_copy_, torch.bfloat16) if unique_rows else repeats
     assert writes == 4 * [expected]  # chunks
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_gemms_of_halves_have_fp32_results(dtype, monkeypatch):
+    """A bf16 result would be rounded between the parts of a split sum."""
+    settings = {"objective": preset("srt"), "all_rows": True, "chunk_rows": None}
+    [(op, arguments)] = calls_of(linear_policy_loss, dtype, **settings)
+    gemms = [
+        function
+        for function, _ in run_on_fake_gpu(monkeypatch, op, arguments)
+        if function.overloadpacket in (aten.mm, aten.addmm)
+    ]
+    # Logits, dX and dW of the one chunk.
+    assert sorted(map(str, gemms)) == ["aten.mm.dtype", "aten.mm.dtype_out", "aten.mm.dtype_out"]

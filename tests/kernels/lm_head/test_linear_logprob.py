@@ -5,7 +5,6 @@ import torch
 
 from srt_kernels import linear_logprob, reference
 from srt_kernels.lm_head import logits_torch
-from srt_kernels.lm_head.lm_head import CPU_CHUNK_BYTES, GPU_CHUNK_BYTES, make_head
 from srt_kernels.testing import packed_rollouts
 from support.bounds import (
     NAMES,
@@ -192,13 +191,6 @@ def test_four_gemms_and_no_logits_tensor():
         logprobs, entropies = linear_logprob(hidden, weight, batch.targets, chunk_rows=20)
         (logprobs.sum() + entropies.sum()).backward()
     assert counter.gemms == 4 * 3 and counter.largest == 20 * 331  # three chunks
-
-
-def test_default_chunk_is_what_it_says():
-    batch = packed_rollouts([4], vocab_size=8192)
-    head = make_head(batch.hidden, batch.weight, batch.targets)
-    chunk_bytes = GPU_CHUNK_BYTES if batch.hidden.is_cuda else CPU_CHUNK_BYTES
-    assert head.chunk_rows == chunk_bytes // (8192 * 4)
 
 
 def test_gradcheck_of_the_reference():
