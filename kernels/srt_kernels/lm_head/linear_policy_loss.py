@@ -69,25 +69,28 @@ def _scatter(values: Tensor, index: Tensor, total: int) -> Tensor:
     return values.new_full((total,), torch.nan).index_copy_(0, index, values)
 
 
+def _distinct_rows(is_active: Tensor, head: LMHead) -> Tensor:
+    """0-dim int64: how many different hidden rows the active tokens have."""
+    if head.row_index is None or head.has_unique_rows:
+        return is_active.sum()
+    no_row = len(head.hidden)  # of all tokens that are not active
+    rows = head.row_index.where(is_active, no_row)
+    return count_distinct(rows, no_row + 1) - (~is_active).any().long()
+
+
 def _active_index(is_active: Tensor, head: LMHead) -> tuple[Tensor, bool]:
     """[n] int64 positions of the active tokens, and whether no two of them share a hidden row.
 
     On a GPU this is the one host sync. It also raises ValueError if the active tokens' hidden rows
     have nan or inf.
     """
+    distinct = _distinct_rows(is_active, head)
     if not is_active.is_cuda or len(is_active) == 0:
         index = is_active.nonzero().squeeze(1)
-        if head.has_unique_rows:
-            return index, True
-        distinct = count_distinct(head.row_index[index], len(head.hidden))
-        return index, bool(distinct == len(index))
+        return index, distinct.item() == len(index)
     is_finite = torch.cat([rows.isfinite().all(1) for rows in head.hidden.split(ROWS_OF_A_CHECK)])
     is_bad = ~is_finite if head.row_index is None else ~is_finite[head.row_index]
     is_bad = is_active & is_bad
-    distinct = is_active.sum()
-    if not head.has_unique_rows:  # tokens that are not active have a row more, which all share
-        rows = head.row_index.where(is_active, len(head.hidden))
-        distinct = count_distinct(rows, len(head.hidden) + 1) - (~is_active).any()
     figures = torch.stack([is_active.sum(), distinct, is_bad.sum(), is_bad.long().argmax()])
     count, distinct_count, bad_count, first_bad = figures.tolist()
     if bad_count:

@@ -1,4 +1,4 @@
-"""How a batch is cut into chunks of logits."""
+"""Which rows are computed together: chunks of logits, and rows that repeat."""
 
 import itertools
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from srt_kernels.core.segments import even_slices
+from srt_kernels.lm_head.linear_policy_loss import _active_index
 from srt_kernels.lm_head.lm_head import (
     CPU_CHUNK_BYTES,
     GPU_CHUNK_BYTES,
@@ -62,3 +63,18 @@ def test_a_gpus_chunk_fills_its_waves():
     tiles = 4 * 132  # four waves of 128 x 256
     for vocab_size in (128256, 151936):
         assert gpu_chunk_rows(4 * vocab_size, 4096, 132) * 4096 == tiles * 128 * 256
+
+
+def test_rows_that_repeat_are_found():
+    tensors = (torch.zeros(5, 2), torch.zeros(9, 2), torch.zeros(4, dtype=torch.int64))
+    head = make_head(*tensors, row_index=torch.tensor([4, 2, 2, 0]))
+    for active, has_unique_rows in (
+        ([0, 1, 3], True),  # the second row 2 is not computed
+        ([0, 1, 2, 3], False),
+        ([1, 2], False),
+        ([], True),
+    ):
+        is_active = torch.zeros(4, dtype=torch.bool)
+        is_active[active] = True
+        index, is_unique = _active_index(is_active, head)
+        assert index.tolist() == active and is_unique == has_unique_rows

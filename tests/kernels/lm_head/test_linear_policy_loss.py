@@ -318,8 +318,8 @@ def test_gemms_and_memory():
     assert gemms(preset("srt"), ["hidden"]) == gemms(preset("srt"), ["weight"]) == 2
     assert gemms(preset("srt"), []) == 1
     assert gemms(preset("gspo"), ["hidden", "weight"]) == 3
-    # Three equal chunks, of 13 and 14 rows.
-    assert gemms(preset("gspo"), ["hidden", "weight"], chunk_rows=19, largest=14) == 4 * 3 / 2
+    # Three equal chunks, of 13 and 14 rows, whose logits have 16.
+    assert gemms(preset("gspo"), ["hidden", "weight"], chunk_rows=19, largest=16) == 4 * 3 / 2
     # Every rollout is clipped: no second pass.
     far_logprobs = batch.old_logprobs - 9 * batch.advantages.repeat_interleave(20).sign()
     assert gemms(preset("gspo"), ["hidden", "weight"], old_logprobs=far_logprobs) == 1
