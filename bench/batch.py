@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from srt_kernels import group_advantage
+from srt_kernels.core.segments import even_slices
 from srt_kernels.lm_head.lm_head import make_head
 from srt_kernels.testing import relative_error
 
@@ -111,7 +112,8 @@ class Batch:
     def chunk_bytes(self) -> int:
         """Bytes of the fp32 logits that ours has at a time."""
         head = make_head(self.packed.hidden, self.weight, self.packed.targets)
-        return 4 * len(self.weight) * min(head.chunk_rows, self.active_tokens)
+        parts = even_slices(self.active_tokens, head.chunk_rows)
+        return 4 * len(self.weight) * max(part.stop - part.start for part in parts)
 
     @cached_property
     def padded(self) -> Tokens:

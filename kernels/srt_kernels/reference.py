@@ -1,8 +1,8 @@
 """Every public op in plain PyTorch: the specification. For fp32 and fp64 tensors.
 
 Builds [N, V] tensors and loops. Names, arguments and results are those of the ops, without the
-arguments that only say how to compute (chunk_rows, all_rows: here every row is computed). Arguments
-are taken as valid. Gradients are autograd's.
+arguments that only say how to compute (chunk_rows, unique_rows, all_rows: here every row is
+computed). Arguments are taken as valid. Gradients are autograd's.
 """
 
 from __future__ import annotations

@@ -154,8 +154,12 @@ class FusedLinearGRPOLoss(LigerSettings, torch.nn.Module):
         return result.loss, (clip_fraction,) if self.beta == 0 else (result.kl, clip_fraction)
 
     def _head_options(self, bias: Tensor | None, tokens: ComputedTokens) -> dict[str, Any]:
-        row_index = tokens.packed.row_index
-        return {"bias": bias, "row_index": row_index, "temperature": self.temperature}
+        return {
+            "bias": bias,
+            "row_index": tokens.packed.row_index,
+            "unique_rows": True,
+            "temperature": self.temperature,
+        }
 
     @torch.no_grad()
     def _score(

@@ -18,7 +18,7 @@ class Packed(NamedTuple):
     Worked example: pack of the mask [[0, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 1]].
     """
 
-    row_index: Tensor  # [N] int64, places in the flattened batch: [1, 2, 8, 10]
+    row_index: Tensor  # [N] int64, places in the flattened batch, each once: [1, 2, 8, 10]
     cu_seqlens: Tensor  # [B+1] int32, where each completion begins: [0, 2, 2, 4]
 
 

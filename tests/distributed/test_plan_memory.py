@@ -161,8 +161,9 @@ def test_chunks_have_the_size_of_the_kernels():
             vocabulary=vocabulary,
             is_tied=True,
         )
-        rows = lm_head._default_chunk_rows(4 * vocabulary, is_cuda=True)
-        assert memory.chunk_rows(shape, targets=1 << 30) == rows
+        most = memory.chunk_rows(shape, targets=1 << 30)
+        assert lm_head.gpu_chunk_rows(4 * vocabulary, 4096, multiprocessors=1) == most
+        assert lm_head.gpu_chunk_rows(4 * vocabulary, 4096, multiprocessors=132) <= most
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -50,6 +50,27 @@ def check_range(name: str, index: Tensor, size: int) -> None:
         _assert_on_device(is_inside, f"{name}: expected values in [0, {size})")
 
 
+def count_distinct(index: Tensor, size: int) -> Tensor:
+    """0-dim int64: how many different values index [N] has. They are in [0, size).
+
+    Does not synchronise with the host.
+    """
+    is_there = torch.zeros(size, dtype=torch.bool, device=index.device)
+    return is_there.index_fill_(0, index, True).sum()
+
+
+def check_distinct(name: str, index: Tensor, size: int) -> None:
+    """Check that no value of index [N], in [0, size), is there twice.
+
+    Bad values raise as in check_range.
+    """
+    is_distinct = count_distinct(index, size) == len(index)
+    if index.device.type == "cpu":
+        expect(bool(is_distinct), name, "no value twice", "one that repeats")
+    else:
+        _assert_on_device(is_distinct, f"{name}: expected no value twice")
+
+
 def check_offsets(name: str, offsets: Tensor, total: int, device: torch.device) -> None:
     """Check offsets [S+1] int32 or int64: they go from 0 to total and never decrease.
 

@@ -68,16 +68,14 @@ def logits_gemm(
     return logits[: len(x)]
 
 
-def dhidden_gemm(
-    dlogits: Tensor, weight: Tensor, is_exact_in_bf16: bool, dtype: torch.dtype
-) -> Tensor:
-    """dX [C, H] = dlogits [C, V] @ weight [V, H].
+def dhidden_gemm(dlogits: Tensor, weight: Tensor, is_exact_in_bf16: bool) -> Tensor:
+    """dX [C, H] = dlogits [C, V] @ weight [V, H]. fp32, or fp64 for fp64 operands.
 
-    In `dtype` on a GPU, else in the operands' dtype.
+    Also for a bf16 dX: where cuBLAS splits a sum over V, it rounds the parts to the result's type.
     """
     if dlogits.is_cuda:
-        if _is_half_on_gpu(dlogits) and dtype != dlogits.dtype:
-            return torch.mm(dlogits, weight, out_dtype=dtype)
+        if _is_half_on_gpu(dlogits):
+            return torch.mm(dlogits, weight, out_dtype=torch.float32)
         with _without_tf32():
             return torch.mm(dlogits, weight)
     rows = _pad_rows(dlogits)

@@ -1,11 +1,13 @@
-"""Sources of the gradients by log-probs and entropies: known values, or an objective."""
+"""Gradients by log-probs and entropies: known values, or an objective and which tokens have one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from srt_kernels.core.segments import segment_reduce
 from srt_kernels.objective.objective import Objective
 from srt_kernels.objective.token_inputs import TokenInputs
 from srt_kernels.objective.token_terms import token_terms
@@ -39,7 +41,8 @@ class ObjectiveGradient:
     @property
     def is_row_local(self) -> bool:
         """The gradient of a row needs no other row."""
-        return not needs_whole_rollouts(self.objective, self.inputs)
+        has_correction = self.inputs.correction is not None
+        return not needs_whole_rollouts(self.objective, has_correction)
 
     def gradients(self, part: slice, logprobs: Tensor) -> tuple[Tensor, Tensor | None]:
         """Gradients by the log-probs and entropies of the rows of `part`."""
@@ -51,13 +54,35 @@ class ObjectiveGradient:
 GradientSource = KnownGradient | ObjectiveGradient
 
 
-def needs_whole_rollouts(objective: Objective, inputs: TokenInputs) -> bool:
-    """Whether the gradient of a token needs the log-probs of its whole rollout."""
-    has_late_correction = inputs.correction is None
+def needs_whole_rollouts(objective: Objective, has_correction: bool) -> bool:
+    """Whether the gradient of a token needs the log-probs of its whole rollout.
+
+    has_correction: the sampler correction is known before the log-probs.
+    """
     is_sequence_correction = objective.correction.startswith("sequence")
-    return objective.ratio == "sequence" or (is_sequence_correction and has_late_correction)
+    return objective.ratio == "sequence" or (is_sequence_correction and not has_correction)
 
 
 def entropy_gradient(objective: Objective, inputs: TokenInputs) -> Tensor | None:
     """[n] gradient of the loss by the entropies; None without an entropy term."""
     return -objective.entropy_coef * inputs.weights if objective.entropy_coef > 0 else None
+
+
+def largest_gradient(objective: Objective, inputs: TokenInputs) -> Tensor:
+    """0-dim, the largest |dL/dlogprob| at ratios of 1; 1 without tokens."""
+    coefficients = objective.entropy_coef + objective.kl_coef
+    sizes = inputs.weights * (inputs.advantages.abs() + coefficients)
+    return sizes.max() if len(sizes) else sizes.new_ones(())
+
+
+def active_tokens(objective: Objective, inputs: TokenInputs) -> Tensor:
+    """[N] bool: tokens whose loss has a gradient, as far as is known before their log-probs."""
+    is_active = inputs.advantages != 0
+    if inputs.correction is not None:
+        is_active = is_active & (inputs.correction != 0)
+    if objective.kl_coef > 0 or objective.entropy_coef > 0:
+        return torch.ones_like(is_active)
+    if needs_whole_rollouts(objective, inputs.correction is not None):
+        has_active = segment_reduce(is_active, "max", inputs.cu_seqlens) > 0
+        return has_active[inputs.rollout_index]
+    return is_active

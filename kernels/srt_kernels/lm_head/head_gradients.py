@@ -48,7 +48,7 @@ class HeadGradients:
     ) -> None:
         """needs_grad, dtypes: of hidden, weight and bias. dtypes are those of the results.
 
-        largest: 0-dim, about the largest |dL/dlogprob|. Dlogits in fp16 are scaled by it.
+        largest: 0-dim, the largest |dL/dlogprob| at ratios of 1. Dlogits in fp16 are scaled by it.
         """
         needs_dhidden, needs_dweight, needs_dbias = needs_grad
         device = head.hidden.device
@@ -72,7 +72,9 @@ class HeadGradients:
             self._dbias = torch.zeros(len(head.weight), dtype=head.dtype, device=device)
         # Dlogits are fp16 in kernels on fp16 weights only; they stay in fp32 otherwise.
         has_fp16_dlogits = use_triton(head.weight) and head.weight.dtype == torch.float16
-        self.scale = _fp16_scale(largest) if has_fp16_dlogits else None  # of the chunks' dlogits
+        self.scale = None  # of the chunks' dlogits
+        if has_fp16_dlogits:
+            self.scale = _fp16_scale(largest / head.temperature)
 
     @staticmethod
     def _new_dhidden(head: LMHead) -> Tensor:
@@ -112,7 +114,7 @@ class HeadGradients:
     def _add_dhidden(
         dhidden: Tensor, head: LMHead, part: slice, dlogits: Tensor, row_factor: Tensor | None
     ) -> None:
-        rows = gemm.dhidden_gemm(dlogits, head.weight, head.is_exact_in_bf16, dhidden.dtype)
+        rows = gemm.dhidden_gemm(dlogits, head.weight, head.is_exact_in_bf16)
         if row_factor is not None:
             rows.mul_(row_factor[:, None])
         rows = rows.to(dhidden.dtype)
@@ -161,10 +163,12 @@ class HeadGradients:
 
 
 def _fp16_scale(largest: Tensor) -> Tensor:
-    """0-dim fp32 power of two that brings `largest` to between 8 and 16.
+    """0-dim fp32 power of two that brings `largest` to between 2 and 4.
 
-    fp16 reaches from 6e-8 to 65504.
+    fp16 reaches from 6e-8 to 65504. Above there is room for a ratio of 8192, which is not known
+    yet; kernels saturate greater ones (scale_gradient in logits_row.py). Below there is room for
+    small probabilities and for tokens of small weight.
     """
     exponent = torch.frexp(largest.float())[1]
     one = torch.ones_like(largest, dtype=torch.float32)
-    return torch.ldexp(one, (4 - exponent).clamp(-40, 40))
+    return torch.ldexp(one, (2 - exponent).clamp(-40, 40))

@@ -121,6 +121,7 @@ def linear_logprob(
     bias: Tensor | None = None,
     softcap: float | None = None,
     row_index: Tensor | None = None,
+    unique_rows: bool = False,
     chunk_rows: int | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -137,28 +138,33 @@ def linear_logprob(
         bias: [V].
         softcap: the model's (Gemma 2, arXiv 2408.00118).
         row_index: [N] int64, the hidden row of each target. Rows may repeat. None: N = M, in order.
-        chunk_rows: rows of logits at a time. None: 96 MiB of logits on a CPU, 2 GiB elsewhere.
+        unique_rows: no row repeats in row_index. Then dX takes no fp32 [M, H] and, on a GPU, no
+            sort of the rows.
+        chunk_rows: rows of logits at a time, at most. Chunks of a batch are equal. None: up to 96
+            MiB of logits on a CPU, up to 2.5 GiB elsewhere, by the chip and H.
         group: a process group whose rank r holds rows r V to (r + 1) V of the head. All ranks have
             the same hidden states and the same targets of the whole vocabulary. Results and dX are
             the whole vocabulary's; dW and dbias are the rank's. There are two all-reduces of [N],
-            and in backward one of dX.
+            and in backward one of dX. All ranks have the same kind of GPU, or give chunk_rows.
 
     Returns:
         Log-probs [N] and entropies [N] in nats: fp32, or fp64 for fp64 hidden states.
 
     Raises:
         ValueError: a bad shape, dtype, device or setting. On a CPU also a target or a row out of
-            range, or nan or inf in what makes the logits. On a GPU, where looking would synchronise
-            with the host, these are an assertion on the device and a nan log-prob.
+            range, a row that repeats with unique_rows, or nan or inf in what makes the logits. On a
+            GPU, where looking would synchronise with the host, these are an assertion on the device
+            and a nan log-prob.
     """
     check_tensors(hidden=hidden, weight=weight, targets=targets, bias=bias, row_index=row_index)
-    check_settings(temperature, softcap, chunk_rows, group)
+    check_settings(unique_rows, temperature, softcap, chunk_rows, group)
     return _forward(
         hidden,
         weight,
         targets,
         bias,
         row_index,
+        unique_rows,
         float(temperature),
         softcap,
         chunk_rows,

@@ -12,15 +12,22 @@ for its log-probs first: four GEMMs for that one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
 
 from srt_kernels.core.autograd import scale_saved_gradients
 from srt_kernels.core.backend import on_device_of_tensors
-from srt_kernels.core.checks import check_tensors
-from srt_kernels.core.segments import segment_reduce
-from srt_kernels.lm_head.gradient_sources import needs_whole_rollouts
+from srt_kernels.core.checks import check_tensors, count_distinct
+from srt_kernels.lm_head.gradient_sources import (
+    active_tokens,
+    largest_gradient,
+    needs_whole_rollouts,
+)
 from srt_kernels.lm_head.head_gradients import LEAVES, HeadGradients, empty_gradients, leaf_dtypes
 from srt_kernels.lm_head.lm_head import (
     HEAD_SCHEMA,
@@ -35,14 +42,13 @@ from srt_kernels.objective.objective import Objective
 from srt_kernels.objective.policy_loss import PolicyLoss
 from srt_kernels.objective.token_inputs import (
     ROLLOUT_SCHEMA,
-    TokenInputs,
     check_objective,
     make_token_inputs,
     split_normalizer,
 )
 from srt_kernels.objective.token_terms import reduce_terms, token_terms
 
-HEAD_ARGUMENTS = 9  # number of arguments in HEAD_SCHEMA
+HEAD_ARGUMENTS = 10  # number of arguments in HEAD_SCHEMA
 ROWS_OF_A_CHECK = 1 << 13  # hidden rows that are checked for nan and inf at a time
 
 
@@ -58,59 +64,43 @@ def _saved_dtypes(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> list[t
     ]
 
 
-def _largest_gradient(objective: Objective, inputs: TokenInputs) -> Tensor:
-    """0-dim, about the largest |dL/dlogprob|; 1 without tokens."""
-    coefficients = objective.entropy_coef + objective.kl_coef
-    sizes = inputs.weights * (inputs.advantages.abs() + coefficients)
-    return sizes.max() if len(sizes) else sizes.new_ones(())
-
-
 def _scatter(values: Tensor, index: Tensor, total: int) -> Tensor:
     """[total] with values [n] at index [n] and nan elsewhere."""
     return values.new_full((total,), torch.nan).index_copy_(0, index, values)
 
 
-def _active_tokens(objective: Objective, inputs: TokenInputs) -> Tensor:
-    """[N] bool: tokens whose loss has a gradient, as far as is known before their log-probs."""
-    is_active = inputs.advantages != 0
-    if inputs.correction is not None:
-        is_active = is_active & (inputs.correction != 0)
-    if objective.kl_coef > 0 or objective.entropy_coef > 0:
-        return torch.ones_like(is_active)
-    if needs_whole_rollouts(objective, inputs):
-        has_active = segment_reduce(is_active, "max", inputs.cu_seqlens) > 0
-        return has_active[inputs.rollout_index]
-    return is_active
+def _distinct_rows(is_active: Tensor, head: LMHead) -> Tensor:
+    """0-dim int64: how many different hidden rows the active tokens have."""
+    if head.row_index is None or head.has_unique_rows:
+        return is_active.sum()
+    no_row = len(head.hidden)  # of all tokens that are not active
+    rows = head.row_index.where(is_active, no_row)
+    return count_distinct(rows, no_row + 1) - (~is_active).any().long()
 
 
-def _active_index(is_active: Tensor, head: LMHead) -> Tensor:
-    """[n] int64 positions of the active tokens.
+def _active_index(is_active: Tensor, head: LMHead) -> tuple[Tensor, bool]:
+    """[n] int64 positions of the active tokens, and whether no two of them share a hidden row.
 
-    On a GPU this is the one host sync. It brings the number of active tokens, and raises ValueError
-    if their hidden rows have nan or inf.
+    On a GPU this is the one host sync. It also raises ValueError if the active tokens' hidden rows
+    have nan or inf.
     """
+    distinct = _distinct_rows(is_active, head)
     if not is_active.is_cuda or len(is_active) == 0:
-        return is_active.nonzero().squeeze(1)
+        index = is_active.nonzero().squeeze(1)
+        return index, distinct.item() == len(index)
     is_finite = torch.cat([rows.isfinite().all(1) for rows in head.hidden.split(ROWS_OF_A_CHECK)])
     is_bad = ~is_finite if head.row_index is None else ~is_finite[head.row_index]
     is_bad = is_active & is_bad
-    figures = torch.stack([is_active.sum(), is_bad.sum(), is_bad.long().argmax()])
-    count, bad_count, first_bad = figures.tolist()
+    figures = torch.stack([is_active.sum(), distinct, is_bad.sum(), is_bad.long().argmax()])
+    count, distinct_count, bad_count, first_bad = figures.tolist()
     if bad_count:
         raise ValueError(
             f"hidden: expected finite values, got nan or inf in the hidden row of token {first_bad}"
         )
-    return is_active.nonzero_static(size=count).squeeze(1)
+    return is_active.nonzero_static(size=count).squeeze(1), distinct_count == count
 
 
-@torch.library.custom_op(
-    "srt_kernels::linear_policy_loss",
-    mutates_args=(),
-    schema=f"({HEAD_SCHEMA}, {ROLLOUT_SCHEMA}, bool all_rows, bool[] needs_grad)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-@on_device_of_tensors
-def _forward(*arguments) -> tuple[Tensor, ...]:
+def _compute(*arguments) -> tuple[Tensor, ...]:
     """Return the loss, its statistics [5], log-probs [N], entropies [N], dX, dW and dbias.
 
     Gradients that are not needed are empty.
@@ -119,27 +109,25 @@ def _forward(*arguments) -> tuple[Tensor, ...]:
     head = make_head(*arguments[:HEAD_ARGUMENTS])
     hidden, weight, targets, bias = arguments[:4]
     objective, inputs = make_token_inputs(targets, head.dtype, *rollouts)
-    if all_rows:
-        is_active = torch.ones_like(targets, dtype=torch.bool)
-    else:
-        is_active = _active_tokens(objective, inputs)
     index = None
-    if is_active.is_cuda or not all_rows:
-        index = _active_index(is_active, head)
-    if index is not None and len(index) < len(targets):
+    if not all_rows:
+        index, has_unique_rows = _active_index(active_tokens(objective, inputs), head)
+        head = replace(head, has_unique_rows=has_unique_rows)
+        index = index if len(index) < len(targets) else None
+    if index is not None:
         head = head.select(index)
         inputs = inputs.select(index)
     dtypes = _saved_dtypes(hidden, weight, bias)
     gradients = None
     if any(needs_grad):
-        largest = _largest_gradient(objective, inputs)
+        largest = largest_gradient(objective, inputs)
         gradients = HeadGradients(head, needs_grad, largest, dtypes)
     logprobs, entropies = objective_pass(objective, head, inputs, gradients)
     if not logprobs.is_cuda:
         check_finite(head, logprobs)
     terms = token_terms(objective, logprobs, inputs)
     loss, means = reduce_terms(objective, inputs, terms, entropies)
-    if index is not None and len(index) < len(targets):
+    if index is not None:
         logprobs = _scatter(logprobs, index, len(targets))
         entropies = _scatter(entropies, index, len(targets))
     if gradients is None:
@@ -149,8 +137,7 @@ def _forward(*arguments) -> tuple[Tensor, ...]:
     return loss, means, logprobs, entropies, *leaf_gradients
 
 
-@_forward.register_fake
-def _fake_forward(
+def _fake_compute(
     hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, *arguments
 ) -> tuple[Tensor, ...]:
     needs_grad = arguments[-1]
@@ -164,7 +151,21 @@ def _fake_forward(
     return loss, means, logprobs, entropies, *leaf_gradients
 
 
-scale_saved_gradients(_forward, leaves=LEAVES, first_output=4)
+def _make_op(name: str, tags: Sequence[torch.Tag]) -> CustomOpDef:
+    schema = (
+        f"({HEAD_SCHEMA}, {ROLLOUT_SCHEMA}, bool all_rows, bool[] needs_grad)"
+        " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    )
+    function = on_device_of_tensors(_compute)
+    op = torch.library.custom_op(name, function, mutates_args=(), schema=schema, tags=tags)
+    op.register_fake(_fake_compute)
+    scale_saved_gradients(op, leaves=LEAVES, first_output=4)
+    return op
+
+
+# The same function twice. torch.compile keeps an op with this tag out of CUDA graphs.
+_reads_on_host = _make_op("srt_kernels::linear_policy_loss", [torch.Tag.cudagraph_unsafe])
+_reads_nothing = _make_op("srt_kernels::linear_policy_loss_of_all_rows", [])
 
 
 def linear_policy_loss(
@@ -179,6 +180,7 @@ def linear_policy_loss(
     ref_logprobs: Tensor | None = None,
     sampler_logprobs: Tensor | None = None,
     row_index: Tensor | None = None,
+    unique_rows: bool = False,
     temperature: float = 1.0,
     bias: Tensor | None = None,
     softcap: float | None = None,
@@ -192,27 +194,31 @@ def linear_policy_loss(
     Differentiable once in hidden, weight and bias. Takes one GEMM under torch.no_grad, two with a
     frozen weight, else three. A loss without tokens is 0 and still part of the graph.
 
-    On a GPU there is one synchronisation with the host, for the number of rows and for nan or inf
-    in their hidden states. Objectives of whole completions have one more, and four if a completion
-    is longer than a chunk.
+    **Host reads.** On a GPU there is one synchronisation with the host, for the number of rows, for
+    rows that repeat, and for nan or inf in their hidden states. With all_rows there is none. Such a
+    call can be captured in a CUDA graph. There are exceptions with a gradient and an objective of
+    whole completions (a sequence ratio, or a sequence correction without old_logprobs). If there is
+    more than one chunk, their lengths are read: one more synchronisation, and four if a completion
+    is longer than a chunk. These calls, and those without all_rows, are of an op that torch.compile
+    keeps out of CUDA graphs.
 
     Args:
-        hidden, weight, targets, row_index, temperature, bias, softcap, chunk_rows, group: see
-            linear_logprob.
+        hidden, weight, targets, row_index, unique_rows, temperature, bias, softcap, chunk_rows,
+            group: see linear_logprob. Without all_rows the op finds out by itself whether rows
+            repeat.
         advantages, cu_seqlens, objective, old_logprobs, ref_logprobs, sampler_logprobs, normalizer:
             see policy_loss.
         all_rows: compute all tokens. By default those whose loss certainly has no gradient
-        (advantage
-            or correction 0, no KL and no entropy term) are left out before the logits. Their
-            gradient is exactly zero, their log-prob and entropy are nan, and the statistics are
-            means over the other tokens.
+            (advantage or correction 0, no KL and no entropy term) are left out before the logits.
+            Their gradient is exactly zero, their log-prob and entropy are nan, and the statistics
+            are means over the other tokens.
 
     Returns:
         A PolicyLoss in fp32, or in fp64 for fp64 hidden states.
 
     Raises:
         ValueError: as linear_logprob and policy_loss. On a GPU also for nan or inf in hidden
-        states.
+            states, but with all_rows, which looks at no value: there they make the loss nan.
     """
     check_objective(objective)
     check_tensors(
@@ -227,18 +233,21 @@ def linear_policy_loss(
         ref_logprobs=ref_logprobs,
         sampler_logprobs=sampler_logprobs,
     )
-    check_settings(temperature, softcap, chunk_rows, group)
+    check_settings(unique_rows, temperature, softcap, chunk_rows, group)
     number, tensor = split_normalizer(normalizer)
     needs_grad = [
         torch.is_grad_enabled() and leaf is not None and leaf.requires_grad
         for leaf in (hidden, weight, bias)
     ]
-    loss, means, logprobs, entropies, *_ = _forward(
+    is_read = needs_whole_rollouts(objective, old_logprobs is not None) and any(needs_grad)
+    op = _reads_nothing if all_rows and not is_read else _reads_on_host
+    loss, means, logprobs, entropies, *_ = op(
         hidden,
         weight,
         targets,
         bias,
         row_index,
+        unique_rows,
         float(temperature),
         softcap,
         chunk_rows,

@@ -9,15 +9,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from srt_kernels.core.checks import check_range, check_tensor, expect
+from srt_kernels.core.checks import check_distinct, check_range, check_tensor, expect
 from srt_kernels.lm_head import gemm
 
-# Bytes of a chunk's logits.
+# Bytes of a chunk's logits, at most.
 CPU_CHUNK_BYTES = 96 << 20
-GPU_CHUNK_BYTES = 2 << 30
+GPU_CHUNK_BYTES = 5 << 29
+# cuBLAS's tile of a half GEMM on sm_90. Other chips are taken to have the same.
+TILE_ROWS = 128
+TILE_COLUMNS = 256
+# Each chunk reads and writes dW: 8 V H bytes. At 4.3 TB/s, and with half of it hidden, that takes
+# as long as three row tiles of dX at 790 TFLOP/s (an H200).
+ROW_TILES_OF_DWEIGHT = 3
 
 HEAD_SCHEMA = """Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, Tensor? row_index,
-float temperature, float? softcap, int? chunk_rows, str group"""
+bool unique_rows, float temperature, float? softcap, int? chunk_rows, str group"""
 """The head's part of a torch.library op's schema. make_head takes them in this order."""
 
 
@@ -32,7 +38,7 @@ class LMHead:
     row_index: Tensor | None  # [n] int64 hidden row of each target; None: row i is of target i
     temperature: float
     softcap: float | None
-    chunk_rows: int  # rows of a chunk
+    chunk_rows: int  # rows of a chunk, at most
     group: dist.ProcessGroup | None  # rank r holds the vocabulary from r V on
     vocab_start: int  # first vocabulary entry of this rank
     has_unique_rows: bool  # no two targets have the same hidden row
@@ -73,6 +79,7 @@ def make_head(
     targets: Tensor,
     bias: Tensor | None = None,
     row_index: Tensor | None = None,
+    unique_rows: bool = False,
     temperature: float = 1.0,
     softcap: float | None = None,
     chunk_rows: int | None = None,
@@ -88,7 +95,7 @@ def make_head(
     world_size = 1 if process_group is None else dist.get_world_size(process_group)
     rank = 0 if process_group is None else dist.get_rank(process_group)
     _check_tensors(hidden, weight, bias)
-    _check_rows(hidden, targets, row_index, len(weight) * world_size)
+    _check_rows(hidden, targets, row_index, unique_rows, len(weight) * world_size)
     _check_values(temperature, softcap, chunk_rows)
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     uses_own_gemm = is_forward_only and hidden.is_cuda
@@ -104,19 +111,38 @@ def make_head(
         row_index=row_index,
         temperature=temperature,
         softcap=softcap,
-        chunk_rows=chunk_rows or _default_chunk_rows(len(weight) * dtype.itemsize, hidden.is_cuda),
+        chunk_rows=chunk_rows or _default_chunk_rows(hidden, weight),
         group=process_group,
         vocab_start=rank * len(weight),
-        has_unique_rows=row_index is None,
+        has_unique_rows=row_index is None or unique_rows,
     )
 
 
-def _default_chunk_rows(row_bytes: int, is_cuda: bool) -> int:
-    """Rows of a chunk, from the bytes of a row of logits."""
-    if not is_cuda:
+def _default_chunk_rows(hidden: Tensor, weight: Tensor) -> int:
+    """Rows of a chunk."""
+    row_bytes = len(weight) * torch.promote_types(hidden.dtype, torch.float32).itemsize
+    if not hidden.is_cuda:
         return max(1, CPU_CHUNK_BYTES // row_bytes)
-    # A multiple of 128, so that chunks begin where loads are aligned for any V.
-    return max(128, GPU_CHUNK_BYTES // row_bytes // 128 * 128)
+    chip = torch.cuda.get_device_properties(hidden.device)
+    return gpu_chunk_rows(row_bytes, hidden.shape[1], chip.multi_processor_count)
+
+
+def gpu_chunk_rows(row_bytes: int, hidden_size: int, multiprocessors: int) -> int:
+    """Rows of a chunk on a GPU, from the bytes of a row of logits: whole tiles.
+
+    dX has C / 128 x H / 256 tiles. The multiprocessors take a tile each, wave after wave, and in
+    the last wave some have none. With H = 4096 and 132 of them 4224 rows are four whole waves. 3456
+    rows are 3.3 and take the time of four. The size is the one whose rows take least time, of dX
+    and of reading and writing dW. A prediction: it was not measured.
+    """
+    most = max(1, GPU_CHUNK_BYTES // row_bytes // TILE_ROWS)
+    columns = -(-hidden_size // TILE_COLUMNS)
+
+    def time_of_a_row(row_tiles: int) -> float:
+        waves = -(-row_tiles * columns // multiprocessors)
+        return (waves * multiprocessors / columns + ROW_TILES_OF_DWEIGHT) / row_tiles
+
+    return TILE_ROWS * min(range(most, 0, -1), key=time_of_a_row)
 
 
 def _check_tensors(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -127,7 +153,13 @@ def _check_tensors(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         check_tensor("bias", bias, (len(weight),), "float", hidden.device)
 
 
-def _check_rows(hidden: Tensor, targets: Tensor, row_index: Tensor | None, vocab_size: int) -> None:
+def _check_rows(
+    hidden: Tensor,
+    targets: Tensor,
+    row_index: Tensor | None,
+    unique_rows: bool,
+    vocab_size: int,
+) -> None:
     check_tensor("targets", targets, (None,), (torch.int64,), hidden.device)
     rows = len(targets)
     if row_index is None:
@@ -135,6 +167,8 @@ def _check_rows(hidden: Tensor, targets: Tensor, row_index: Tensor | None, vocab
     else:
         check_tensor("row_index", row_index, (rows,), (torch.int64,), hidden.device)
         check_range("row_index", row_index, len(hidden))
+        if unique_rows:
+            check_distinct("row_index", row_index, len(hidden))
     check_range("targets", targets, vocab_size)
 
 
@@ -148,9 +182,12 @@ def _check_values(temperature: float, softcap: float | None, chunk_rows: int | N
     expect(is_size, "chunk_rows", "None or at least 1", chunk_rows)
 
 
-def check_settings(temperature: object, softcap: object, chunk_rows: object, group: object) -> None:
+def check_settings(
+    unique_rows: object, temperature: object, softcap: object, chunk_rows: object, group: object
+) -> None:
     """Check the types of a head's settings. make_head checks their values."""
     for name, value, types, expected in (
+        ("unique_rows", unique_rows, bool, "a bool"),
         ("temperature", temperature, (int, float), "a number"),
         ("softcap", softcap, (int, float, NoneType), "a number or None"),
         ("chunk_rows", chunk_rows, (int, NoneType), "an int or None"),

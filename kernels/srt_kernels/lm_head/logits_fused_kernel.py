@@ -17,6 +17,7 @@ from srt_kernels.lm_head.logits_kernel import dlogits_view, head_arguments
 from srt_kernels.lm_head.logits_row import (
     complete_row_statistics,
     read_row_statistics,
+    scale_gradient,
     write_row_dlogits,
 )
 from srt_kernels.objective.policy_loss_kernel import objective_arguments
@@ -140,7 +141,7 @@ def fused_kernel(
             grad_entropy = -entropy_coef * weight
     if HAS_SCALE:
         scale = tl.load(scale_ptr)
-        grad_logprob *= scale
+        grad_logprob = scale_gradient(grad_logprob, scale, inv_temperature)
         grad_entropy *= scale
     write_row_dlogits(
         row_ptr=row_ptr,

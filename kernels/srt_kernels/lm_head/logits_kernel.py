@@ -14,7 +14,11 @@ from torch import Tensor
 
 from srt_kernels.core.backend import LAUNCH_OPTIONS
 from srt_kernels.lm_head.lm_head import LMHead
-from srt_kernels.lm_head.logits_row import read_row_statistics, write_row_dlogits
+from srt_kernels.lm_head.logits_row import (
+    read_row_statistics,
+    scale_gradient,
+    write_row_dlogits,
+)
 from srt_kernels.lm_head.row_statistics import RowStatistics
 
 # A thread reads 16 bytes at a time, 4 times. More rows in flight would fit the L2 cache no better.
@@ -93,19 +97,21 @@ def dlogits_kernel(
     statistics [4, rows]: entropy, full_max, full_sum_exp, prob_others.
     """
     row = tl.program_id(0)
-    scale = 1.0
-    if HAS_SCALE:
-        scale = tl.load(scale_ptr)
+    grad_logprob = tl.load(grad_logprob_ptr + row)
     grad_entropy = 0.0
     if HAS_ENTROPY:
-        grad_entropy = tl.load(grad_entropy_ptr + row) * scale
+        grad_entropy = tl.load(grad_entropy_ptr + row)
+    if HAS_SCALE:
+        scale = tl.load(scale_ptr)
+        grad_logprob = scale_gradient(grad_logprob, scale, inv_temperature)
+        grad_entropy *= scale
     write_row_dlogits(
         row_ptr=logits_ptr + row.to(tl.int64) * logits_stride,
         out_ptr=dlogits_ptr + row.to(tl.int64) * dlogits_stride,
         bias_ptr=bias_ptr,
         target=tl.load(target_ptr + row) - vocab_start,
         vocab_size=vocab_size,
-        grad_logprob=tl.load(grad_logprob_ptr + row) * scale,
+        grad_logprob=grad_logprob,
         grad_entropy=grad_entropy,
         entropy=tl.load(statistics_ptr + row),
         full_max=tl.load(statistics_ptr + rows + row),

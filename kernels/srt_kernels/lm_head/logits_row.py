@@ -18,6 +18,8 @@ from srt_kernels.objective.token_loss import expm1
 LOG2E = tl.constexpr(1.4426950408889634)
 # A masked logit. It is finite, so differences are finite; exp of it is 0.
 LOWEST = tl.constexpr(-1e30)
+# Half of fp16's range.
+LARGEST_SCALED = tl.constexpr(2.0**15)
 
 
 @triton.jit
@@ -150,6 +152,18 @@ def complete_row_statistics(row_max, sum_exp, sum_exp_logit, target_logit):
     full_sum_exp_logit = (sum_exp_logit + shift * sum_exp) * scale + target_exp * target_shift
     entropy = tl.log(full_sum_exp) - full_sum_exp_logit / full_sum_exp
     return logprob, entropy, full_max, full_sum_exp, tl.sigmoid(log_odds)
+
+
+@triton.jit
+def scale_gradient(grad_logprob, scale, inv_temperature):
+    """grad_logprob * scale, saturated where dlogits would leave fp16's range.
+
+    dlogits are at most this times inv_temperature, beside an entropy term of size 50. nan stays
+    nan.
+    """
+    scaled = grad_logprob * scale
+    limit = LARGEST_SCALED / inv_temperature
+    return tl.where(scaled > limit, limit, tl.where(scaled < -limit, -limit, scaled))
 
 
 @triton.jit

@@ -7,15 +7,16 @@ chunk go through logits_kernel.py or logits_fused_kernel.py (Triton) or logits_t
 
 from __future__ import annotations
 
+import bisect
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from srt_kernels.core.backend import use_triton
-from srt_kernels.core.segments import chunk_slices
+from srt_kernels.core.segments import chunk_slices, even_slices
 from srt_kernels.lm_head import gemm, logits_torch
 from srt_kernels.lm_head.gradient_sources import (
     GradientSource,
@@ -40,12 +41,12 @@ def logprob_pass(head: LMHead) -> tuple[Tensor, Tensor]:
         # Imported here because Triton is optional.
         from srt_kernels.lm_head.logprob_kernel import CHUNK_ROWS, head_statistics
 
-        chunk_rows = CHUNK_ROWS
+        parts = chunk_slices(len(head.targets), CHUNK_ROWS)
     else:
-        chunk_rows = head.chunk_rows
+        parts = even_slices(len(head.targets), head.chunk_rows)
         head_statistics = _head_statistics_torch
     with _no_autocast(head):
-        for part in chunk_slices(len(head.targets), chunk_rows):
+        for part in parts:
             shard_statistics = head_statistics(head.hidden_rows(part), head.targets[part], head)
             statistics = complete_statistics(shard_statistics, head.group)
             logprobs[part] = statistics.logprobs
@@ -58,11 +59,11 @@ def gradient_pass(
     head: LMHead,
     source: GradientSource,
     gradients: HeadGradients,
-    parts: Iterable[slice] | None = None,
+    parts: Sequence[slice] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies [n]; adds to `gradients`. One GEMM, and one for each gradient.
 
-    parts: the chunks. None: of head.chunk_rows rows.
+    parts: the chunks. None: equal ones.
     """
     logprobs, entropies = _empty_results(head)
     write_chunk_dlogits = _write_chunk_dlogits
@@ -71,7 +72,7 @@ def gradient_pass(
         from srt_kernels.lm_head.logits_fused_kernel import write_dlogits_fused
 
         write_chunk_dlogits = write_dlogits_fused
-    parts = list(chunk_slices(len(head.targets), head.chunk_rows) if parts is None else parts)
+    parts = even_slices(len(head.targets), head.chunk_rows) if parts is None else parts
     longest = max((part.stop - part.start for part in parts), default=0)
     with _no_autocast(head):
         buffer = gemm.logits_buffer(head.weight, longest, head.dtype)
@@ -93,7 +94,7 @@ def objective_pass(
     """Log-probs and entropies [n]; adds to `gradients` if there are any."""
     if gradients is None:
         return logprob_pass(head)
-    if needs_whole_rollouts(objective, inputs):
+    if needs_whole_rollouts(objective, inputs.correction is not None):
         return _pass_whole_rollouts(objective, head, inputs, gradients)
     source = ObjectiveGradient(objective=objective, inputs=inputs)
     return gradient_pass(head, source, gradients)
@@ -103,11 +104,13 @@ def _pass_whole_rollouts(
     objective: Objective, head: LMHead, inputs: TokenInputs, gradients: HeadGradients
 ) -> tuple[Tensor, Tensor]:
     """gradient_pass for an objective that needs whole rollouts in a chunk."""
+    source = ObjectiveGradient(objective=objective, inputs=inputs)
+    if len(head.targets) <= head.chunk_rows:
+        return gradient_pass(head, source, gradients)
     bounds = inputs.cu_seqlens.tolist()  # a host sync
     longest = max((stop - start for start, stop in itertools.pairwise(bounds)), default=0)
     if longest <= head.chunk_rows:
         parts = _whole_rollouts(bounds, head.chunk_rows)
-        source = ObjectiveGradient(objective=objective, inputs=inputs)
         return gradient_pass(head, source, gradients, parts)
     logprobs = torch.empty_like(head.targets, dtype=head.dtype)
     entropies = torch.empty_like(logprobs)
@@ -143,7 +146,20 @@ def _pass_long_rollouts(
 
 
 def _whole_rollouts(bounds: Sequence[int], chunk_rows: int) -> list[slice]:
-    """Chunks of at most chunk_rows rows that end where rollouts end."""
+    """Chunks of at most chunk_rows rows that end where rollouts end.
+
+    As few as _fill makes, and the largest of them as small as it can be. No rollout is longer than
+    a chunk.
+    """
+    count = len(_fill(bounds, chunk_rows))
+    longest = max(stop - start for start, stop in itertools.pairwise(bounds))
+    sizes = range(max(1, longest), chunk_rows + 1)
+    least = bisect.bisect_left(sizes, True, key=lambda rows: len(_fill(bounds, rows)) <= count)
+    return _fill(bounds, sizes[least])
+
+
+def _fill(bounds: Sequence[int], chunk_rows: int) -> list[slice]:
+    """Chunks of at most chunk_rows rows that end where rollouts end, each as large as it can be."""
     parts = []
     start = 0
     for stop, next_stop in zip(bounds[1:], [*bounds[2:], None], strict=False):

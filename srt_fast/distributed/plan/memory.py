@@ -24,8 +24,8 @@ then keeps a residual stream in float32, five bfloat16 copies of the inputs of p
 bfloat16 copy of each matrix.
 
 Loss. A chunk of C rows (LOGITS_CHUNK) has float32 logits, 4 C V, its hidden rows twice, 2 c C H,
-and its dX, 4 C H. The sums dX and dW have float32, 4 (T + V) H. In the end they are rounded to c
-bytes, and kept for the backward pass.
+and its dX, 4 C H. dX has c T H, because its rows are written once. The sum dW has float32, 4 V H.
+In the end it is rounded to c bytes. Both are kept for the backward pass.
 
 Training's peak is the state and the largest of three moments:
 - loss: all activations, the loss, and the root's gathered weights, c R;
@@ -54,7 +54,7 @@ from srt_fast.distributed.plan.run import Precision, Run
 from srt_fast.distributed.plan.shape import ModelShape
 
 GIB = 1 << 30
-LOGITS_CHUNK = 2 * GIB
+LOGITS_CHUNK = 5 * GIB // 2
 """GPU_CHUNK_BYTES of srt_kernels.lm_head.lm_head, which needs torch. A test compares them."""
 CHUNK_MULTIPLE = 128  # a chunk's rows are a multiple of it
 RUNTIME_BYTES = 3 * GIB
@@ -231,12 +231,13 @@ def loss_bytes(shape: ModelShape, precision: Precision, tokens: int, targets: in
     chunk = rows * (4 * shape.vocabulary + (2 * size + 4) * hidden)
     if precision.casts_weights:
         chunk += size * shape.vocabulary * hidden  # the head's weight as an operand
-    rounded = head_gradients(shape, precision, tokens) if size == 2 else 0
-    return 4 * (tokens + shape.vocabulary) * hidden + max(chunk, rounded)
+    dweight = precision.whole_weight * shape.vocabulary * hidden
+    rounded = dweight if precision.whole_weight == 2 else 0
+    return (size * tokens + 4 * shape.vocabulary) * hidden + max(chunk, rounded)
 
 
 def chunk_rows(shape: ModelShape, targets: int) -> int:
-    """Rows of a chunk of logits."""
+    """Rows of a chunk of logits, at most. The kernels take fewer where that fits the chip."""
     rows = LOGITS_CHUNK // (4 * shape.vocabulary) // CHUNK_MULTIPLE * CHUNK_MULTIPLE
     return min(targets, max(CHUNK_MULTIPLE, rows))
 

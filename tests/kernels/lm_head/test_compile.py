@@ -106,7 +106,7 @@ def test_opcheck(dtype):
     hidden = batch.hidden.to(dtype, copy=True).requires_grad_()
     weight = batch.weight.to(dtype).t().contiguous().t()  # stored the other way round
     weight.requires_grad_()
-    head = (hidden, weight, batch.targets, None, None, 1.0, None, 4, "")
+    head = (hidden, weight, batch.targets, None, None, False, 1.0, None, 4, "")
     rollouts = (
         batch.advantages,
         batch.cu_seqlens,

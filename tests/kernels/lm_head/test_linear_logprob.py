@@ -5,7 +5,6 @@ import torch
 
 from srt_kernels import linear_logprob, reference
 from srt_kernels.lm_head import logits_torch
-from srt_kernels.lm_head.lm_head import CPU_CHUNK_BYTES, GPU_CHUNK_BYTES, make_head
 from srt_kernels.testing import packed_rollouts
 from support.bounds import (
     NAMES,
@@ -194,13 +193,6 @@ def test_four_gemms_and_no_logits_tensor():
     assert counter.gemms == 4 * 3 and counter.largest == 20 * 331  # three chunks
 
 
-def test_default_chunk_is_what_it_says():
-    batch = packed_rollouts([4], vocab_size=8192)
-    head = make_head(batch.hidden, batch.weight, batch.targets)
-    chunk_bytes = GPU_CHUNK_BYTES if batch.hidden.is_cuda else CPU_CHUNK_BYTES
-    assert head.chunk_rows == chunk_bytes // (8192 * 4)
-
-
 def test_gradcheck_of_the_reference():
     batch = packed_rollouts([3, 2], hidden_size=4, vocab_size=7, shared=True)
     leaves = [leaf.detach().requires_grad_() for leaf in head_leaves(batch, torch.float64)]
@@ -248,6 +240,11 @@ GOOD = dict(
             dict(row_index=torch.tensor([0, 1, 3])),
             r"row_index: expected values in \[0, 3\), got 0 to 3",
         ),
+        (
+            dict(row_index=torch.tensor([0, 2, 2]), unique_rows=True),
+            "row_index: expected no value twice, got one that repeats",
+        ),
+        (dict(unique_rows=1), "unique_rows: expected a bool, got int"),
         (dict(bias=torch.ones(8)), r"bias: expected shape \[9\], got \[8\]"),
         (dict(temperature=0.0), "temperature: expected a finite number above 0, got 0.0"),
         (dict(temperature="1"), "temperature: expected a number, got str"),

@@ -295,7 +295,7 @@ def test_gemms_and_memory():
     """
     batch = packed_rollouts([20, 20, 20], hidden_size=8)  # the third advantage is 0: 2 chunks of 20
 
-    def gemms(objective, trained, chunk_rows=20, **logprobs):
+    def gemms(objective, trained, chunk_rows=20, largest=20, **logprobs):
         hidden, weight, _ = head_leaves(batch)
         hidden.requires_grad_("hidden" in trained)
         weight.requires_grad_("weight" in trained)
@@ -311,15 +311,15 @@ def test_gemms_and_memory():
             loss = linear_policy_loss(*arguments, chunk_rows=chunk_rows, **logprobs).loss
             if trained:
                 loss.backward()
-        assert counter.largest == chunk_rows * 331
+        assert counter.largest == largest * 331
         return counter.gemms / 2
 
     assert gemms(preset("srt"), ["hidden", "weight"]) == 3
     assert gemms(preset("srt"), ["hidden"]) == gemms(preset("srt"), ["weight"]) == 2
     assert gemms(preset("srt"), []) == 1
     assert gemms(preset("gspo"), ["hidden", "weight"]) == 3
-    # Chunks of 19, 19 and 2 rows.
-    assert gemms(preset("gspo"), ["hidden", "weight"], chunk_rows=19) == 4 * 3 / 2
+    # Three equal chunks, of 13 and 14 rows, whose logits have 16.
+    assert gemms(preset("gspo"), ["hidden", "weight"], chunk_rows=19, largest=16) == 4 * 3 / 2
     # Every rollout is clipped: no second pass.
     far_logprobs = batch.old_logprobs - 9 * batch.advantages.repeat_interleave(20).sign()
     assert gemms(preset("gspo"), ["hidden", "weight"], old_logprobs=far_logprobs) == 1
