@@ -17,6 +17,7 @@ from torch import Tensor
 from srt_kernels import Objective
 from srt_kernels.answers.extract import ANSWER_RULES
 from srt_kernels.answers.kernel import keys as answer_kernel
+from srt_kernels.core import scale_kernel
 from srt_kernels.groups import group_advantage_kernel, majority_vote_kernel
 from srt_kernels.groups.group_advantage import KINDS
 from srt_kernels.lm_head import logits_fused_kernel, logits_kernel, logprob_kernel
@@ -166,6 +167,10 @@ def _logprob(
         logprob_kernel.head_statistics(head.hidden, head.targets, head)
 
 
+def _scale_gradient(dtype: str, *shape: int) -> None:
+    scale_kernel.scale_(_meta(*shape, dtype=FLOATS[dtype]), _meta(1))
+
+
 def _policy(objective: Objective, tokens: int = ROWS, offsets: torch.dtype = torch.int32) -> None:
     inputs = _inputs(objective, tokens, offsets)
     policy_loss_kernel.policy_terms(objective, _meta(tokens), inputs)
@@ -266,6 +271,14 @@ def _logprob_variants() -> Iterator[Variant]:
     yield combine("one row, one tile", partial(_logprob, "bf16", **ONE))
 
 
+def _scale_variants() -> Iterator[Variant]:
+    scale = partial(Variant, "scale_kernel")
+    yield scale("fp32", partial(_scale_gradient, "fp32", VOCAB_SIZE, HIDDEN_SIZE), streams=1)
+    yield scale("bf16", partial(_scale_gradient, "bf16", VOCAB_SIZE, HIDDEN_SIZE))
+    yield scale("fp32, 2^31 elements", partial(_scale_gradient, "fp32", 1 << 18, 1 << 13))
+    yield scale("fp32, one element", partial(_scale_gradient, "fp32", 1))
+
+
 def _objective_variants() -> Iterator[Variant]:
     policy = partial(Variant, "policy_kernel")
     yield policy("gspo, delta, k3, mask", partial(_policy, SEQUENCE))
@@ -306,6 +319,7 @@ def _answer_variants() -> Iterator[Variant]:
 VARIANTS = [
     *_head_variants(),
     *_logprob_variants(),
+    *_scale_variants(),
     *_objective_variants(),
     *_group_variants(),
     *_answer_variants(),
