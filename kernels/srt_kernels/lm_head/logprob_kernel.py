@@ -7,7 +7,7 @@ on N, so a row's result depends on no other row.
 """
 
 # The types of jit functions are not those of their calls.
-# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
