@@ -55,10 +55,13 @@ class Chip:
 # CUDA C++ programming guide, technical specifications by compute capability; CDNA 3 ISA guide.
 CHIPS = {
     "80": Chip("sm_80", GPUTarget("cuda", 80, 32), 64, 164 << 10, 163 << 10, 1024, "HMMA"),
+    "86": Chip("sm_86", GPUTarget("cuda", 86, 32), 48, 100 << 10, 99 << 10, 1024, "HMMA"),
+    "89": Chip("sm_89", GPUTarget("cuda", 89, 32), 48, 100 << 10, 99 << 10, 1024, "HMMA"),
     "90": Chip("sm_90", GPUTarget("cuda", 90, 32), 64, 228 << 10, 227 << 10, 1024, "HGMMA"),
     "100": Chip(
         "sm_100", GPUTarget("cuda", 100, 32), 64, 228 << 10, 227 << 10, 1024, "UTC[A-Z]*MMA"
     ),
+    "120": Chip("sm_120", GPUTarget("cuda", 120, 32), 48, 100 << 10, 99 << 10, 1024, "HMMA"),
     "gfx942": Chip("gfx942", GPUTarget("hip", "gfx942", 64), 32, 64 << 10, 64 << 10, 0, "v_mfma"),
 }
 

@@ -17,9 +17,11 @@ from torch import Tensor
 from srt_kernels import Objective
 from srt_kernels.answers.extract import ANSWER_RULES
 from srt_kernels.answers.kernel import keys as answer_kernel
+from srt_kernels.core import scale_kernel
 from srt_kernels.groups import group_advantage_kernel, majority_vote_kernel
 from srt_kernels.groups.group_advantage import KINDS
 from srt_kernels.lm_head import logits_fused_kernel, logits_kernel, logprob_kernel
+from srt_kernels.lm_head.gemm import padded_columns
 from srt_kernels.lm_head.gradient_sources import (
     GradientSource,
     KnownGradient,
@@ -58,12 +60,16 @@ def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def _head(
-    dtype: str, has_options: bool = False, vocab_size: int = VOCAB_SIZE, rows: int = ROWS
+    dtype: str,
+    has_options: bool = False,
+    vocab_size: int = VOCAB_SIZE,
+    rows: int = ROWS,
+    hidden_size: int = HIDDEN_SIZE,
 ) -> LMHead:
     """has_options: bias and softcap."""
     return LMHead(
-        hidden=_meta(rows, HIDDEN_SIZE, dtype=FLOATS[dtype]),
-        weight=_meta(vocab_size, HIDDEN_SIZE, dtype=FLOATS[dtype]),
+        hidden=_meta(rows, hidden_size, dtype=FLOATS[dtype]),
+        weight=_meta(vocab_size, hidden_size, dtype=FLOATS[dtype]),
         bias=_meta(vocab_size) if has_options else None,
         targets=_meta(rows, dtype=torch.int64),
         row_index=None,
@@ -85,8 +91,7 @@ def _logits(head: LMHead) -> Tensor:
     """As in gemm.logits_buffer."""
     rows = len(head.hidden)
     vocab_size = len(head.weight)
-    columns = -(-vocab_size // 16) * 16
-    return _meta(rows, columns)[:, :vocab_size]
+    return _meta(rows, padded_columns(vocab_size))[:, :vocab_size]
 
 
 def _inputs(objective: Objective, tokens: int, offsets: torch.dtype = torch.int32) -> TokenInputs:
@@ -148,9 +153,11 @@ def _fused(
     )
 
 
-def _logprob(dtype: str, tile: logprob_kernel.Tile | None = None, **options: Any) -> None:
+def _logprob(
+    dtype: str, tile: logprob_kernel.Tile | None = None, hidden_size: int = HIDDEN_SIZE, **options
+) -> None:
     """Both kernels of logprob_kernel. tile: None is that of the GPU."""
-    head = _head(dtype, **options)
+    head = _head(dtype, hidden_size=hidden_size, **options)
     tile_of = logprob_kernel.tile_of
 
     def tile_on_gpu(_: torch.device, dtype: torch.dtype) -> logprob_kernel.Tile:
@@ -158,6 +165,10 @@ def _logprob(dtype: str, tile: logprob_kernel.Tile | None = None, **options: Any
 
     with patch.object(logprob_kernel, "tile_of", tile_on_gpu):
         logprob_kernel.head_statistics(head.hidden, head.targets, head)
+
+
+def _scale_gradient(dtype: str, *shape: int) -> None:
+    scale_kernel.scale_(_meta(*shape, dtype=FLOATS[dtype]), _meta(1))
 
 
 def _policy(objective: Objective, tokens: int = ROWS, offsets: torch.dtype = torch.int32) -> None:
@@ -214,14 +225,14 @@ def _head_variants() -> Iterator[Variant]:
     stats = partial(Variant, "stats_kernel")
     yield stats("bias, softcap", partial(_stats, has_options=True), streams=2)
     yield stats("plain", _stats, streams=1)
-    yield stats("V 50257", partial(_stats, **ODD))
+    yield stats("V 50257", partial(_stats, **ODD), streams=1)
     yield stats("one row, V 1", partial(_stats, **ONE))
     dlogits = partial(Variant, "dlogits_kernel")
     yield dlogits(f"bf16, {full}", partial(_dlogits, "bf16", True, has_options=True), streams=2)
     yield dlogits("bf16", partial(_dlogits, "bf16", False), streams=1)
     yield dlogits(f"fp16, {full}", partial(_dlogits, "fp16", True, has_options=True), streams=2)
     yield dlogits("fp32", partial(_dlogits, "fp32", False), streams=1)
-    yield dlogits("bf16, V 50257", partial(_dlogits, "bf16", False, **ODD))
+    yield dlogits("bf16, V 50257", partial(_dlogits, "bf16", False, **ODD), streams=1)
     yield dlogits("bf16, one row, V 1", partial(_dlogits, "bf16", True, **ONE))
     fused = partial(Variant, "fused_kernel")
     launch = partial(_fused, "bf16", TOKEN, has_options=True)
@@ -233,7 +244,8 @@ def _head_variants() -> Iterator[Variant]:
         f"fp16, {full}, known gradient", partial(_fused, "fp16", has_options=True), streams=4
     )
     yield fused("bf16, known gradient", partial(_fused, "bf16", has_entropy=False), streams=2)
-    yield fused("bf16, known gradient, V 50257", partial(_fused, "bf16", has_entropy=False, **ODD))
+    launch = partial(_fused, "bf16", has_entropy=False, **ODD)
+    yield fused("bf16, known gradient, V 50257", launch, streams=2)
     yield fused("bf16, known gradient, one row, V 1", partial(_fused, "bf16", **ONE))
     yield fused("bf16, cispo of whole numbers", partial(_fused, "bf16", WHOLE_NUMBERS), streams=2)
     for name, objective in ALL_PRESETS.items():
@@ -250,11 +262,21 @@ def _logprob_variants() -> Iterator[Variant]:
     yield Variant("tiles_kernel", "fp32, bias, softcap", launch)
     launch = partial(_logprob, "bf16", logprob_kernel.SAFE, has_options=True)
     yield tiles("bf16, unknown GPU", launch)
+    launch = partial(_logprob, "bf16", has_options=True, hidden_size=HIDDEN_SIZE + 4)
+    yield tiles("bf16, bias, softcap, rows that are not aligned", launch)
     yield tiles("bf16, V 50257", partial(_logprob, "bf16", **ODD))
     yield tiles("bf16, one row, V 1", partial(_logprob, "bf16", **ONE))
     combine = partial(Variant, "combine_kernel")
     yield combine("many tiles", partial(_logprob, "bf16"))
     yield combine("one row, one tile", partial(_logprob, "bf16", **ONE))
+
+
+def _scale_variants() -> Iterator[Variant]:
+    scale = partial(Variant, "scale_kernel")
+    yield scale("fp32", partial(_scale_gradient, "fp32", VOCAB_SIZE, HIDDEN_SIZE), streams=1)
+    yield scale("bf16", partial(_scale_gradient, "bf16", VOCAB_SIZE, HIDDEN_SIZE))
+    yield scale("fp32, 2^31 elements", partial(_scale_gradient, "fp32", 1 << 18, 1 << 13))
+    yield scale("fp32, one element", partial(_scale_gradient, "fp32", 1))
 
 
 def _objective_variants() -> Iterator[Variant]:
@@ -297,6 +319,7 @@ def _answer_variants() -> Iterator[Variant]:
 VARIANTS = [
     *_head_variants(),
     *_logprob_variants(),
+    *_scale_variants(),
     *_objective_variants(),
     *_group_variants(),
     *_answer_variants(),

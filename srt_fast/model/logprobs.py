@@ -22,7 +22,8 @@ class HeadOptions(TypedDict):
 
     bias: Tensor | None
     softcap: float | None
-    row_index: Tensor  # no value twice
+    row_index: Tensor
+    unique_rows: bool
     temperature: float
 
 
@@ -42,6 +43,7 @@ def head_inputs(
         bias=head.bias,
         softcap=None if head.softcap is None else head.softcap * factor,
         row_index=batch.row_index,
+        unique_rows=True,  # packing gives each target a row of its own
         temperature=temperature * factor,
     )
     return (hidden, head.weight, batch.targets), options

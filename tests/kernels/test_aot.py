@@ -6,7 +6,6 @@ are compiled and not run.
 
 import importlib
 import pkgutil
-from dataclasses import replace
 
 import pytest
 
@@ -18,6 +17,7 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 
 import aot  # noqa: E402
 import srt_kernels  # noqa: E402
+from compiled import variants  # noqa: E402
 from srt_kernels.lm_head import logits_kernel  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
@@ -50,10 +50,16 @@ def test_every_kernel_has_variants():
     assert set(FIRST) == {value.__name__ for value in values if value.__name__.endswith("_kernel")}
 
 
-@pytest.mark.parametrize("chip", aot.CHIPS.values(), ids=lambda chip: chip.name)
+@pytest.mark.parametrize("chip", aot.LARGE_CHIPS)
 @pytest.mark.parametrize("kernel", FIRST)
 def test_rules(kernel, chip):
-    check(FIRST[kernel], chip)
+    check(FIRST[kernel], aot.CHIPS[chip])
+
+
+@pytest.mark.parametrize("chip", sorted(aot.CHIPS.keys() - aot.LARGE_CHIPS))
+def test_tiles_fit_smaller_gpus(chip):
+    """99 KiB of shared memory a block, of which only the tiles of a GEMM take more than a few."""
+    check(FIRST["tiles_kernel"], aot.CHIPS[chip])
 
 
 @pytest.mark.parametrize("kernel", ONES)
@@ -74,9 +80,17 @@ def test_wide_vocabulary_block_spills(monkeypatch):
     assert aot.broken_rules(compiled, variant, HOPPER)[0].startswith("spills")
 
 
-def test_odd_vocabulary_has_no_wide_loads():
-    """The rule sees narrow loads. Of 50257 logits no four are known to be inside together."""
-    variant = replace(variant_of("stats_kernel", "V 50257"), streams=1)
+@pytest.mark.parametrize("kernel", ["stats_kernel", "fused_kernel"])
+def test_odd_vocabulary(kernel):
+    """Loads are wide: rows are padded in memory."""
+    [variant] = [v for v in aot.VARIANTS if v.kernel == kernel and "V 50257" in v.name]
+    check(variant, HOPPER)
+
+
+def test_rows_without_padding_have_no_wide_loads(monkeypatch):
+    """The rule sees narrow loads. Of 50257 logits no four are known to be in the row together."""
+    monkeypatch.setattr(variants, "padded_columns", lambda vocab_size: vocab_size)
+    variant = variant_of("stats_kernel", "V 50257")
     compiled = aot.compile_variant(variant, HOPPER)
     assert compiled.wide_loads == 0 and compiled.narrow_loads >= 16
     assert aot.broken_rules(compiled, variant, HOPPER)[0].startswith("128-bit loads")

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch._C import _autograd
 from torch._library.custom_ops import CustomOpDef
 
+from srt_kernels.core.backend import is_interpreted_bf16, on_device_of_tensors, use_triton
+
 ROWS_AT_A_TIME = 1 << 13  # rows of a gradient that are scaled at a time
 
 
@@ -44,16 +46,38 @@ def scale_saved_gradients(op: CustomOpDef, leaves: tuple[int, ...], first_output
 
 
 def _scale(gradient: Tensor, factor: Tensor, in_place: bool) -> Tensor:
-    """gradient * factor (0-dim fp32), in fp32.
+    """gradient * factor (0-dim fp32), in fp32. In place the result is rounded to gradient's type.
 
     A GPU would round the factor to the type of a half tensor.
     """
     if not in_place:
         wide = gradient.float() if gradient.dtype.itemsize == 2 else gradient
         return wide * factor
-    for rows in gradient.split(ROWS_AT_A_TIME):
-        rows.copy_(rows * factor if rows.dtype.itemsize > 2 else rows.float().mul_(factor))
+    _scale_(gradient, factor)
     return gradient
+
+
+@torch.library.custom_op(
+    "srt_kernels::scale_",
+    mutates_args=("gradient",),
+    schema="(Tensor(a!) gradient, Tensor factor) -> ()",
+)
+@on_device_of_tensors
+def _scale_(gradient: Tensor, factor: Tensor) -> None:
+    """gradient *= factor (0-dim). On a GPU one pass over the gradient; none if the factor is 1."""
+    if use_triton(gradient) and not is_interpreted_bf16(gradient):
+        # Imported here because Triton is optional.
+        from srt_kernels.core.scale_kernel import scale_
+
+        scale_(gradient, factor)
+    elif factor != 1:
+        for rows in gradient.split(ROWS_AT_A_TIME):
+            rows.copy_(rows * factor if rows.dtype.itemsize > 2 else rows.float().mul_(factor))
+
+
+@_scale_.register_fake
+def _fake_scale_(gradient: Tensor, factor: Tensor) -> None:
+    return None
 
 
 def _graph_is_kept() -> bool:

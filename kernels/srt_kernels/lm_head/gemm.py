@@ -9,13 +9,13 @@ nats rms in log-probs.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from srt_kernels.core.backend import use_triton
+from srt_kernels.core.backend import is_interpreted_bf16
 from srt_kernels.core.segments import chunk_slices
 
 # Least rows of a CPU GEMM. With fewer rows libraries take other kernels, which sum a row in another
@@ -31,16 +31,19 @@ def operand_dtype(hidden: Tensor) -> torch.dtype:
     fp32 for bf16 in Triton's interpreter, which computes with the bits of bf16 as integers.
     """
     is_on_rocm = hidden.is_cuda and torch.version.hip is not None
-    is_bf16_on_cpu = not hidden.is_cuda and hidden.dtype == torch.bfloat16
-    is_interpreted_bf16 = is_bf16_on_cpu and use_triton(hidden)
-    return torch.float32 if is_on_rocm or is_interpreted_bf16 else hidden.dtype
+    return torch.float32 if is_on_rocm or is_interpreted_bf16(hidden) else hidden.dtype
+
+
+def padded_columns(vocab_size: int) -> int:
+    """Columns of a buffer of logits: rows begin at multiples of 16 bytes in any dtype."""
+    return -(-vocab_size // 16) * 16
 
 
 def logits_buffer(weight: Tensor, rows: int, dtype: torch.dtype) -> Tensor | None:
-    """[rows, V or a few more] memory for a chunk's logits. None if the GEMM allocates its own."""
+    """[rows, padded_columns(V)] memory for a chunk's logits. None: the GEMM allocates its own."""
     if not weight.is_cuda:
         return None
-    columns = -(-len(weight) // 16) * 16  # so that rows begin at 16 bytes in any dtype
+    columns = padded_columns(len(weight))
     return torch.empty(rows, columns, dtype=dtype, device=weight.device)
 
 
@@ -165,32 +168,62 @@ def _onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], None)
 
 
-def _bf16_operands(is_allowed: bool) -> AbstractContextManager[None]:
+@contextmanager
+def _bf16_operands(is_allowed: bool) -> Iterator[None]:
     """Let fp32 GEMMs of a CPU round operands to bf16, if allowed. Sums stay in fp32.
 
     For products in which all operands but dlogits are bf16 numbers already. CPUs with AMX do it and
-    are fast. Others take oneDNN's fp32 GEMM.
+    are fast. Others take oneDNN's fp32 GEMM. The setting is the process's.
     """
-    setting = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
-    return _fp32_precision(setting, "bf16" if is_allowed else None)
-
-
-def _without_tf32() -> AbstractContextManager[None]:
-    """Keep TF32 out of fp32 GEMMs of a GPU, whatever the process has chosen for its model."""
-    return _fp32_precision(torch.backends.cuda.matmul, "ieee")
+    if not is_allowed:
+        yield
+        return
+    with _kept_precision(torch.backends.mkldnn):
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # pyright: ignore[reportAttributeAccessIssue]
+        yield
 
 
 @contextmanager
-def _fp32_precision(setting: Any, value: str | None) -> Iterator[None]:
-    """Set what fp32 GEMMs may round operands to, and restore it. None leaves it as it is.
+def _without_tf32() -> Iterator[None]:
+    """Keep TF32 out of fp32 GEMMs of a GPU, whatever the process has chosen for its model.
 
-    The setting is the process's.
+    The setting is the process's. torch's older interface has getters that raise if the two
+    disagree. So it is set, too, if it agrees now.
     """
-    previous = setting.fp32_precision
-    if value is not None:
-        setting.fp32_precision = value
+    setting = torch.backends.cuda.matmul
+    if setting.fp32_precision != "tf32":
+        yield
+        return
+    older = _older_precision()
+    with _kept_precision(torch.backends.mkldnn), _kept_precision(torch.backends.cuda):
+        if older is not None:
+            torch.set_float32_matmul_precision("highest")
+        setting.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            if older is not None:
+                torch.set_float32_matmul_precision(older)
+
+
+def _older_precision() -> str | None:
+    """torch's older setting of fp32 GEMMs. None if it disagrees with the newer one."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
+
+
+@contextmanager
+def _kept_precision(backend: Any) -> Iterator[None]:
+    """Restore what fp32 GEMMs of torch.backends.cuda or mkldnn may round operands to.
+
+    A value that is also the parent's was inherited, and is inherited again.
+    """
+    all_of_backend = torch.backends.cudnn if backend is torch.backends.cuda else backend
+    previous = backend.matmul.fp32_precision
+    is_inherited = previous == all_of_backend.fp32_precision
     try:
         yield
     finally:
-        if value is not None:
-            setting.fp32_precision = previous
+        backend.matmul.fp32_precision = "none" if is_inherited else previous

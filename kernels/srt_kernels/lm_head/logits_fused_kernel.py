@@ -13,7 +13,7 @@ from torch import Tensor
 
 from srt_kernels.lm_head.gradient_sources import GradientSource, KnownGradient
 from srt_kernels.lm_head.lm_head import LMHead
-from srt_kernels.lm_head.logits_kernel import dlogits_view, head_arguments
+from srt_kernels.lm_head.logits_kernel import dlogits_view, head_arguments, padded_size
 from srt_kernels.lm_head.logits_row import (
     complete_row_statistics,
     read_row_statistics,
@@ -46,6 +46,7 @@ def fused_kernel(
     weight_ptr,
     # shapes
     vocab_size,
+    padded_size,
     # strides
     logits_stride,
     dlogits_stride,
@@ -89,6 +90,7 @@ def fused_kernel(
         bias_ptr=bias_ptr,
         target=target,
         vocab_size=vocab_size,
+        padded_size=padded_size,
         softcap=softcap,
         inv_temperature=inv_temperature,
         HAS_BIAS=HAS_BIAS,
@@ -149,6 +151,7 @@ def fused_kernel(
         bias_ptr=bias_ptr,
         target=target,
         vocab_size=vocab_size,
+        padded_size=padded_size,
         grad_logprob=grad_logprob,
         grad_entropy=grad_entropy,
         entropy=entropy,
@@ -187,6 +190,7 @@ def write_dlogits_fused(
         entropy_ptr=entropies[part],
         scale_ptr=scale,
         vocab_size=logits.shape[1],
+        padded_size=padded_size(logits),
         logits_stride=logits.stride(0),
         dlogits_stride=dlogits.stride(0),
         HAS_SCALE=scale is not None,

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from srt_kernels.core.backend import LAUNCH_OPTIONS
+from srt_kernels.lm_head.gemm import padded_columns
 from srt_kernels.lm_head.lm_head import LMHead
 from srt_kernels.lm_head.logits_row import (
     read_row_statistics,
@@ -36,6 +37,7 @@ def stats_kernel(
     # shapes
     rows,
     vocab_size,
+    padded_size,
     # strides
     logits_stride,
     # constants
@@ -53,6 +55,7 @@ def stats_kernel(
         bias_ptr=bias_ptr,
         target=tl.load(target_ptr + row) - vocab_start,
         vocab_size=vocab_size,
+        padded_size=padded_size,
         softcap=softcap,
         inv_temperature=inv_temperature,
         HAS_BIAS=HAS_BIAS,
@@ -79,6 +82,7 @@ def dlogits_kernel(
     # shapes
     rows,
     vocab_size,
+    padded_size,
     # strides
     logits_stride,
     dlogits_stride,
@@ -111,6 +115,7 @@ def dlogits_kernel(
         bias_ptr=bias_ptr,
         target=tl.load(target_ptr + row) - vocab_start,
         vocab_size=vocab_size,
+        padded_size=padded_size,
         grad_logprob=grad_logprob,
         grad_entropy=grad_entropy,
         entropy=tl.load(statistics_ptr + row),
@@ -137,6 +142,7 @@ def row_statistics(logits: Tensor, targets: Tensor, head: LMHead) -> Tensor:
         statistics_ptr=statistics,
         rows=rows,
         vocab_size=vocab_size,
+        padded_size=padded_size(logits),
         logits_stride=logits.stride(0),
         vocab_start=head.vocab_start,
         **head_arguments(head),
@@ -176,6 +182,7 @@ def write_dlogits(
         scale_ptr=scale,
         rows=rows,
         vocab_size=vocab_size,
+        padded_size=padded_size(logits),
         logits_stride=logits.stride(0),
         dlogits_stride=dlogits.stride(0),
         vocab_start=head.vocab_start,
@@ -189,6 +196,12 @@ def write_dlogits(
 def dlogits_view(logits: Tensor, head: LMHead) -> Tensor:
     """[C, V] of the weight's dtype, for dlogits: the first bytes of each row of logits."""
     return logits.view(head.weight.dtype)[:, : logits.shape[1]]
+
+
+def padded_size(logits: Tensor) -> int:
+    """Numbers of a row of logits [C, V] in memory: those of gemm.logits_buffer, or V."""
+    columns = padded_columns(logits.shape[1])
+    return columns if logits.stride(0) >= columns else logits.shape[1]
 
 
 def head_arguments(head: LMHead) -> dict[str, Any]:

@@ -79,6 +79,7 @@ def read_row_statistics(
     bias_ptr,
     target,
     vocab_size,
+    padded_size,
     softcap,
     inv_temperature,
     HAS_BIAS: tl.constexpr,
@@ -87,7 +88,8 @@ def read_row_statistics(
 ):
     """Return row_max, sum_exp, sum_exp_logit and target_logit (0 if the target is another shard's).
 
-    Each lane keeps its own statistics. They are combined at the end.
+    Each lane keeps its own statistics. They are combined at the end. A row has padded_size numbers
+    in memory. Those after the vocabulary are read and not used: so loads are wide for any V.
     """
     lanes = tl.arange(0, BLOCK)
     lane_max = tl.full((BLOCK,), LOWEST, tl.float32)
@@ -97,7 +99,8 @@ def read_row_statistics(
         columns = start + lanes
         # Without the target's column: that mask would make the loads of the bias narrow.
         in_vocab = columns < vocab_size
-        product = tl.load(row_ptr + columns, mask=in_vocab, other=0.0, eviction_policy="evict_last")
+        in_row = columns < padded_size
+        product = tl.load(row_ptr + columns, mask=in_row, other=0.0, eviction_policy="evict_last")
         logits = apply_options(
             product=product,
             bias_ptr=bias_ptr,
@@ -173,6 +176,7 @@ def write_row_dlogits(
     bias_ptr,
     target,
     vocab_size,
+    padded_size,
     grad_logprob,
     grad_entropy,
     entropy,
@@ -191,16 +195,15 @@ def write_row_dlogits(
     dlogits_j = grad_logprob (1[j is target] - p_j) - grad_entropy p_j (log p_j + entropy)
 
     out_ptr is row_ptr, or for halves the same memory as 2-byte elements. What a block writes has
-    been read by then.
+    been read by then. The padding after the vocabulary is written, too. It means nothing.
     """
     lanes = tl.arange(0, BLOCK)
     log_sum_exp = tl.log(full_sum_exp)
     for start in range(0, vocab_size, BLOCK):
         columns = start + lanes
         in_vocab = columns < vocab_size
-        product = tl.load(
-            row_ptr + columns, mask=in_vocab, other=0.0, eviction_policy="evict_first"
-        )
+        in_row = columns < padded_size
+        product = tl.load(row_ptr + columns, mask=in_row, other=0.0, eviction_policy="evict_first")
         tl.debug_barrier()
         logits = apply_options(
             product=product,
@@ -221,4 +224,4 @@ def write_row_dlogits(
         if HAS_SOFTCAP:  # d softcap(x) / dx = 1 - (softcap(x) / softcap)^2
             capped = logits / (inv_temperature * softcap)
             dlogits *= 1 - capped * capped
-        tl.store(out_ptr + columns, dlogits.to(out_ptr.dtype.element_ty), mask=in_vocab)
+        tl.store(out_ptr + columns, dlogits.to(out_ptr.dtype.element_ty), mask=in_row)

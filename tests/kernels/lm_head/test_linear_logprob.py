@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from srt_kernels import linear_logprob, reference
+from srt_kernels.core.backend import use_triton
 from srt_kernels.lm_head import logits_torch
 from srt_kernels.testing import packed_rollouts
 from support.bounds import (
@@ -79,6 +80,26 @@ def test_equals_the_reference(case, make, chunk_rows, monkeypatch):
         gradient_bounds = bounds.gradients(*output_gradients(27).to(logprobs))
         for name, *values in zip(NAMES, out[2], gradients, gradient_bounds, strict=True):
             assert_within(name, *values)
+
+
+@pytest.mark.skipif(not use_triton(torch.zeros(1)), reason="tiles of the Triton kernel")
+@pytest.mark.parametrize("hidden_size", [36, 35], ids=["aligned rows", "rows of any size"])
+@pytest.mark.parametrize("softcap", [None, 30.0])
+def test_tiles_of_large_gpus(hidden_size, softcap, monkeypatch):
+    """Tiles of several parts, loaded by descriptors if rows are aligned. All edges are ragged."""
+    from srt_kernels.lm_head import logprob_kernel
+
+    wide = logprob_kernel.Tile(16, 256, 16, 4, 2, USES_DESCRIPTORS=True)
+    unaligned = logprob_kernel.Tile(16, 128, 16, 4, 2)
+    monkeypatch.setattr(logprob_kernel, "tile_of", lambda *_: wide)
+    monkeypatch.setattr(logprob_kernel, "HOPPER_UNALIGNED", unaligned)
+    batch = packed_rollouts(LENGTHS, hidden_size=hidden_size, softcap=softcap)
+    head = (batch.hidden, batch.weight, batch.targets)
+    settings = {"bias": batch.bias, "softcap": softcap}
+    logprobs, entropies = linear_logprob(*head, **settings)
+    bounds = HeadBounds(*head, **settings)
+    assert_within("logprobs", logprobs, bounds.logprobs, bounds.logprob_error)
+    assert_within("entropies", entropies, bounds.entropies, bounds.entropy_error)
 
 
 def test_batches_are_realistic():

@@ -285,6 +285,7 @@ def test_where_kernels_run(monkeypatch):
     for capability, tile in (
         ((9, 0), logprob_kernel.HOPPER),
         ((8, 0), logprob_kernel.AMPERE),
+        ((12, 0), logprob_kernel.AMPERE),
         ((7, 5), logprob_kernel.SAFE),
     ):
         monkeypatch.setattr(
