@@ -54,13 +54,15 @@ def run_emulated(
         results = results or other
         kernels.update(launches)
         for number, pair in enumerate(zip(results, other, strict=True)):
-            assert torch.equal(*map(_bits, pair)), f"{schedule}: other bits of result {number}"
+            assert has_same_bits(*pair), f"{schedule}: other bits of result {number}"
     assert kernels, "no kernel was launched"
     return results, sorted(kernels)
 
 
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.detach().reshape(-1).contiguous().view(torch.uint8)
+def has_same_bits(tensor: Tensor, other: Tensor) -> bool:
+    """Equal, nan included."""
+    left, right = [t.detach().reshape(-1).contiguous().view(torch.uint8) for t in (tensor, other)]
+    return torch.equal(left, right)
 
 
 @dataclass(frozen=True)

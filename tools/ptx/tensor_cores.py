@@ -17,12 +17,11 @@ from ptx.operands import (
     Step,
     bf16_to_float32,
     readers,
-    vector,
     writers,
 )
 from ptx.operands import reader as operand_reader
 from ptx.program import Instruction
-from ptx.warps import check_whole_warps, whole_unit
+from ptx.warps import by_whole_units, check_whole_warps
 
 LANE = np.arange(WARP)
 ROW, COLUMN = LANE // 4, 2 * (LANE % 4)  # of a lane's first element in an 8 x 8 tile
@@ -78,10 +77,10 @@ def multiply_group(instruction: Instruction) -> Step:
     if what == "fence":
         return lambda unit, mask: None
     if what == "commit_group":
-        return lambda unit, mask: whole_unit(instruction, mask) and unit.products.commit()
+        return by_whole_units(instruction, lambda unit: unit.products.commit())
     if what == "wait_group":
         most = int(instruction.operands[0])
-        return lambda unit, mask: whole_unit(instruction, mask) and unit.products.wait(most)
+        return by_whole_units(instruction, lambda unit: unit.products.wait(most))
     return _product_step(instruction)
 
 
@@ -98,10 +97,8 @@ def _product_step(instruction: Instruction) -> Step:
     read_keep = operand_reader(instruction, scales[0], "pred")
     sums = readers(instruction, target, "f32")
     write = writers(instruction, target)
-    is_first = vector(target)[0]
 
-    def step(unit: Unit, mask: Mask) -> None:
-        whole_unit(instruction, mask)
+    def issue(unit: Unit) -> None:
         a_descriptors, b_descriptors = [
             _of_warps(instruction, read(unit)) for read in (read_left, read_right)
         ]
@@ -115,13 +112,13 @@ def _product_step(instruction: Instruction) -> Step:
                 for place, (row, column) in enumerate(SUMS):
                     number = 4 * tile + place
                     values = product[:, row, 8 * tile + column].reshape(-1)
-                    if is_first in unit.blocks.registers:
+                    if keep.any():  # else the registers may have nothing
                         values = values + np.where(keep, sums[number](unit), np.float32(0))
                     write[number](unit, None, values.astype(np.float32))
 
         unit.products.issue(run)
 
-    return step
+    return by_whole_units(instruction, issue)
 
 
 def _of_warps(instruction: Instruction, descriptors: NDArray) -> NDArray:

@@ -23,7 +23,7 @@ from ptx.operands import (
     writers,
 )
 from ptx.program import Instruction
-from ptx.warps import check_whole_warps, whole_unit
+from ptx.warps import by_whole_units, check_whole_warps
 
 CACHE_HINT = r"L[12]::\w+"
 
@@ -111,10 +111,10 @@ def copy(instruction: Instruction) -> Step:
     Global memory is read at once, shared memory written as the schedule says.
     """
     if instruction.parts[2] == "commit_group":
-        return lambda unit, mask: whole_unit(instruction, mask) and unit.copies.commit()
+        return by_whole_units(instruction, lambda unit: unit.copies.commit())
     if instruction.parts[2] == "wait_group":
         most = int(instruction.operands[0])
-        return lambda unit, mask: whole_unit(instruction, mask) and unit.copies.wait(most)
+        return by_whole_units(instruction, lambda unit: unit.copies.wait(most))
     if instruction.parts[1:] != ("async", "cg", "shared", "global"):
         raise instruction.unknown()
     to, source, size_text, *rest = instruction.operands

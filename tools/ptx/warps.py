@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,11 +24,15 @@ def check_whole_warps(instruction: Instruction, mask: Mask) -> None:
             raise Fault(f"only some lanes of a warp are active: {instruction.text}")
 
 
-def whole_unit(instruction: Instruction, mask: Mask) -> bool:
-    """True. Groups of asynchronous work belong to a unit here, so all of its threads take part."""
-    if mask is not None:
-        raise instruction.unknown()
-    return True
+def by_whole_units(instruction: Instruction, act: Callable[[Unit], None]) -> Step:
+    """What all threads of a unit do together: here groups of asynchronous work belong to units."""
+
+    def step(unit: Unit, mask: Mask) -> None:
+        if mask is not None:
+            raise instruction.unknown()
+        act(unit)
+
+    return step
 
 
 def shuffle(instruction: Instruction) -> Step:
