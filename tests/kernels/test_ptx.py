@@ -247,7 +247,7 @@ def test_answer_keys(case, dtype, arch, record_property):
     texts = ["".join(rng.choices(fragments, k=rng.randint(0, 10))).encode() for _ in range(200)]
     texts += [text.encode() for known in cases(case) for text, _ in known.completions]
     texts += [b"", b"{" * 99, box(b"7" * 60), b"\\boxed{7} \\boxed{8", b"<answer>" * 9]
-    texts = [text for text in texts if len(text) <= 60]
+    texts = [text for text in texts if len(text) <= 40]
     tokens, cu_seqlens = random_tokens(texts, VOCABULARY, rng)
     reader = AnswerReader(VOCABULARY, case)
     [keys], kernels = run_emulated(lambda: [reader.keys(tokens, cu_seqlens)], arch, (REVERSE,))
