@@ -239,7 +239,7 @@ def test_each_barrier_of_a_row_is_needed(name):
     [
         ("tiles_kernel, wgmma", BARRIER),
         ("tiles_kernel, wgmma", r"wgmma\.wait_group\.sync\.aligned \d+;"),
-        ("tiles_kernel, wgmma", r"cp\.async\.wait_group\s+\d+;"),
+        ("tiles_kernel, wgmma", r"mbarrier\.try_wait[^;]*;\s*@!complete[^;]*;"),
         ("tiles_kernel, mma.sync", BARRIER),
         ("tiles_kernel, mma.sync", r"cp\.async\.wait_group\s+\d+;"),
         ("policy_kernel", BARRIER),

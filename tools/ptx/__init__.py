@@ -8,7 +8,8 @@ compiles for a chip, and the emulator executes the PTX. docs/kernels.md says wha
     blocks     the threads of some blocks, their registers and asynchronous work
     schedule   the order in which warps step, and when asynchronous work is done
     operands   registers, numbers and addresses of instructions
-    arithmetic, comparison, conversion, transfers, warps, tensor_cores   what instructions do
+    arithmetic, comparison, conversion, transfers, bulk_copies, warps, tensor_cores   what
+               instructions do
     kernel     control flow and barriers
     launch     from a launcher's call to a run of the emulator
 """

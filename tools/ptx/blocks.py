@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,7 @@ class Blocks:
         self.memory = memory
         self.shared = SharedMemory(count, shared_bytes)
         self.parameters = parameters
+        self.copy_barriers: dict[tuple[int, int], Any] = {}  # by block and address
         self.position = np.zeros(len(lane), np.int64)  # of the next instruction
         self.is_waiting = np.zeros(len(lane), bool)  # at a barrier
 
@@ -103,6 +105,8 @@ class Unit:
         self.is_waiting = blocks.is_waiting[part]
         self.block = blocks.block[part]
         self.copies = Work(schedule.late_copies)
+        self.has_late_copies = schedule.late_copies
+        self.is_stalled = False  # at an mbarrier, until others have run
         self.products = Work(schedule.late_products)
 
     def shared_base(self, threads: slice = slice(None)) -> NDArray[np.int64]:

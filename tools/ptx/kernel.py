@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 from numpy.typing import NDArray
 
-from ptx import arithmetic, comparison, conversion, tensor_cores, transfers, warps
+from ptx import arithmetic, bulk_copies, comparison, conversion, tensor_cores, transfers, warps
 from ptx.blocks import WARP, Blocks, Mask, Unit
 from ptx.memory import Fault, GlobalMemory
 from ptx.operands import Reader, Step, reader
@@ -21,6 +21,9 @@ COMPILERS = {
     "ld": transfers.load,
     "st": transfers.store,
     "cp": transfers.copy,
+    "cvta": bulk_copies.descriptor_address,
+    "elect": bulk_copies.elect,
+    "mbarrier": bulk_copies.barrier,
     "ldmatrix": transfers.load_matrices,
     "mma": tensor_cores.multiply,
     "wgmma": tensor_cores.multiply_group,
@@ -136,9 +139,13 @@ class Kernel:
     def _run_blocks(self, blocks: Blocks, schedule: Schedule) -> None:
         units = blocks.units(schedule)
         while (blocks.position < self._end).any():
+            before = blocks.position.copy()
             for unit in units:
                 self._run_to_barrier(unit)
-            self._release(blocks)
+            if not any(unit.is_stalled for unit in units):
+                self._release(blocks)
+            elif (blocks.position == before).all():
+                raise Fault("all threads wait for copies that nobody has issued")
 
     def _release(self, blocks: Blocks) -> None:
         """Let threads go on that wait at a barrier. All of a block must wait at the same one."""
@@ -151,13 +158,14 @@ class Kernel:
         blocks.is_waiting[:] = False
 
     def _run_to_barrier(self, unit: Unit) -> None:
-        """Step the threads that are farthest behind until all wait or have ended.
+        """Step the threads that are farthest behind until all wait, also for copies, or have ended.
 
         Lanes that reach a meeting of their warp early are held until the others are there.
         """
         position = unit.position
+        unit.is_stalled = False
         is_held = np.zeros(unit.size, bool)
-        while True:
+        while not unit.is_stalled:
             is_ready = ~unit.is_waiting & (position < self._end)
             if not is_ready.any():
                 return

@@ -15,9 +15,11 @@ import torch
 import triton.knobs
 from torch import Tensor
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 import srt_kernels
 from compiled.chips import Chip, reported_chip
+from ptx.bulk_copies import TileDescriptor
 from ptx.kernel import Kernel
 from ptx.memory import GlobalMemory
 from ptx.schedule import LOCKSTEP, Schedule
@@ -74,6 +76,7 @@ def _kernel(ptx: str, metadata: Any) -> Kernel:
 def _run(kernel: Kernel, grid: tuple, live: list[tuple[str, Any]], schedule: Schedule) -> None:
     """live: the type and value of each argument that is no constant."""
     tensors = [value for kind, value in live if kind.startswith("*")]
+    tensors += [value.base for kind, value in live if kind.startswith("tensordesc")]
     storages = {tensor.untyped_storage().data_ptr(): _storage_bytes(tensor) for tensor in tensors}
     memory = GlobalMemory(list(storages.items()))
     arguments: list[np.generic] = []
@@ -81,6 +84,8 @@ def _run(kernel: Kernel, grid: tuple, live: list[tuple[str, Any]], schedule: Sch
         if kind.startswith("*"):
             pointer = memory.address(value.untyped_storage().data_ptr(), value.data_ptr())
             arguments.append(np.uint64(pointer))
+        elif kind.startswith("tensordesc"):
+            arguments += _descriptor_arguments(value, memory)
         elif kind in SCALARS:
             arguments.append(SCALARS[kind](value))
         else:
@@ -89,6 +94,17 @@ def _run(kernel: Kernel, grid: tuple, live: list[tuple[str, Any]], schedule: Sch
     kernel.run((x, y, z), arguments, memory, schedule)
     for pointer, data in storages.items():
         data[:] = memory.bytes_of(pointer)
+
+
+def _descriptor_arguments(value: TensorDescriptor, memory: GlobalMemory) -> list[np.generic]:
+    """The parameters of a descriptor: its number, the shape and the strides."""
+    base = value.base
+    pointer = memory.address(base.untyped_storage().data_ptr(), base.data_ptr())
+    row_bytes = base.stride(0) * base.itemsize
+    tile = (value.block_shape[0], value.block_shape[1])
+    memory.descriptors.append(TileDescriptor(pointer, tuple(base.shape), row_bytes, tile))
+    number = np.uint64(len(memory.descriptors) - 1)
+    return [number, *map(np.int32, base.shape), *map(np.int64, base.stride())]
 
 
 def _storage_bytes(tensor: Tensor) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,7 @@ class GlobalMemory(Memory):
     def __init__(self, storages: Sequence[tuple[int, NDArray[np.uint8]]]):
         """storages: the address on the host and the bytes of each."""
         self._places: dict[int, slice] = {}
+        self.descriptors: list[Any] = []  # those of the launch's tensors, for copies of tiles
         end = GAP
         for pointer, data in storages:
             start = end + pointer % GAP

@@ -70,6 +70,8 @@ def reader(instruction: Instruction, operand: str, kind: str) -> Reader:
         return lambda unit: unit.blocks.special[operand][unit.part].astype(dtype)
     if operand.startswith("%"):
         return _register_reader(instruction, operand, dtype)
+    if re.fullmatch(r"\w+_param_\d+", operand):  # a descriptor: its number stands for its address
+        return lambda unit: np.full(unit.size, dtype(int(unit.blocks.parameters[operand])))
     value = _number(instruction, operand, dtype)
     return lambda unit: np.full(unit.size, value)
 

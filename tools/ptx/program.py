@@ -46,12 +46,13 @@ def parse(ptx: str, name: str) -> Program:
     if start < 0:
         raise ValueError(f"ptx: expected a kernel {name}, got none of that name")
     head, brace, body = ptx[start:].partition("\n{")
+    body = _without_inline_blocks(body)
     threads = re.search(r"\.reqntid (\d+)", head)
     if not brace or threads is None:
         raise ValueError(f"ptx: expected a body and .reqntid of {name}, got neither or one")
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
-    for raw_line in body.partition("\n}")[0].splitlines():
+    for raw_line in body.splitlines():
         line = raw_line.partition("//")[0].strip()
         if line.startswith(DIRECTIVES):
             continue
@@ -62,6 +63,24 @@ def parse(ptx: str, name: str) -> Program:
             instructions.append(_instruction(statement))
     parameters = re.findall(rf"\b{name}_param_\d+", head)
     return Program(tuple(parameters), int(threads[1]), tuple(instructions), labels)
+
+
+def _without_inline_blocks(body: str) -> str:
+    """The body up to its end. Names that a block `{ .reg .pred name; label: ... }` has of its own
+    become the body's.
+    """
+    body, end, _ = body.partition("\n$L__func_end")
+    if not end:
+        body = body.rpartition("\n}")[0]
+    count = 0
+
+    def rename(match: re.Match) -> str:
+        nonlocal count
+        count += 1
+        text = re.sub(rf"\b{match[1]}\b", f"%p{10**6 + count}", match[2])
+        return re.sub(r"\bwaitLoop\b", f"waitLoop{count}", text)
+
+    return re.sub(r"\n\s*\{\s*\.reg \.pred (\w+);(.*?)\n\}", rename, body, flags=re.S)
 
 
 def _instruction(statement: str) -> Instruction:

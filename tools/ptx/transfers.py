@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from ptx import bulk_copies
 from ptx.blocks import WARP, Mask, Unit
 from ptx.memory import Memory
 from ptx.operands import (
@@ -110,6 +111,8 @@ def copy(instruction: Instruction) -> Step:
 
     Global memory is read at once, shared memory written as the schedule says.
     """
+    if instruction.parts[2] == "bulk":
+        return bulk_copies.copy_tile(instruction)
     if instruction.parts[2] == "commit_group":
         return by_whole_units(instruction, lambda unit: unit.copies.commit())
     if instruction.parts[2] == "wait_group":
