@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._C import _autograd
 from torch._library.custom_ops import CustomOpDef
 
-from srt_kernels.core.backend import on_device_of_tensors, use_triton
+from srt_kernels.core.backend import is_interpreted_bf16, on_device_of_tensors, use_triton
 
 ROWS_AT_A_TIME = 1 << 13  # rows of a gradient that are scaled at a time
 
@@ -65,8 +65,7 @@ def _scale(gradient: Tensor, factor: Tensor, in_place: bool) -> Tensor:
 @on_device_of_tensors
 def _scale_(gradient: Tensor, factor: Tensor) -> None:
     """gradient *= factor (0-dim). On a GPU one pass over the gradient; none if the factor is 1."""
-    is_interpreted_bf16 = not gradient.is_cuda and gradient.dtype == torch.bfloat16
-    if use_triton(gradient) and not is_interpreted_bf16:
+    if use_triton(gradient) and not is_interpreted_bf16(gradient):
         # Imported here because Triton is optional.
         from srt_kernels.core.scale_kernel import scale_
 

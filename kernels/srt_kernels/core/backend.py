@@ -39,6 +39,11 @@ def use_triton(tensor: Tensor) -> bool:
     return (is_on_gpu or is_interpreted) and tensor.dtype != torch.float64
 
 
+def is_interpreted_bf16(tensor: Tensor) -> bool:
+    """Whether Triton's interpreter would take the bits of this tensor for integers."""
+    return not tensor.is_cuda and tensor.dtype == torch.bfloat16 and use_triton(tensor)
+
+
 def on_device_of_tensors(function: Callable[..., Result]) -> Callable[..., Result]:
     """Run an op's body with the GPU of its first tensor as the current GPU, where Triton
     launches.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srt_kernels.core.backend import use_triton
+from srt_kernels.core.backend import is_interpreted_bf16
 from srt_kernels.core.segments import chunk_slices
 
 # Least rows of a CPU GEMM. With fewer rows libraries take other kernels, which sum a row in another
@@ -31,9 +31,7 @@ def operand_dtype(hidden: Tensor) -> torch.dtype:
     fp32 for bf16 in Triton's interpreter, which computes with the bits of bf16 as integers.
     """
     is_on_rocm = hidden.is_cuda and torch.version.hip is not None
-    is_bf16_on_cpu = not hidden.is_cuda and hidden.dtype == torch.bfloat16
-    is_interpreted_bf16 = is_bf16_on_cpu and use_triton(hidden)
-    return torch.float32 if is_on_rocm or is_interpreted_bf16 else hidden.dtype
+    return torch.float32 if is_on_rocm or is_interpreted_bf16(hidden) else hidden.dtype
 
 
 def padded_columns(vocab_size: int) -> int:
