@@ -95,6 +95,22 @@ def make(dtype, lengths=LENGTHS, softcap=None, temperature=1.0, **options):
     return batch, hidden, weight, settings
 
 
+@grid(["a factor of 0.3"])
+def test_backward_scales(case, dtype, arch, record_property):
+    """One rounding of the product in fp32. 20011 elements are five ragged blocks."""
+    gradient = torch.randn(20011).to(DTYPES[dtype])
+    factor = torch.tensor(0.3)
+
+    def op():
+        scaled = gradient.clone()
+        torch.ops.srt_kernels.scale_(scaled, factor)
+        return [scaled]
+
+    [scaled], kernels = run_emulated(op, arch)
+    errors = Errors(record_property, "backward", kernels, dtype, arch)
+    errors.check_equal("scaled", scaled, (gradient.float() * factor).to(gradient.dtype))
+
+
 @grid(LOSSES)
 def test_linear_policy_loss(case, dtype, arch, record_property):
     objective, options = LOSSES[case]

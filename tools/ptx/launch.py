@@ -23,6 +23,7 @@ from ptx.bulk_copies import TileDescriptor
 from ptx.kernel import Kernel
 from ptx.memory import GlobalMemory
 from ptx.schedule import LOCKSTEP, Schedule
+from srt_kernels.core import autograd
 from srt_kernels.lm_head import gemm, logprob_kernel
 
 SCALARS = {
@@ -124,7 +125,8 @@ def _gpu_paths(chip: Chip) -> Iterator[None]:
         patch.object(
             logprob_kernel, "tile_of", lambda _, dtype: tile_of(torch.device("cuda"), dtype)
         ),
-        patch.object(gemm, "operand_dtype", lambda hidden: hidden.dtype),
+        patch.object(gemm, "is_interpreted_bf16", lambda _: False),
+        patch.object(autograd, "is_interpreted_bf16", lambda _: False),
         patch.object(gemm, "logits_buffer", _logits_buffer),
         patch.object(gemm, "logits_gemm", _logits_gemm),
     ):
