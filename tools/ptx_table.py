@@ -3,7 +3,8 @@
     SRT_PTX=all python -m pytest tests/kernels/test_ptx.py --junitxml=ptx.xml
     PYTHONPATH=bench python tools/ptx_table.py ptx.xml --out bench/results/ptx.md
 
-A cell is the largest error over the cases and schedules of a type on a chip.
+A cell is the largest error over the cases and schedules of a type on a chip. Exit status 1 if a
+test failed, or if no case launched some kernel.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ import argparse
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import torch
 import triton
 
 from measure import environment
+from ptx.launch import kernel_names
 from report import markdown
 
 HEADER = """# Kernels in the PTX emulator
@@ -38,10 +42,7 @@ def read_errors(report: ElementTree.Element) -> dict[tuple[str, str], dict[tuple
     """By (op and its kernels, quantity), then by (type, chip): the largest error."""
     kernels: dict[str, set[str]] = defaultdict(set)
     errors: dict[tuple[str, str], dict[tuple[str, str], float]] = defaultdict(dict)
-    for node in report.iter("property"):
-        if node.get("name") != "ptx":
-            continue
-        row = json.loads(node.get("value", ""))
+    for row in _rows(report):
         kernels[row["op"]].update(row["kernels"])
         cells = errors[row["op"], row["quantity"]]
         cell = (row["dtype"], row["arch"])
@@ -50,6 +51,18 @@ def read_errors(report: ElementTree.Element) -> dict[tuple[str, str], dict[tuple
         (f"{op} ({', '.join(sorted(kernels[op]))})", quantity): cells
         for (op, quantity), cells in errors.items()
     }
+
+
+def kernels_not_run(report: ElementTree.Element) -> set[str]:
+    """The kernels of srt_kernels that no case launched."""
+    run = {kernel for row in _rows(report) for kernel in row["kernels"]}
+    return kernel_names() - run
+
+
+def _rows(report: ElementTree.Element) -> Iterator[dict[str, Any]]:
+    for node in report.iter("property"):
+        if node.get("name") == "ptx":
+            yield json.loads(node.get("value", ""))
 
 
 def table(report: ElementTree.Element) -> str:
@@ -85,9 +98,12 @@ def main() -> int:
     )
     text = f"{header}\n{table(report)}"
     print(text)
+    missing = sorted(kernels_not_run(report))
+    if missing:
+        print(f"No case launched {', '.join(missing)}.", file=sys.stderr)
     if options.out:
         options.out.write_text(text)
-    return int(failures > 0)
+    return int(failures > 0 or bool(missing))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from support.bounds import NAMES, assert_rounded, assert_within
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 ARCHS = ("90", "80")
-CHOSEN = (LOCKSTEP, REVERSE)
 HAS_ALL = os.environ.get("SRT_PTX") == "all"
+CHOSEN = SCHEDULES if HAS_ALL else (LOCKSTEP, REVERSE)
 
 
 def grid(cases: Iterable[str], dtypes: Iterable[str] = DTYPES) -> pytest.MarkDecorator:
@@ -40,15 +40,15 @@ def grid(cases: Iterable[str], dtypes: Iterable[str] = DTYPES) -> pytest.MarkDec
 
 
 def run_emulated(
-    op: Callable[[], list[Tensor]], arch: str, chosen: tuple[Schedule, ...] = CHOSEN
+    op: Callable[[], list[Tensor]], arch: str, schedules: tuple[Schedule, ...] = CHOSEN
 ) -> tuple[list[Tensor], list[str]]:
     """The op's tensors, and the kernels that it launched.
 
-    It runs under each schedule, and every one gives the same bits. chosen: those without SRT_PTX.
+    It runs under each schedule, and every one gives the same bits.
     """
     results: list[Tensor] = []
     kernels: set[str] = set()
-    for schedule in SCHEDULES if HAS_ALL else chosen:
+    for schedule in schedules:
         with emulated(CHIPS[arch], schedule) as launches:
             other = op()
         results = results or other

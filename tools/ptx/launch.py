@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -113,11 +114,22 @@ def _storage_bytes(tensor: Tensor) -> np.ndarray:
     return torch.tensor([], dtype=torch.uint8).set_(tensor.untyped_storage()).numpy()
 
 
+def kernel_names() -> set[str]:
+    """The names of all kernels in srt_kernels."""
+    values = [value for module in _modules() for value in vars(module).values()]
+    names = {value.__name__ for value in values if isinstance(value, JITFunction)}
+    return {name for name in names if name.endswith("_kernel")}
+
+
+def _modules() -> list[ModuleType]:
+    packages = pkgutil.walk_packages(srt_kernels.__path__, "srt_kernels.")
+    return [importlib.import_module(package.name) for package in packages]
+
+
 @contextmanager
 def _gpu_paths(chip: Chip) -> Iterator[None]:
     """Let the ops take the paths of a GPU for CPU tensors: kernels, tiles, types and buffers."""
-    for module in pkgutil.walk_packages(srt_kernels.__path__, "srt_kernels."):
-        importlib.import_module(module.name)  # before the interpreter is switched on
+    _modules()  # before the interpreter is switched on
     tile_of = logprob_kernel.tile_of
     with (
         reported_chip(chip),

@@ -86,7 +86,8 @@ def _place(instruction: Instruction, operand: str) -> tuple[Locate, int]:
     the bytes of an element.
     """
     space, *modifiers = instruction.parts[1:-1]
-    count = len(vector(instruction.operands[instruction.name == "st"]))
+    target, source = instruction.operands[:2]
+    count = len(vector(source if operand == target else target))
     for modifier in modifiers:
         if not re.fullmatch(rf"{CACHE_HINT}|v{count}", modifier):
             raise instruction.unknown()
@@ -118,11 +119,11 @@ def copy(instruction: Instruction) -> Step:
     if instruction.parts[2] == "wait_group":
         most = int(instruction.operands[0])
         return by_whole_units(instruction, lambda unit: unit.copies.wait(most))
-    if instruction.parts[1:] != ("async", "cg", "shared", "global"):
+    if instruction.parts[2] not in ("ca", "cg") or instruction.parts[3:] != ("shared", "global"):
         raise instruction.unknown()
     to, source, size_text, *rest = instruction.operands
     size = int(size_text, 0)
-    if size != 16 or len(rest) != 1:
+    if size not in (4, 8, 16) or len(rest) != 1:
         raise instruction.unknown()
     target, origin = address(instruction, to), address(instruction, source)
     return _copy_step(instruction, target, origin, reader(instruction, rest[0], "u32"), size)
@@ -131,6 +132,9 @@ def copy(instruction: Instruction) -> Step:
 def _copy_step(
     instruction: Instruction, target: Reader, origin: Reader, source_size: Reader, size: int
 ) -> Step:
+    word = min(size, 8)
+    offsets = range(0, size, word)
+
     def step(unit: Unit, mask: Mask) -> None:
         active = slice(None) if mask is None else mask
         to, of, count = [read(unit)[active] for read in (target, origin, source_size)]
@@ -140,14 +144,14 @@ def _copy_step(
             raise instruction.unknown()
         is_copied = count > 0
         unit.blocks.memory.check(of[is_copied], size, instruction.text)
-        data = np.zeros((2, len(to)), np.uint64)
-        for half in range(2):
-            data[half, is_copied] = unit.blocks.memory.load(of[is_copied] + 8 * half, 8)
+        data = [np.zeros(len(to), np.uint64) for _ in offsets]
+        for offset, words in zip(offsets, data, strict=True):
+            words[is_copied] = unit.blocks.memory.load(of[is_copied] + offset, word)
         to = to + unit.shared_base()[active]
 
         def write() -> None:
-            for half in range(2):
-                shared.store(to + 8 * half, data[half], 8)
+            for offset, words in zip(offsets, data, strict=True):
+                shared.store(to + offset, words, word)
 
         unit.copies.issue(write)
 
