@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import compress, pairwise
 from typing import Any
@@ -123,18 +123,29 @@ class Learner:
         self._totals.add(result, batch, self._objective)
         return loss
 
-    def step(self) -> None:
-        """One optimizer update. Raises ValueError for a gradient norm that is not finite."""
+    def step(self, also: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """One optimizer update. Returns the tensors `also` in host memory, by their names.
+
+        One host sync reads them, the norm of the gradient and the step's sums, before the weights
+        change. Raises ValueError for a norm that is not finite.
+        """
         self._totals.updates += 1
-        self._totals.grad_norm += self._update()
+        values = [name for name, value in self._step_values.items() if isinstance(value, Tensor)]
+        tensors = [*self._totals.tensors(self._world), *map(self._step_values.get, values)]
+        norm, (sums, mismatch, *read) = self._update([*tensors, *also.values()])
+        self._totals.grad_norm += norm
+        self._totals.on_host = (sums, mismatch)
+        for name in values:
+            self._step_values[name] = read.pop(0).item()
+        return dict(zip(also, read, strict=True))
 
     def end_step(self) -> Figures:
-        """Advance the schedule. Returns the step's metrics, those of the device as tensors."""
+        """Advance the schedule. Returns the step's metrics."""
         with warnings.catch_warnings():
             # torch warns if the first steps had no update. The schedule counts those too.
             warnings.simplefilter("ignore")
             self._scheduler.step()
-        return self._step_values | self._totals.metrics(self._world)
+        return self._step_values | self._totals.metrics()
 
     # ---- other updates ----
 
@@ -156,8 +167,8 @@ class Learner:
             loss = self._policy.run(forward)
             loss.backward()
             total_loss += loss.detach()
-        self._update()
-        return {"supervised_loss": self._world.sum(total_loss), "supervised": count}
+        _, [loss] = self._update([self._world.sum(total_loss)])
+        return {"supervised_loss": loss.item(), "supervised": count}
 
     def scale_lr(self, factor: float) -> None:
         """From the next step on the learning rate is `factor` times the configured one."""
@@ -211,16 +222,16 @@ class Learner:
         """
         return batch.old_logprobs is not None and self._objective.correction.endswith("mask")
 
-    def _update(self) -> float:
-        """One optimizer update. Returns the gradient norm: a host sync before the weights change.
+    def _update(self, also: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
+        """One optimizer update. Returns the gradient norm, and `also` in host memory.
 
-        Raises ValueError for a norm that is not finite.
+        They are read before the weights change. Raises ValueError for a norm that is not finite.
         """
         grad_clip = self._config.train.grad_clip
-        norm = clip_gradients(self._policy.model, grad_clip, self._world)
+        norm, read = clip_gradients(self._policy.model, grad_clip, self._world, also)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
+        return norm, read
 
     def _logprobs(
         self, policy: Policy | None, rollouts: Rollouts, indices: Sequence[int]

@@ -20,6 +20,7 @@ from srt_fast.distributed.sharding import full_tensor, local_part
 from srt_fast.distributed.world import World
 from srt_fast.errors import CheckpointError
 from srt_fast.model.compilation import check_compiler
+from srt_fast.transfer import fetch
 
 State = dict[str, Any]
 
@@ -45,22 +46,26 @@ def make_optimizer(parameters: Iterable[Tensor], train: TrainConfig) -> Optimize
     return kind(parameters, fused=is_fused or None, **options)
 
 
-def clip_gradients(model: nn.Module, largest_norm: float, world: World) -> float:
+def clip_gradients(
+    model: nn.Module, largest_norm: float, world: World, also: Iterable[Tensor] = ()
+) -> tuple[float, list[Tensor]]:
     """Scale the gradients down to a norm of at most `largest_norm`. Returns the norm before.
 
-    Collective. Raises ValueError for a norm that is not finite, before anything has changed. It
-    names the first weight that is not finite, else the first gradient.
+    Also returns the tensors `also` in host memory: one host sync reads them all. Collective. Raises
+    ValueError for a norm that is not finite, before anything has changed. It names the first weight
+    that is not finite, else the first gradient.
     """
     parameters = list(model.parameters())
     total_norm = get_total_norm([gradient for p in parameters if (gradient := p.grad) is not None])
-    norm = full_tensor(total_norm).item()
+    norm_on_host, *read = fetch(full_tensor(total_norm), *also)
+    norm = norm_on_host.item()
     if not math.isfinite(norm):
         raise ValueError(
             f"{_first_not_finite(model, world)}: expected finite values, got a gradient norm of "
             f"{norm}; the last checkpoint is unharmed"
         )
     clip_grads_with_norm_(parameters, largest_norm, total_norm)
-    return norm
+    return norm, read
 
 
 def _first_not_finite(model: nn.Module, world: World) -> str:

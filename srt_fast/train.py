@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from srt_fast.config import Config
 from srt_fast.distributed.launch import start as start_world
@@ -125,10 +126,14 @@ class Trainer:
                 training_rollouts, training_reward = parts.rewards.add_verification(batch)
             with clock("train"):
                 self._prefetch()
-                for minibatch in parts.learner.pack(training_rollouts, training_reward):
+                minibatches = parts.learner.pack(training_rollouts, training_reward)
+                read: dict[str, Tensor] | None = None  # for the log, with the last update
+                for number, minibatch in enumerate(minibatches, 1):
                     for micro_batch in minibatch:
                         parts.learner.loss(micro_batch).backward()
-                    parts.learner.step()
+                    is_last = number == len(minibatches)
+                    also = self._step_log.tensors(self.step + 1, batch) if is_last else {}
+                    read = parts.learner.step(also)
         with clock("train"):
             self.step += 1
             values = parts.learner.end_step() | self._supervised_step(batch)
@@ -137,7 +142,7 @@ class Trainer:
             with clock("sync"):
                 self._sync(values)
         finally:  # a step whose sync fails is logged too
-            values = self._step_log.write(self.step, batch, values | clock.metrics())
+            values = self._step_log.write(self.step, batch, read, values | clock.metrics())
             parts.collapse.observe(values)
 
     @contextlib.contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from srt_fast.config import Config
@@ -14,11 +17,13 @@ from srt_fast.run.step_metrics import (
     LoggedBatch,
     Numbers,
     batch_metrics,
-    read_step,
-    repetition,
+    logged_batch,
+    read_numbers,
     sample_rows,
+    tensors_of,
 )
 from srt_fast.tasks.base import Task
+from srt_fast.transfer import fetch
 from srt_fast.types import Batch
 
 Answers = dict[int, list[str | None]]  # the answers of each group, as texts
@@ -41,51 +46,71 @@ class StepLog:
         self._rewards = rewards
         self._tokenizer = tokenizer
 
-    def write(self, step: int, batch: Batch, figures: Figures) -> Numbers:
+    def tensors(self, step: int, batch: Batch) -> dict[str, Tensor]:
+        """What `write` reads of the batch, on its device. Empty on ranks that write nothing."""
+        if not self._run.world.is_main:
+            return {}
+        return tensors_of(batch, texts=len(self._text_groups(step, batch)) > 0)
+
+    def write(
+        self, step: int, batch: Batch, read: dict[str, Tensor] | None, figures: Figures
+    ) -> Numbers:
         """Write a step. figures: metrics of the training pass, the sync and the clock.
 
-        Returns all metrics of the step. Rank 0 computes and writes them for all ranks. One host
-        sync.
+        read: `tensors` in host memory. None: they are read here, with a host sync. Returns all
+        metrics of the step. Rank 0 computes and writes them for all ranks.
         """
-        return self._run.world.on_main(lambda: self._write(step, batch, figures))
+        return self._run.world.on_main(lambda: self._write(step, batch, read, figures))
 
-    def _write(self, step: int, batch: Batch, figures: Figures) -> Numbers:
+    def _write(
+        self, step: int, batch: Batch, read: dict[str, Tensor] | None, figures: Figures
+    ) -> Numbers:
         if batch.prompts.dropped:
             message = f"{batch.prompts.dropped} prompts were too long and were replaced"
             self._run.event(step, "prompts_dropped", message, count=batch.prompts.dropped)
         if not figures["updates"]:
             message = "no rollout has a gradient (every group is unanimous or masked); step skipped"
             self._run.event(step, "step_skipped", message)
-        values = self._values(step, batch, {"repetition": repetition(batch.rollouts)} | figures)
+        values = self._values(step, batch, read) | read_numbers(figures)
         values["tokens_per_second"] = len(batch.rollouts.tokens) / values["seconds"]
         self._run.metrics.log(step, values)
         self._run.progress.update(step, **values)
         return values
 
-    def _values(self, step: int, batch: Batch, figures: Figures) -> Numbers:
-        """The step's metrics. Reads answers as texts only for gold, samples and audit."""
+    def _values(self, step: int, batch: Batch, read: dict[str, Tensor] | None) -> Numbers:
+        """The batch's metrics. Reads answers as texts only for gold, samples and audit."""
         problems = batch.prompts.problems
-        compares_gold = batch.groups.correct is None and self._task.train_has_gold
-        audit_groups = self._run.audit.choose_groups(step, len(problems))
-        sample_groups = range(min(SAMPLED_PROMPTS, len(problems)))
-        if not self._samples_are_due(step):
-            sample_groups = range(0)
-        text_groups = range(len(problems)) if compares_gold else {*audit_groups, *sample_groups}
-        logged, numbers = read_step(batch, figures, texts=len(text_groups) > 0)
+        text_groups = self._text_groups(step, batch)
+        if read is None:
+            tensors = self.tensors(step, batch)
+            read = dict(zip(tensors, fetch(*tensors.values()), strict=True))
+        logged = logged_batch(batch.rollouts.layout, read)
         answers: Answers = {}
         if logged.tokens is not None:
             answers = self._rewards.answers(
                 logged.tokens, logged.truncated, logged.layout, text_groups
             )
         correct = logged.correct
-        if compares_gold:
+        if self._compares_gold(batch):
             correct = self._rewards.compare_with_gold(problems, answers)
+        audit_groups = self._run.audit.choose_groups(step, len(problems))
         self._run.audit.submit(step, _audit_samples(logged, answers, audit_groups))
-        if sample_groups:
+        if self._samples_are_due(step):
             rows = sample_rows(problems, logged, self._tokenizer, answers, correct)
             self._run.metrics.log_samples(step, rows)
         rounds = {"rounds": batch.rounds} if self._config.reward.resample else {}
-        return rounds | batch_metrics(logged, correct) | numbers
+        return rounds | batch_metrics(logged, correct)
+
+    def _text_groups(self, step: int, batch: Batch) -> Collection[int]:
+        """The groups whose answers are read as texts."""
+        count = len(batch.prompts.problems)
+        if self._compares_gold(batch):
+            return range(count)
+        samples = range(min(SAMPLED_PROMPTS, count) if self._samples_are_due(step) else 0)
+        return {*self._run.audit.choose_groups(step, count), *samples}
+
+    def _compares_gold(self, batch: Batch) -> bool:
+        return batch.groups.correct is None and self._task.train_has_gold
 
     def _samples_are_due(self, step: int) -> bool:
         every = self._config.log.sample_every

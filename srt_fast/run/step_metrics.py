@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from srt_fast.distributed.world import World
-from srt_fast.transfer import fetch
 from srt_fast.types import Batch, Layout, MicroBatch, Problem, Rollouts
 from srt_kernels import Objective, PolicyLoss, Vote
 from srt_kernels.core.segments import segment_ids
@@ -62,38 +61,40 @@ class LoggedBatch:
     keys: Tensor  # [R] int64
     rewards: Tensor  # [R] fp32
     truncated: Tensor  # [R] bool
+    repetition: Tensor | None = None  # 0-dim. None: no completion is long enough
     correct: Tensor | None = None  # [R] bool
     start_labels: Tensor | None = None  # [P] int64
     judge_scores: Tensor | None = None  # [R] fp32
     tokens: Tensor | None = None  # [N] int64. None: no text is read
 
 
-def read_step(batch: Batch, figures: Figures, *, texts: bool) -> tuple[LoggedBatch, Numbers]:
-    """A batch and its step's figures in host memory. One host sync. texts: with the tokens."""
+def tensors_of(batch: Batch, *, texts: bool) -> dict[str, Tensor]:
+    """What the log reads of a batch, on its device. texts: with the tokens."""
     groups = batch.groups
-    tensors: dict[str, Tensor | None] = {
+    tensors = {
+        **{f"vote.{name}": tensor for name, tensor in vars(groups.vote).items()},
         "keys": groups.keys,
         "rewards": batch.reward.rewards,
         "truncated": batch.rollouts.truncated,
+        "repetition": repetition(batch.rollouts),
         "correct": groups.correct,
         "start_labels": groups.start_labels,
         "judge_scores": groups.judge_scores,
         "tokens": batch.rollouts.tokens if texts else None,
     }
-    parts = {"vote": vars(groups.vote), "batch": tensors, "figures": figures}
-    places = [
-        (part, name)
-        for part, values in parts.items()
-        for name, value in values.items()
-        if isinstance(value, Tensor)
-    ]
-    fetched = fetch(*(parts[part][name] for part, name in places))
-    host: dict[str, dict[str, Any]] = {part: {} for part in parts}
-    for (part, name), tensor in zip(places, fetched, strict=True):
-        host[part][name] = tensor
-    logged = LoggedBatch(layout=batch.rollouts.layout, vote=Vote(**host["vote"]), **host["batch"])
-    numbers = {name: tensor.item() for name, tensor in host["figures"].items()}
-    return logged, {**figures, **numbers}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+def logged_batch(layout: Layout, tensors: dict[str, Tensor]) -> LoggedBatch:
+    """The batch of tensors_of, which are in host memory now."""
+    vote = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("vote.")}
+    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("vote.")}
+    return LoggedBatch(layout=layout, vote=Vote(**vote), **rest)
+
+
+def read_numbers(figures: Figures) -> Numbers:
+    """The figures, read where they are still on the device: a host sync for each."""
+    return {n: value.item() if isinstance(value, Tensor) else value for n, value in figures.items()}
 
 
 def batch_metrics(batch: LoggedBatch, correct: Tensor | None) -> Numbers:
@@ -109,6 +110,7 @@ def batch_metrics(batch: LoggedBatch, correct: Tensor | None) -> Numbers:
         "pseudo_reward": batch.rewards.nanmean().item(),
         "truncated": batch.truncated.float().mean().item(),
         "completion_tokens": sum(batch.layout.lengths) / len(batch.truncated),
+        "repetition": None if batch.repetition is None else batch.repetition.item(),
     }
 
 
@@ -241,6 +243,7 @@ class StepTotals:
     def __init__(self, device: torch.device) -> None:
         self.updates = 0
         self.grad_norm = 0.0
+        self.on_host: tuple[Tensor, Tensor] | None = None  # those of `tensors`
         self._has_correction = False
         self._sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
         self._mismatch_max = torch.zeros((), dtype=torch.float64, device=device)
@@ -269,26 +272,28 @@ class StepTotals:
             mismatch = (result.logprobs - batch.sampler_logprobs).abs().nan_to_num()
             self._mismatch_max = self._mismatch_max.maximum(mismatch.max().double())
 
-    def metrics(self, world: World) -> Figures:
-        """Means over updates and tokens of all ranks. Only the count if there was no update.
+    def tensors(self, world: World) -> tuple[Tensor, Tensor]:
+        """The sums and the largest mismatch of all ranks. Collective. Does not wait."""
+        return world.sum(self._sums.clone()), world.max(self._mismatch_max.clone())
 
-        Collective. Does not synchronise with the host: what the device has is a tensor.
+    def metrics(self) -> Numbers:
+        """Means over updates and tokens of all ranks. Only the count if there was no update.
 
         train_mismatch_max: the largest difference, in nats, between the sampler's and the trainer's
         log-prob of a token. On policy it is rounding alone. With a sampler correction: its mean,
         and correction_clipped, the fraction of tokens over the cap.
         """
-        if not self.updates:
+        if self.on_host is None:
             return {"updates": 0}
-        sums = dict(zip(SUMS, world.sum(self._sums).unbind(), strict=True))
-        values: Figures = {}
+        sums = dict(zip(SUMS, self.on_host[0].tolist(), strict=True))
+        values: Numbers = {}
         if self._has_correction:
-            values["correction"] = sums["correction"] / sums["rows"].clamp_min(1)
+            values["correction"] = sums["correction"] / max(sums["rows"], 1)
             values["correction_clipped"] = sums["tokens_over_cap"] / sums["tokens_with_correction"]
         return values | {
             "loss": sums["loss"] / self.updates,
             "grad_norm": self.grad_norm / self.updates,
-            "entropy": sums["entropy"] / sums["tokens"].clamp_min(1),
-            "train_mismatch_max": world.max(self._mismatch_max),
+            "entropy": sums["entropy"] / max(sums["tokens"], 1),
+            "train_mismatch_max": self.on_host[1].item(),
             "updates": self.updates,
         }

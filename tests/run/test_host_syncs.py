@@ -78,20 +78,20 @@ def documented_places() -> set[str]:
 
 
 def test_a_step_waits_where_the_docs_say(tiny_config, tiny_model, tmp_path, monkeypatch):
-    """A plain step has three waits, however many micro-batches it has."""
+    """A plain step has two waits, however many micro-batches it has."""
     model = sharpen(tiny_model, tmp_path / "sharp")
     config = override(tiny_config, {"model.path": model, **SETTINGS})
     plain, micro_batches = traced_step(config, monkeypatch)
     assert micro_batches > 2
     tables = Counter({"AnswerReader.tables": 3})  # at the first call of a run
-    assert plain - tables == {"select_rollouts": 1, "clip_gradients": 1, "read_step": 1}
+    assert plain - tables == {"select_rollouts": 1, "clip_gradients": 1}
 
     monkeypatch.undo()
     config = override(config, {"run_dir": str(tmp_path / "everything"), **EVERYTHING})
     every, micro_batches = traced_step(config, monkeypatch)
     assert every["linear_policy_loss"] == micro_batches > 2
     assert every["clip_gradients"] == 3  # two mini-batches and a supervised step
-    assert every["select_rollouts"] == every["read_step"] == 1
+    assert every["select_rollouts"] == 1
     assert set(every) == documented_places()
 
 
