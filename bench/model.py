@@ -171,7 +171,7 @@ def launch_table(prediction: Prediction) -> Table:
 def save(path: Path, document: dict[str, Any], tables: list[Table]) -> None:
     where = document["environment"]
     header = f"commit {where['commit']}, dirty {where['dirty']}, {where['date']}, "
-    header += f"torch {where['torch']}. Made without a GPU."
+    header += f"torch {where['torch']}. Predictions need no GPU."
     sources = "\n".join(f"- {chip.name}: {chip.source}." for chip in CHIPS.values())
     assert __doc__
     title, _, note = __doc__.split("\n\n", 2)
