@@ -29,7 +29,7 @@ import torch
 from lent.stages import BENCH, ROOT, Command, Stage, make_stages
 from report import show
 
-REHEARSAL_SECONDS = 300  # of each stage, on a slow CPU
+REHEARSAL_SECONDS = 600  # of each stage, on a slow CPU with other work
 
 
 @dataclass(frozen=True, kw_only=True)
