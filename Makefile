@@ -7,7 +7,8 @@
 # make bench        loss, voter, samplers and trainers against their peers on this CPU
 # make ptx          the kernels' PTX on an emulated GPU: the whole grid, six minutes on two cores
 # make soak         2,000 steps and forty kills of a tiny model: about 20 minutes
-# make gpu          the ops' tests and benchmarks on a GPU, FSDP2 on two; installs nothing
+# make gpu          tests, tables and a short run on a GPU in 10 minutes; installs nothing
+# make gpu DRY=1    rehearse that on a machine without a GPU
 # make oldest       the ops' tests on the oldest torch and Triton (gigabytes of CUDA packages)
 # make transformers the embedded model's first steps on the oldest and newest transformers
 # make blas         the numeric tests under several BLAS and CPU kernels
@@ -31,7 +32,6 @@ define install
 	|| { tail -n 30 $(LOG); echo "pip failed. The whole log is $(LOG)."; exit 1; }
 endef
 
-GPU_PYTHON = PYTHONPATH=.:kernels:$$PYTHONPATH $(PYTHON)
 PTX = tests/kernels/test_ptx.py tests/kernels/test_ptx_faults.py
 WITHOUT_PTX = $(PTX:%=--ignore=%)
 OPS = tests/kernels --confcutdir=tests/kernels
@@ -104,16 +104,10 @@ ptx: $(VENV)/.tests
 soak: $(VENV)/.tests
 	OMP_NUM_THREADS=1 $(VENV)/bin/python bench/soak.py --out bench/results/soak.json $(ARGS)
 
-# Within 10 minutes. Needs a python3 with torch, triton and pytest, for two GPUs also the extra
-# `train`. Lists peers that are missing.
-gpu:
-	SRT_TEST_DEVICE=cuda $(GPU_PYTHON) -m pytest $(OPS) $(WITHOUT_PTX) \
-		--ignore=tests/kernels/test_aot.py
-	$(GPU_PYTHON) bench/loss.py --device cuda --budget 330 --out bench/results/ $(ARGS)
-	@if [ "$$(nvidia-smi -L 2>/dev/null | wc -l)" -ge 2 ]; then \
-		$(GPU_PYTHON) -m pytest --noconftest tests/distributed/test_world.py \
-			tests/distributed/test_sharding.py; \
-	else echo "Fewer than two GPUs: FSDP2 over NCCL was not tested."; fi
+# Within 10 minutes. Needs a python3 with torch, triton and pytest; for the voter, a run and the
+# samplers also the extra `train`. DRY=1 rehearses it without a GPU.
+gpu: $(if $(DRY),$(VENV)/.tests)
+	$(if $(DRY),$(VENV)/bin/python,$(PYTHON)) bench/gpu.py $(if $(DRY),--dry) $(ARGS)
 
 # torch first: the CUDA build where nvidia-smi answers, else the CPU build, from pip's own sources
 # (a mirror, a folder of wheels) or PyTorch's index. A plain `pip install torch` would bring

@@ -24,11 +24,11 @@ from typing import Any
 import torch
 import torch._dynamo
 
-from batch import Batch, Case, make_batch
-from loss_options import make_cases, parse, providers_of
 from measure import environment, measure
-from providers import Provider
 from report import bar_table, bars, case_table, save, show, summary
+from steps.batch import Batch, Case, make_batch
+from steps.options import make_cases, parse, providers_of
+from steps.providers import Provider
 
 # Greatest errors of a step that is timed; beyond them it computes another function. rms of
 # log-probs in nats, relative error of gradients, error of the loss. bf16 logits of 32 to 64 are off

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from batch import Case
     from loss import Row
+    from steps.batch import Case
 
 CPU_TIMES = 4.0  # times faster than TRL and Liger
 FLATNESS = 1.15  # dearest over cheapest token of the scaling

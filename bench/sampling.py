@@ -2,7 +2,7 @@
 
     python bench/sampling.py --sequences 64 512 --out bench/results/sampling_cpu.json
 
-Both samplers hold the same weights and get the same prompts. The model ends completions, at most
+All samplers hold the same weights and get the same prompts. The model ends completions, at most
 after the recipe's max_new_tokens. Rounds are interleaved, after one call of each that is not
 counted. Figures are medians. "sync" gives vLLM every weight anew. "check" compares log-probs of a
 few completions, as after every step. The shares of a step come from a run of --steps steps with
@@ -17,8 +17,8 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,21 +63,26 @@ def prepare(name: str) -> tuple[Config, Policy]:
 
 
 def measure_sampling(
-    name: str, counts: list[int], rounds: int
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows of tokens a second, and the seconds of vLLM's start, sync and check."""
+    name: str, counts: list[int], rounds: int, engines: Sequence[str]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of tokens a second, and one of the seconds of vLLM's start, sync and check, if it runs.
+
+    engines: "hf", and maybe "vllm".
+    """
     config, policy = prepare(name)
     config = override(config, {"sampling.max_sequences": max(counts)})
     group_size = config.sampling.group_size
     problems = make_task(config).held_out(max(counts) // group_size)
     _, prompts = fitting_prompts(problems, config, policy)
-    hf_config = override(config, {"sampling.engine": "hf"})
-    vllm_config = override(config, {"sampling.engine": "vllm"})
-    start_seconds, vllm = _time(lambda: make_sampler(vllm_config, policy))
-    samplers = {"hf": make_sampler(hf_config, policy), "vllm": vllm}
-    with closing(vllm):
-        costs = {"model": name, "start": start_seconds}
-        costs |= _measure_sync(vllm, policy, prompts, rounds)
+    samplers = {"hf": make_sampler(override(config, {"sampling.engine": "hf"}), policy)}
+    costs = []
+    with ExitStack() as resources:
+        if "vllm" in engines:
+            vllm_config = override(config, {"sampling.engine": "vllm"})
+            start_seconds, vllm = _time(lambda: make_sampler(vllm_config, policy))
+            samplers["vllm"] = resources.enter_context(closing(vllm))
+            sync_costs = _measure_sync(vllm, policy, prompts, rounds)
+            costs.append({"model": name, "start": start_seconds} | sync_costs)
         rows = []
         for count in counts:
             calls = _measure_calls(samplers, config, prompts[: count // group_size], rounds)
@@ -144,10 +149,10 @@ def _time(call: Callable[[], Result]) -> tuple[float, Result]:
     return time.perf_counter() - started_at, result
 
 
-def measure_steps(name: str, steps: int) -> list[dict[str, Any]]:
+def measure_steps(name: str, steps: int, engines: Sequence[str]) -> list[dict[str, Any]]:
     """One row for each sampler: median seconds of a step and of its parts."""
     rows = []
-    for engine in ENGINES:
+    for engine in engines:
         train_rows = _train(name, engine, steps)[1:]
         row = {
             "model": name,
@@ -211,19 +216,23 @@ def _step_line(row: dict[str, Any]) -> list[str]:
     return [row["model"], row["sampler"], f"{row['seconds']:.3g}", *parts, mismatch]
 
 
-def parse_options() -> argparse.Namespace:
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     models = ("quickstart", "smollm")
     parser.add_argument("--models", nargs="+", choices=models, default=models)
     parser.add_argument("--sequences", type=int, nargs="+", default=[64, 512])
+    text = "samplers; hf is always one"
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES, help=text)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--steps", type=int, default=6, help="of the runs that the shares are taken from; 0: none"
     )
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="and a table beside it")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    if "hf" not in options.engines:
+        parser.error(f"--engines: expected hf among them, got {options.engines}")
     invalid = [count for count in options.sequences if count < 16 or count % 16]
     if invalid:
         parser.error(f"--sequences: expected multiples of 16, got {invalid}")
@@ -245,11 +254,11 @@ def main(options: argparse.Namespace) -> None:
         "steps": [],
     }
     for name in options.models:
-        rows, costs = measure_sampling(name, options.sequences, options.rounds)
+        rows, costs = measure_sampling(name, options.sequences, options.rounds, options.engines)
         document["sampling"] += rows
-        document["engine"].append(costs)
+        document["engine"] += costs
         if options.steps:
-            document["steps"] += measure_steps(name, options.steps)
+            document["steps"] += measure_steps(name, options.steps, options.engines)
     tables = make_tables(document)
     for table in tables:
         show(*table)

@@ -18,9 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from batch import Batch, Case, make_batch
 from measure import measure
-from providers import gemms
 from srt_kernels import (
     AnswerReader,
     Objective,
@@ -30,6 +28,8 @@ from srt_kernels import (
     majority_vote,
     policy_loss,
 )
+from steps.batch import Batch, Case, make_batch
+from steps.providers import gemms
 
 DEVICE = torch.device(
     os.environ.get("SRT_BENCH_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")

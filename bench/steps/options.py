@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from batch import Case
-from providers import PROVIDERS, Provider
+from steps.batch import Case
+from steps.providers import PROVIDERS, Provider
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DEFAULTS: dict[str, dict[str, Any]] = {  # by device, of options that are left out

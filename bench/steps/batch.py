@@ -45,6 +45,12 @@ class Case:
         """Lengths differ, so a (rollouts, longest) batch has padding."""
         return len(set(self.lengths)) > 1
 
+    @property
+    def active_tokens(self) -> int:
+        """Tokens whose advantage is not 0: what costs are divided by."""
+        lengths = torch.tensor(self.lengths)
+        return int(lengths[make_advantages(self) != 0].sum())
+
     def describe(self) -> str:
         width = max(self.lengths)
         rollouts = len(self.lengths)
@@ -98,15 +104,11 @@ class Batch:
 
     weight: Tensor  # [V, H], requires grad
     packed: Tokens
+    active_tokens: int
     advantages: Tensor  # [R] fp32
     cu_seqlens: Tensor  # [R+1] int32
     keep: Tensor  # [R, longest] bool, where a padded batch has a token
     truth: Truth
-
-    @property
-    def active_tokens(self) -> int:
-        """Tokens whose advantage is not 0: what costs are divided by."""
-        return int((self.packed.advantages != 0).sum())
 
     @property
     def chunk_bytes(self) -> int:
@@ -199,7 +201,7 @@ def make_batch(case: Case, device: torch.device) -> Batch:
     wide_weight = weight.double()
     targets, logprobs, log_sum_exp = _sample_targets(wide_hidden, wide_weight, generator)
 
-    advantages = _make_advantages(case).to(device)
+    advantages = make_advantages(case).to(device)
     lengths = torch.tensor(case.lengths, device=device)
     index = torch.arange(total, device=device) % distinct
     packed = Tokens(
@@ -228,6 +230,7 @@ def make_batch(case: Case, device: torch.device) -> Batch:
     return Batch(
         weight=weight.requires_grad_(),
         packed=packed,
+        active_tokens=case.active_tokens,
         advantages=advantages,
         cu_seqlens=torch.tensor([0, *case.lengths], device=device).cumsum(0).int(),
         keep=torch.arange(max(case.lengths), device=device) < lengths[:, None],
@@ -251,7 +254,7 @@ def _sample_targets(
     return targets, logprobs, log_sum_exp
 
 
-def _make_advantages(case: Case) -> Tensor:
+def make_advantages(case: Case) -> Tensor:
     """[R] fp32 GRPO advantages of rewards 1, 0, 1, 0 ... in a group; unanimous groups have 1."""
     rollouts = len(case.lengths)
     groups = rollouts // case.group_size

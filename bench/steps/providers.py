@@ -3,60 +3,22 @@
 A step goes forward and backward once: the GRPO loss (clip 0.2, mean over rollouts of the mean over
 their tokens, on policy, no KL), and its gradients by hidden states and LM head. Providers marked
 "ce" have the mean cross-entropy only. They bound what a fused loss of theirs could cost, and are no
-training step. Each function imports its package itself. If a package is missing or does not run on
+training step. Those marked "none" are other work over the same rows, and their results are not
+checked. Each function imports its package itself. If a package is missing or does not run on
 the device, the function raises, and the benchmark lists the provider with the reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from batch import Batch, Tokens
 from measure import free_bytes
-from srt_kernels import Objective, linear_policy_loss
-
-CLIP = 0.2
-GEMM_ROWS = {"cpu": 1024, "cuda": 8192}  # logits of the bare GEMMs are [rows, V]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepResult:
-    """What a step returns, in the provider's own layout."""
-
-    loss: Tensor  # scalar
-    logprobs: Tensor | None  # [n]; None if the provider does not return them
-    dhidden: Tensor  # [n, H]
-    dweight: Tensor  # [V, H]
-
-
-Step = Callable[[], StepResult]
-LogprobOp = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""hidden [n, H], weight [V, H], targets [n] -> log-probs [n]."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Provider:
-    name: str
-    build: Callable[[Batch], Callable[[], StepResult | None]]
-    layout: str = "packed"  # or "padded", or "sequences": [R, longest], padded if lengths differ
-    objective: str = "grpo"  # or "ce", a bound; or "none", GEMMs alone
-    logprobs: Callable[[Batch], Tensor] | None = None  # if its step hides them; not timed
-
-
-def _differentiate(
-    loss: Tensor, logprobs: Tensor | None, hidden: Tensor, weight: Tensor
-) -> StepResult:
-    dhidden, dweight = torch.autograd.grad(loss, (hidden, weight))
-    return StepResult(
-        loss=loss.detach(),
-        logprobs=None if logprobs is None else logprobs.detach(),
-        dhidden=dhidden,
-        dweight=dweight,
-    )
+from steps.batch import Batch, Tokens
+from steps.ours import gemms, ours, ours_frozen, ours_logprob, ours_logprob_grad
+from steps.provider import CLIP, LogprobOp, Provider, Step, StepResult, differentiate
 
 
 def _grpo_step(op: LogprobOp, tokens: Tokens, weight: Tensor) -> Step:
@@ -68,47 +30,7 @@ def _grpo_step(op: LogprobOp, tokens: Tokens, weight: Tensor) -> Step:
         clipped = ratio.clamp(1 - CLIP, 1 + CLIP)
         gain = torch.minimum(ratio * tokens.advantages, clipped * tokens.advantages)
         loss = -(gain * tokens.weights).sum()
-        return _differentiate(loss, logprobs, tokens.hidden, weight)
-
-    return step
-
-
-def ours(batch: Batch) -> Step:
-    tokens = batch.packed
-    objective = Objective.preset("grpo", clip_low=CLIP, clip_high=CLIP)
-
-    def step() -> StepResult:
-        result = linear_policy_loss(
-            tokens.hidden,
-            batch.weight,
-            tokens.targets,
-            batch.advantages,
-            batch.cu_seqlens,
-            objective,
-        )
-        return _differentiate(result.loss, result.logprobs, tokens.hidden, batch.weight)
-
-    return step
-
-
-def gemms(batch: Batch) -> Callable[[], None]:
-    """The three GEMMs that a trainable head needs, over the active rows: the floor.
-
-    x @ W.T, dlogits @ W, dlogits.T @ x.
-    """
-    weight = batch.weight.detach()
-    x = batch.packed.hidden.detach()[: batch.active_tokens]
-    rows = min(GEMM_ROWS[x.device.type], len(x))
-    logits = x.new_empty(rows, len(weight))
-    dhidden = torch.empty_like(x)
-    dweight = torch.empty_like(weight)
-
-    def step() -> None:
-        for start in range(0, len(x), rows):
-            part = x[start : start + rows]
-            dlogits = torch.mm(part, weight.T, out=logits[: len(part)])
-            torch.mm(dlogits, weight, out=dhidden[start : start + rows])
-            torch.mm(dlogits.T, part, out=dweight)
+        return differentiate(loss, logprobs, tokens.hidden, weight)
 
     return step
 
@@ -187,7 +109,7 @@ def liger_grpo(batch: Batch) -> Step:
         hidden = tokens.hidden.view(*shape, -1)
         targets = tokens.targets.view(shape)
         loss, _ = grpo_loss(hidden, batch.weight, targets, batch.keep, batch.advantages)
-        return _differentiate(loss, None, tokens.hidden, batch.weight)
+        return differentiate(loss, None, tokens.hidden, batch.weight)
 
     return step
 
@@ -243,7 +165,7 @@ def liger_ce(batch: Batch) -> Step:
 
     def step() -> StepResult:
         loss = mean_cross_entropy(batch.weight, tokens.hidden, tokens.targets)
-        return _differentiate(loss, None, tokens.hidden, batch.weight)
+        return differentiate(loss, None, tokens.hidden, batch.weight)
 
     return step
 
@@ -274,7 +196,7 @@ def quack_ce(batch: Batch) -> Step:
 
     def step() -> StepResult:
         loss = chunked_linear_cross_entropy(tokens.hidden, batch.weight, tokens.targets)
-        return _differentiate(loss, None, tokens.hidden, batch.weight)
+        return differentiate(loss, None, tokens.hidden, batch.weight)
 
     return step
 
@@ -283,6 +205,9 @@ def quack_ce(batch: Batch) -> Step:
 PROVIDERS = (
     Provider(name="ours", build=ours),
     Provider(name="gemms", build=gemms, objective="none"),
+    Provider(name="ours_frozen", build=ours_frozen, objective="none"),
+    Provider(name="ours_logprob", build=ours_logprob, objective="none"),
+    Provider(name="ours_logprob_grad", build=ours_logprob_grad, objective="none"),
     Provider(name="trl_padded", build=trl_padded, layout="padded"),
     Provider(name="trl_packed", build=trl_packed),
     Provider(
