@@ -1,6 +1,6 @@
-"""All that a lent GPU is for, within ten minutes.
+"""What ten minutes on a GPU are for: tests, tables and a short run.
 
-    python bench/gpu.py                 or `make gpu`: tests, tables, a short run
+    python bench/gpu.py                 or `make gpu`
     python bench/gpu.py --dry           or `make gpu DRY=1`: rehearses it without a GPU
 
 Stages run in order of worth, each with its time limit. If one fails or takes too long, the others
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from lent.stages import BENCH, ROOT, Command, Stage, make_stages
+from gpu_stages.stages import BENCH, ROOT, Command, Stage, make_stages
 from report import show
 
 REHEARSAL_SECONDS = 600  # of each stage, on a slow CPU with other work

@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("triton")
 import gpu
-from lent.rehearsal import rehearse_loss
-from lent.stages import Stage, make_stages
+from gpu_stages.rehearsal import rehearse_loss
+from gpu_stages.stages import Stage, make_stages
 from srt_fast.config.arguments import configure, split_arguments
 
 

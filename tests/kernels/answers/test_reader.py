@@ -24,6 +24,7 @@ from support.answers import FRAMES, LATEX, SYMBOLS, VOCABULARY, box, cases, shar
 
 DEVICE = torch.get_default_device().type
 IS_INTERPRETED = DEVICE == "cpu" and triton is not None and triton.knobs.runtime.interpret
+IS_SHORT = IS_INTERPRETED and "SRT_TEST_STRINGS" not in os.environ  # CI sets it
 
 
 def random_texts(count: int, fragments: list[str], most: int, seed: int) -> list[bytes]:
@@ -96,7 +97,7 @@ AT_THE_LIMIT = [  # the first two have one key
 
 def short_answers() -> list[bytes]:
     """SRT_TEST_STRINGS of them. CI takes a hundred thousand, in the interpreter too."""
-    count = int(os.environ.get("SRT_TEST_STRINGS", 10_000 if IS_INTERPRETED else 100_000))
+    count = int(os.environ.get("SRT_TEST_STRINGS", 3_000 if IS_INTERPRETED else 100_000))
     texts = random_texts(3 * count, SYMBOLS + LATEX, 5, seed=1)
     texts = [text for text in texts if len(text) <= 16][:count]
     assert len(texts) == count
@@ -119,21 +120,21 @@ def test_keys_are_those_of_the_plain_twin(rule: str, set_lanes):
     """
     texts = HOSTILE + completions(rule)
     if IS_INTERPRETED:  # a byte takes 30 ms
-        longest = 120 if rule == "boxed" else 60
-        texts = [text for text in texts if len(text) <= longest]
+        texts = [text for text in texts if len(text) <= 50]
     texts += [text.encode() for case in cases(rule) for text, _ in case.completions]
     if rule == "whole":
         texts += short_answers()
-    has_limit = rule == "boxed" and not (IS_INTERPRETED and "SRT_TEST_STRINGS" not in os.environ)
+    has_limit = rule == "boxed" and not IS_SHORT
     if has_limit:
         texts = AT_THE_LIMIT + texts
     set_lanes(1 << (len(texts) - 1).bit_length())
     keys = check(texts, rule)
-    assert len(set(keys)) > (2000 if rule == "whole" else 30)
+    assert len(set(keys)) > (1000 if rule == "whole" else 30)
     if has_limit:
         assert keys[0] == keys[1] and len(set(keys[:4])) == 3
 
 
+@pytest.mark.skipif(IS_SHORT, reason="a minute in the interpreter: only with SRT_TEST_STRINGS")
 @pytest.mark.parametrize("rule", ["whole", "answer"])
 def test_real_answers(rule: str, set_lanes):
     set_lanes(1024)

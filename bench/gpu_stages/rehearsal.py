@@ -1,6 +1,6 @@
 """Rehearses a stage of `make gpu` that cannot run on a few tokens on a CPU.
 
-    python bench/lent/rehearsal.py loss|sampler|smollm FOLDER [ARGUMENTS]
+    python bench/gpu_stages/rehearsal.py loss|sampler|smollm FOLDER [ARGUMENTS]
 
 Reports are rendered from made-up figures, which say so in every title.
 """

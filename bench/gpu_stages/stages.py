@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "bench"
 PYTHON = sys.executable
-REHEARSAL = [PYTHON, str(BENCH / "lent" / "rehearsal.py")]
+REHEARSAL = [PYTHON, str(BENCH / "gpu_stages" / "rehearsal.py")]
 DATA_FILE = "math500_solutions.jsonl"
 TINY = ["--shape", "24,333", "--rollouts", "8", "--min-length", "4", "--max-length", "16"]
 
@@ -61,7 +61,8 @@ def _script(name: str, *arguments: str) -> Command:
 def _tests() -> Stage:
     """Left out: tests of compilers and emulators, which need no GPU."""
     pytest = [PYTHON, "-m", "pytest", "tests/kernels", "--confcutdir=tests/kernels"]
-    pytest += ["--ignore=tests/kernels/test_aot.py", "--ignore=tests/kernels/test_ptx.py"]
+    names = ("test_aot.py", "test_ptx.py", "test_ptx_faults.py")
+    pytest += [f"--ignore=tests/kernels/{name}" for name in names]
     return Stage(
         name="tests",
         seconds=140,
