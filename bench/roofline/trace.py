@@ -26,48 +26,20 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from triton.runtime.jit import JITFunction
 
 from roofline.chips import Chip
+from roofline.cuda_tensor import CudaTensor
 from roofline.launches import GEMMS, Launch, launch_of_kernel, launch_of_operator
 
-CUDA = torch.device("cuda", 0)
 LARGEST_VECTOR = 1 << 24  # elements; longer ones have no values
 
 
-class ChipTensor(Tensor):
+class ChipTensor(CudaTensor):
     """A tensor on the pretended GPU. `values` is on the CPU, or on "meta" if there are none."""
-
-    values: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore
-
-    @staticmethod
-    def __new__(cls, values: Tensor) -> ChipTensor:
-        # C++ sees the device "meta": autograd then needs no GPU.
-        tensor = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
-            cls,
-            values.shape,
-            strides=values.stride(),
-            dtype=values.dtype,
-            device=torch.device("meta"),
-        )
-        tensor.values = values
-        return tensor
-
-    @property
-    def device(self) -> torch.device:
-        return CUDA
-
-    @property
-    def is_cuda(self) -> bool:
-        return True
 
     def data_ptr(self) -> int:
         return 0  # aligned, as allocations are
 
     def tolist(self) -> Any:
         return self.values.tolist()
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, *_: Any) -> Any:
-        raise AssertionError(f"{func} on a ChipTensor outside of a Trace")
 
 
 def chip_tensor(*shape_and_dtype: Any) -> ChipTensor:

@@ -40,7 +40,7 @@ class AnswerQueue:
         self._workers = Workers()
 
     def add(self, owner: Any, texts: Iterable[str]) -> None:
-        if self._count < FEW or not self._workers.count:
+        if self._reads_alone:
             for text in texts:
                 self._count += 1
                 self._receive(owner, read_answer(text, self._rule))
@@ -60,8 +60,8 @@ class AnswerQueue:
 
     def with_forms(self, answers: list[str | None]) -> list[ReadAnswer]:
         """The answers with their keys and forms. Called after `finish`."""
-        if self._count < FEW or not self._workers.count:
-            return list(map(with_form, answers))
+        if self._reads_alone:
+            return _with_forms(answers)
         for start in range(0, len(answers), CHUNK):
             self._workers.submit(_with_forms, answers[start : start + CHUNK])
         return [answer for chunk in self._workers.all() for answer in chunk]
@@ -69,6 +69,10 @@ class AnswerQueue:
     def close(self) -> None:
         """Ends the processes. What they have not read is lost."""
         self._workers.close()
+
+    @property
+    def _reads_alone(self) -> bool:
+        return self._count < FEW or not self._workers.count
 
     def _submit(self) -> None:
         self._workers.submit(_read_answers, self._texts, self._rule)

@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from roofline.cuda_tensor import CUDA
 from srt_fast.config import Config, override
 from srt_fast.learner import Learner
 from srt_fast.model import attention
 from srt_fast.train import Trainer
 from srt_fast.transfer import fetch, send
 from support.models import sharpen
-from support.simulated_cuda import CUDA, ROOT, SimulatedCuda, fake_cuda_is_initialised, move_model
+from support.simulated_cuda import ROOT, SimulatedCuda, fake_cuda_is_initialised, move_model
 
 SETTINGS = {
     "sampling.max_new_tokens": 9,  # some have windows of 8 tokens

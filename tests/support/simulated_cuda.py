@@ -19,9 +19,9 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from roofline.cuda_tensor import CudaTensor
 from srt_fast.model.attention import _per_sequence
 
-CUDA = torch.device("cuda", 0)
 ROOT = Path(__file__).parents[2]
 aten = torch.ops.aten
 SIZE_DEPENDS_ON_VALUES = {
@@ -35,35 +35,11 @@ SIZE_DEPENDS_ON_VALUES = {
 READS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default}
 
 
-class SimulatedTensor(Tensor):
+class SimulatedTensor(CudaTensor):
     """On the simulated GPU. `values` is on the CPU."""
-
-    values: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore
-
-    @staticmethod
-    def __new__(cls, values: Tensor) -> SimulatedTensor:
-        # C++ sees the device "meta": autograd then needs no GPU.
-        tensor = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
-            cls, values.shape, strides=values.stride(), dtype=values.dtype, device="meta"
-        )
-        tensor.values = values
-        return tensor
-
-    @property
-    def device(self) -> torch.device:
-        return CUDA
-
-    @property
-    def is_cuda(self) -> bool:
-        return True
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, *_: Any) -> Any:
-        raise AssertionError(f"{func} on a simulated tensor outside of SimulatedCuda")
 
 
 class SimulatedCuda(TorchDispatchMode):

@@ -148,8 +148,7 @@ def _gpu_paths(chip: Chip) -> Iterator[None]:
 
 def _logits_buffer(weight: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
     """As gemm.logits_buffer on a GPU. What no GEMM writes is nan."""
-    columns = -(-len(weight) // 16) * 16
-    return torch.full((rows, columns), torch.nan, dtype=dtype)
+    return torch.full((rows, gemm.padded_columns(len(weight))), torch.nan, dtype=dtype)
 
 
 def _logits_gemm(x: Tensor, weight: Tensor, is_exact_in_bf16: bool, buffer: Tensor) -> Tensor:
