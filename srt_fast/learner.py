@@ -14,7 +14,12 @@ from transformers import get_scheduler
 
 from srt_fast.config import Config
 from srt_fast.model.logprobs import head_inputs, rollout_logprobs
-from srt_fast.model.packing import count_tokens, pack, select_rollouts
+from srt_fast.model.packing import (
+    count_packed_tokens,
+    count_tokens,
+    pack,
+    select_rollouts,
+)
 from srt_fast.model.policy import Policy
 from srt_fast.optimizer import clip_gradients, make_optimizer
 from srt_fast.run.step_metrics import Figures, StepTotals
@@ -70,7 +75,8 @@ class Learner:
         selection = select_rollouts(rollouts, advantages, reward.keep, every_row=every_row)
         active = selection.active
         all_tokens = count_tokens(rollouts, range(len(rollouts.truncated)))
-        self._step_values["tokens_saved"] = all_tokens - count_tokens(rollouts, active)
+        active_tokens = count_tokens(rollouts, active)
+        packed_tokens = 0
         old = self._logprobs(self._policy, rollouts, active) if train.minibatches > 1 else None
         ref = self._logprobs(self._reference, rollouts, active) if objective.kl_coef else None
         minibatches = []
@@ -79,6 +85,7 @@ class Learner:
             if not indices:
                 continue
             normalizer = self._normalizer(rollouts.layout.lengths[part], selection.kept[part])
+            packed_tokens += self._count_packed_tokens(rollouts, indices)
             minibatches.append(
                 [
                     replace(
@@ -87,11 +94,11 @@ class Learner:
                         ref_logprobs=None if ref is None else ref[batch.token_index],
                         normalizer=normalizer,
                     )
-                    for batch in pack(
-                        rollouts, advantages, indices, train.token_budget, self._world
-                    )
+                    for batch in self._pack(rollouts, advantages, indices)
                 ]
             )
+        self._step_values["tokens_saved"] = all_tokens - active_tokens
+        self._step_values["tokens_shared"] = active_tokens - packed_tokens
         self._world.check_digest(
             "rollouts, advantages and random state",
             lambda: (rollouts.tokens, advantages, active, torch.get_rng_state()),
@@ -155,8 +162,7 @@ class Learner:
         device = rollouts.tokens.device
         zeros = torch.zeros(count, device=device)
         total_loss = torch.zeros((), dtype=torch.float64, device=device)
-        budget = self._config.train.token_budget
-        for batch in pack(rollouts, zeros, range(count), budget, self._world):
+        for batch in self._pack(rollouts, zeros, range(count)):
 
             def forward(batch: MicroBatch = batch) -> Tensor:
                 temperature = self._config.sampling.temperature
@@ -207,6 +213,29 @@ class Learner:
         if reward.weights is not None:
             advantages = advantages * reward.weights
         return advantages
+
+    def _pack(
+        self, rollouts: Rollouts, advantages: Tensor, indices: Sequence[int]
+    ) -> list[MicroBatch]:
+        """This rank's micro-batches of these rollouts."""
+        return pack(
+            rollouts,
+            advantages,
+            indices,
+            self._config.train.token_budget,
+            self._world,
+            share_prompts=self._policy.shares_prompts,
+        )
+
+    def _count_packed_tokens(self, rollouts: Rollouts, indices: Sequence[int]) -> int:
+        """Tokens of the micro-batches of all ranks."""
+        return count_packed_tokens(
+            rollouts,
+            indices,
+            self._config.train.token_budget,
+            self._world,
+            share_prompts=self._policy.shares_prompts,
+        )
 
     def _normalizer(self, lengths: list[int], kept: list[bool]) -> int:
         """What the loss of a mini-batch is divided by: its tokens or rollouts that count."""

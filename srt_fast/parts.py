@@ -169,7 +169,13 @@ def _load_models(
             start_path = starting_model(config, run.progress, run.interrupts.check)
     policy_path = str(checkpoint / "model") if checkpoint else start_path
     assert policy_path is not None
-    policy = load_policy(policy_path, config.model, run.world)
+    share_prompts = config.train.shared_prompt
+    policy = load_policy(policy_path, config.model, run.world, share_prompts=share_prompts)
+    if policy.sharing_obstacle:
+        run.progress.note(
+            f"train.shared_prompt: {policy.sharing_obstacle}. A prompt is computed once for each "
+            "completion"
+        )
     softcap = policy.head.softcap
     if find_requirement(function, TokenCertainty) and softcap is not None:
         raise ValueError(
@@ -179,7 +185,7 @@ def _load_models(
     start = None
     if needs_start:
         assert start_path is not None
-        start = load_reference(start_path, config.model, run.world)
+        start = load_reference(start_path, config.model, run.world, share_prompts=share_prompts)
     needs_ema = find_requirement(function, EMATeacher) is not None
     ema = load_reference(policy_path, config.model, run.world) if needs_ema else None
     return policy, start, ema

@@ -247,9 +247,7 @@ class WarmStart:
         """One update on the cross-entropy of worked sums: the loss in nats a token, the tokens."""
         policy = self._policy
         batch = self._worked_sums()
-        hidden = policy.hidden(
-            batch.input_ids, batch.position_ids, batch.cu_input, batch.max_length
-        )
+        hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.segments)
         logprobs, _ = linear_logprob(
             hidden, policy.head.weight, batch.targets, row_index=batch.row_index
         )

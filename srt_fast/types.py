@@ -8,7 +8,7 @@ group is unanimous: the training pass drops it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -144,30 +144,74 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackedSequences:
-    """r sequences, each a prompt and its completion, packed into T tokens. n tokens are targets.
+class Segments:
+    """s segments of a packed row of T tokens, and the keys that each one attends to: K in all.
 
-    With prompts of 3 tokens and the first group above, packed in that order: T = 5 + 4 + 6 = 15,
-    n = 6. (`pack` of srt_fast/model/packing.py puts the longest first.)
+    A segment's tokens are queries. They are the last of its own keys: query i of q attends to the
+    first k - q + i + 1 of k keys. A sequence that stands alone is one segment with q = k. A shared
+    prompt of p tokens is a segment with q = k = p. A completion of it has the keys [prompt | own].
+    """
+
+    query_lengths: list[int]  # s: [3, 2, 1]
+    key_lengths: list[int]  # s: [3, 5, 4]
+    cu_queries: Tensor  # [s+1] int32, where each segment's tokens begin: [0, 3, 5, 6]
+    cu_keys: Tensor  # [s+1] int32, where each segment's keys begin: [0, 3, 8, 12]
+    key_index: Tensor | None  # [K] int64, the token of each key: [0 1 2 | 0 1 2 3 4 | 0 1 2 5].
+    # None: each segment's keys are its own tokens
+    plans: dict[int | None, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What the attention has worked out, by sliding window: each layer needs the same."""
+
+    @classmethod
+    def of_sequences(cls, lengths: list[int], cu_seqlens: Tensor) -> Segments:
+        """Sequences that stand alone: lengths [s]; cu_seqlens [s+1] int32, where each begins."""
+        return cls(
+            query_lengths=lengths,
+            key_lengths=lengths,
+            cu_queries=cu_seqlens,
+            cu_keys=cu_seqlens,
+            key_index=None,
+        )
+
+    @property
+    def max_queries(self) -> int:
+        """Tokens of the longest segment: 3."""
+        return max(self.query_lengths)
+
+    @property
+    def max_keys(self) -> int:
+        """Keys of the segment that has most: 5."""
+        return max(self.key_lengths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedSequences:
+    """r rollouts packed into T tokens. n completion tokens are targets.
+
+    The first group above, with a prompt of 3 tokens. The longest completion comes first. The last
+    token of a completion predicts nothing, so it is no input:
+
+        prompt | the 3rd's first 2 | the 1st's first | of the 2nd: nothing      T = 6, n = 6
+
+    Without sharing, each completion has the prompt before it: T = 5 + 4 + 3 = 12.
     """
 
     input_ids: Tensor  # [T] int64
-    position_ids: Tensor  # [T] int64: [0 1 2 3 4 | 0 1 2 3 | 0 1 2 3 4 5]
-    cu_input: Tensor  # [r+1] int32, where each sequence begins: [0, 5, 9, 15]
-    max_length: int  # tokens of the longest sequence: 6
-    row_index: Tensor  # [n] int64, the hidden row that predicts each target: [2 3 | 7 | 11 12 13].
-    # It has no value twice.
+    position_ids: Tensor  # [T] int64: [0 1 2 | 3 4 | 3]
+    segments: Segments
+    row_index: Tensor  # [n] int64, the hidden row that predicts each target: [2 3 4 | 2 5 | 2].
+    # A prompt's last row predicts the first token of all its completions.
+    unique_rows: bool  # no row repeats in row_index
     targets: Tensor  # [n] int64, completion tokens
-    cu_seqlens: Tensor  # [r+1] int32, where each completion begins among the targets: [0, 2, 3, 6]
+    cu_seqlens: Tensor  # [r+1] int32, where each completion begins among the targets: [0, 3, 5, 6]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch(PackedSequences):
-    """Sequences of one training pass, with what their loss needs."""
+    """Rollouts of one training pass, with what their loss needs."""
 
-    advantages: Tensor  # [r] fp32: [1/3, 1/3, -2/3]
+    advantages: Tensor  # [r] fp32: [-2/3, 1/3, 1/3]
     sampler_logprobs: Tensor  # [n] fp32
-    rollout_index: Tensor  # [r] int64, places among the step's R rollouts: [0, 1, 2]
+    rollout_index: Tensor  # [r] int64, places among the step's R rollouts: [2, 0, 1]
     token_index: Tensor  # [n] int64, places among the step's N tokens
     old_logprobs: Tensor | None = None  # [n] fp32, before the step's first update. None: current
     ref_logprobs: Tensor | None = None  # [n] fp32, the reference model's. None: no KL term

@@ -18,8 +18,10 @@ from srt_fast import learner
 from srt_fast.config import Config, override, to_dict
 from srt_fast.errors import CheckpointError
 from srt_fast.files import read_rows
+from srt_fast.model import policy
 from srt_fast.model.packing import Selection
 from srt_fast.run.folder import load_config
+from srt_fast.run.progress import RunProgress
 from srt_fast.run.records import read_record
 from srt_fast.train import Trainer
 
@@ -134,6 +136,30 @@ def test_dropping_rollouts_without_gradient_changes_no_update(tiny_config, tmp_p
     assert_equal(dropped, small_batches, atol=2e-5)
 
 
+def test_shared_prompts_change_no_update(tiny_config, tmp_path, monkeypatch):
+    """Ten steps with a KL term, token statistics and several mini-batches. They save tokens."""
+    changes = {
+        "train": {"steps": 10, "lr": 1e-5, "minibatches": 2, "token_budget": 60},
+        "train.objective_overrides": {"kl": "k3", "kl_coef": 0.1, "entropy_coef": 0.01},
+        "reward.kind": "entropy",
+    }
+    config = override(tiny_config, changes)
+    _, shared, rows = run(config, tmp_path / "shared")
+    assert all(row["tokens_shared"] > 0 for row in rows_of(rows, "train") if row["updates"])
+    _, apart, rows = run(config, tmp_path / "apart", **{"train.shared_prompt": False})
+    assert {row["tokens_shared"] for row in rows_of(rows, "train")} == {0}
+    # Adam moves a weight whose gradient is near zero by up to lr a step.
+    assert_equal(shared, apart, atol=1e-5)
+
+    obstacle = "expected completions to see their prompt, got none"
+    monkeypatch.setattr(policy, "sharing_obstacle", lambda _: obstacle)
+    notes = []
+    monkeypatch.setattr(RunProgress, "note", lambda _, line: notes.append(line))
+    _, alone, _ = run(config, tmp_path / "alone")
+    assert [obstacle in note for note in notes].count(True) == 1
+    assert_equal(alone, apart)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"sampling.temperature": 1e-4}, {"reward.truncated": "mask"}],
@@ -146,7 +172,9 @@ def test_steps_without_gradient_are_skipped(tiny_config, tmp_path, tiny_model, c
     skipped = [row for row in rows if row.get("event") == "step_skipped"]
     assert [row["step"] for row in skipped] == [1, 2, 3, 4]
     for row in rows_of(rows, "train"):  # 24 rollouts, prompts of 5 tokens
-        assert row["tokens_saved"] == round(24 * (5 + row["completion_tokens"]))
+        assert row["tokens_saved"] == round(
+            24 * (5 + row["completion_tokens"] - 1)
+        )  # the last predicts nothing
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,10 @@ class TrainConfig:
     """Largest gradient norm. A larger gradient is scaled down to it."""
     token_budget: Positive = 16384
     """Tokens in one micro-batch of the training pass, prompts and completions together."""
+    shared_prompt: bool = True
+    """Compute a prompt once for all of its completions in a micro-batch, in every pass over
+    rollouts. The results are the same up to rounding. A model that cannot do that computes it for
+    each completion, and the run says so."""
     seed: NonNegative = 0
     """Seed of prompts and sampling."""
 

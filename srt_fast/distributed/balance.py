@@ -12,9 +12,8 @@ def split(lengths: list[int], token_budget: int, ranks: int) -> list[list[list[i
     All ranks get equally many micro-batches. A micro-batch may be empty. It has at most
     `token_budget` tokens, or one sequence that is longer.
 
-    The longest sequence goes to the emptiest micro-batch first (LPT). Advantages are known before
-    the split, so single rollouts are split, not groups: the fullest of 64 ranks has 0.6 % more than
-    the mean, where whole groups would give it six times the mean.
+    The longest sequence goes to the emptiest micro-batch first (LPT). A sequence is what stays
+    together: a rollout, or several that share a prompt.
     """
     if not lengths:
         return [[] for _ in range(ranks)]

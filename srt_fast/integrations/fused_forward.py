@@ -19,7 +19,7 @@ from srt_fast.config import ModelConfig
 from srt_fast.integrations.padded import lengths_to_offsets
 from srt_fast.model.attention import ATTENTION
 from srt_fast.model.policy import Policy
-from srt_fast.types import PackedSequences
+from srt_fast.types import PackedSequences, Segments
 
 
 def pack_rows(ids: Tensor, valid: Tensor, is_target: Tensor) -> PackedSequences:
@@ -33,9 +33,9 @@ def pack_rows(ids: Tensor, valid: Tensor, is_target: Tensor) -> PackedSequences:
     return PackedSequences(
         input_ids=ids[valid],
         position_ids=(valid.cumsum(1) - 1)[valid],
-        cu_input=lengths_to_offsets(lengths),
-        max_length=int(lengths.max()),
+        segments=Segments.of_sequences(lengths.tolist(), lengths_to_offsets(lengths)),
         row_index=packed_places[is_target] - 1,
+        unique_rows=True,
         targets=ids[is_target],
         cu_seqlens=lengths_to_offsets(is_target.sum(1)),
     )
@@ -44,12 +44,10 @@ def pack_rows(ids: Tensor, valid: Tensor, is_target: Tensor) -> PackedSequences:
 class PaddedPolicy(Policy):
     """A policy whose attention cannot pack. Runs the model on rows that are padded on the right."""
 
-    def hidden(
-        self, input_ids: Tensor, position_ids: Tensor, cu_input: Tensor, max_length: int
-    ) -> Tensor:
-        """As Policy.hidden: [T, H], in the dtype that the model returns."""
-        lengths = cu_input.diff()
-        columns = torch.arange(max_length, device=lengths.device)
+    def hidden(self, input_ids: Tensor, position_ids: Tensor, segments: Segments) -> Tensor:
+        """As Policy.hidden, of sequences alone: [T, H], in the dtype that the model returns."""
+        lengths = segments.cu_queries.diff()
+        columns = torch.arange(segments.max_queries, device=lengths.device)
         valid = columns < lengths[:, None]
         zeros = torch.zeros_like(valid, dtype=torch.int64)
         output = self.model.base_model(

@@ -1,12 +1,13 @@
 """Attention over packed sequences, registered with transformers as ATTENTION.
 
-A packed forward pass has no padding. Sequences lie back to back in one row of tokens, and a token
-attends only to earlier tokens of its own sequence. Three paths compute this (attention_path):
+A packed forward pass has no padding. Segments lie back to back in one row of tokens: sequences that
+stand alone, or prompts with the completions that share them. A token attends to its segment's keys
+(Segments in srt_fast/types.py), up to itself. Three paths compute this (attention_path):
 
 - "flash-attn varlen": flash-attn's kernels, on CUDA where flash-attn is installed;
 - "torch varlen_attn": PyTorch's kernels, on CUDA otherwise;
-- "per-sequence SDPA": exact attention of each sequence through PyTorch's SDPA, on a CPU and for
-  float32. Sequences of one length share a call.
+- "per-sequence SDPA": exact attention of each segment through PyTorch's SDPA, on a CPU and for
+  float32. Segments of like lengths share a call (srt_fast/model/attention_plan.py).
 
 The two varlen paths take float16 and bfloat16 only.
 """
@@ -22,6 +23,9 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from srt_fast.model.attention_plan import plan_attention
+from srt_fast.types import Segments
 
 ATTENTION = "srt_varlen"
 HAS_FLASH_ATTENTION = importlib.util.find_spec("flash_attn") is not None
@@ -46,8 +50,7 @@ def packed_attention(
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
-    cu_seq_lens_q: Tensor | None = None,
-    max_length_q: int | None = None,
+    segments: Segments | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
@@ -55,13 +58,18 @@ def packed_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Causal attention in the form of transformers' attention interface.
 
-    query [1, heads, T, D], key and value [1, kv_heads, T, D], cu_seq_lens_q [r+1] int32: where each
-    of r sequences begins. Returns [1, T, heads, D] and None for the attention weights.
+    query [1, heads, T, D], key and value [1, kv_heads, T, D], segments of T tokens. Returns
+    [1, T, heads, D] and None for the attention weights.
 
-    Without cu_seq_lens_q this is transformers' SDPA attention: sampling pads and has a KV cache.
-    Raises ValueError for dropout, an attention softcap or attention sinks (s_aux).
+    Without segments this is transformers' SDPA attention: sampling pads and has a KV cache. Raises
+    ValueError for segments with dropout, an attention softcap or attention sinks (s_aux).
     """
-    if cu_seq_lens_q is None:
+    if segments is None and _is_plain_decoding(query, key, attention_mask, dropout, kwargs):
+        out = scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True
+        )
+        return out.transpose(1, 2), None
+    if segments is None:
         return sdpa_attention_forward(
             module,
             query,
@@ -89,12 +97,27 @@ def packed_attention(
     query, key, value = _tokens_first(query), _tokens_first(key), _tokens_first(value)
     path = attention_path(query.device, query.dtype)
     if path == PER_SEQUENCE:
-        out = _per_sequence(query, key, value, cu_seq_lens_q, scaling, sliding_window)
+        out = _per_sequence(query, key, value, segments, scaling, sliding_window)
     else:
-        assert max_length_q is not None
+        if segments.key_index is not None:
+            key = key.index_select(0, segments.key_index)
+            value = value.index_select(0, segments.key_index)
         varlen = _flash_varlen if path == FLASH_ATTENTION else _torch_varlen
-        out = varlen(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window)
+        out = varlen(query, key, value, segments, scaling, sliding_window)
     return out[None], None
+
+
+def _is_plain_decoding(
+    query: Tensor, key: Tensor, mask: Tensor | None, dropout: float, options: dict[str, Any]
+) -> bool:
+    """Whether grouped queries on a CPU need no copies of keys and values for each query head.
+
+    transformers makes the copies, because PyTorch's kernels for CUDA take no mask without them.
+    """
+    is_grouped = query.shape[1] != key.shape[1]
+    has_bias = options.get("position_bias") is not None
+    on_cpu = query.device.type == "cpu"
+    return on_cpu and is_grouped and mask is not None and not has_bias and not dropout
 
 
 def _tokens_first(states: Tensor) -> Tensor:
@@ -106,8 +129,7 @@ def _flash_varlen(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    cu_seqlens: Tensor,
-    max_length: int,
+    segments: Segments,
     scaling: float | None,
     sliding_window: int | None,
 ) -> Tensor:
@@ -118,10 +140,10 @@ def _flash_varlen(
         query,
         key,
         value,
-        cu_seqlens,
-        cu_seqlens,
-        max_length,
-        max_length,
+        segments.cu_queries,
+        segments.cu_keys,
+        segments.max_queries,
+        segments.max_keys,
         softmax_scale=scaling,
         causal=True,
         window_size=(-1, -1) if sliding_window is None else (sliding_window - 1, 0),
@@ -132,8 +154,7 @@ def _torch_varlen(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    cu_seqlens: Tensor,
-    max_length: int,
+    segments: Segments,
     scaling: float | None,
     sliding_window: int | None,
 ) -> Tensor:
@@ -144,10 +165,10 @@ def _torch_varlen(
         query.contiguous(),
         key.contiguous(),
         value.contiguous(),
-        cu_seqlens,
-        cu_seqlens,
-        max_length,
-        max_length,
+        segments.cu_queries,
+        segments.cu_keys,
+        segments.max_queries,
+        segments.max_keys,
         scale=scaling,
         window_size=(-1, 0) if sliding_window is None else (sliding_window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
@@ -161,49 +182,37 @@ def _per_sequence(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    cu_seqlens: Tensor,
+    segments: Segments,
     scaling: float | None,
     sliding_window: int | None,
 ) -> Tensor:
-    """Attention of each sequence alone: [T, heads, D]. Sequences of one length share a call."""
-    lengths = cu_seqlens.diff()
+    """Attention of each segment: [T, heads, D]. query, key and value are [T, heads, D]."""
+    plan = segments.plans.get(sliding_window)
+    if plan is None:
+        plan = plan_attention(segments, sliding_window, query.device)
+        segments.plans[sliding_window] = plan
     outputs = []
-    positions = []
-    for length in lengths.unique().tolist():
-        if length == 0:
-            continue
-        offsets = torch.arange(length, device=query.device)
-        starts = cu_seqlens[:-1][lengths == length].long()
-        rows = (starts[:, None] + offsets).flatten()
-        shape = (len(starts), length)
-        mask = None
-        if sliding_window is not None and length > sliding_window:
-            distance = offsets[:, None] - offsets
-            mask = (distance >= 0) & (distance < sliding_window)
+    for call in plan.calls:
         output = scaled_dot_product_attention(
-            _gather_sequences(query, rows, shape),
-            _gather_sequences(key, rows, shape),
-            _gather_sequences(value, rows, shape),
-            attn_mask=mask,
-            is_causal=mask is None,
+            _gather(query, call.query_rows, call.segments),
+            _gather(key, call.key_rows, call.segments),
+            _gather(value, call.key_rows, call.segments),
+            attn_mask=call.mask,
+            is_causal=call.mask is None,
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )
         outputs.append(output.transpose(1, 2).flatten(0, 1))
-        positions.append(rows)
-    order = torch.cat(positions)
-    inverse = torch.empty(len(query), dtype=torch.long, device=query.device)
-    inverse[order] = torch.arange(len(order), device=query.device)
-    return torch.cat(outputs).index_select(0, inverse)
+    return torch.cat(outputs).index_select(0, plan.places)
 
 
-def _gather_sequences(states: Tensor, rows: Tensor, shape: tuple[int, int]) -> Tensor:
-    """[T, heads, D] -> [sequences, heads, length, D], for rows [sequences * length].
+def _gather(states: Tensor, rows: Tensor, segments: int) -> Tensor:
+    """[T, heads, D] -> [segments, heads, length, D], for rows [segments * length].
 
     Uses index_select: its backward is an index_add. On a CPU that is several times faster than the
     backward of advanced indexing.
     """
-    return states.index_select(0, rows).view(*shape, *states.shape[1:]).transpose(1, 2)
+    return states.index_select(0, rows).unflatten(0, (segments, -1)).transpose(1, 2)
 
 
 transformers.AttentionInterface.register(ATTENTION, packed_attention)

@@ -39,11 +39,13 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load_policy(path: str, config: ModelConfig, world: World = ONE_PROCESS) -> Policy:
+def load_policy(
+    path: str, config: ModelConfig, world: World = ONE_PROCESS, *, share_prompts: bool = False
+) -> Policy:
     """Load a model with its tokenizer. With several ranks: sharded, each rank reads its part.
 
     path: a Hugging Face folder, a .gguf file or a hub id. Only safetensors are read from folders
-    and from the hub.
+    and from the hub. share_prompts: see Policy.
 
     Raises ValueError for a missing file or folder, a folder without config.json, a GGUF file
     without the gguf package, a model that the hub or transformers refuses, an architecture that
@@ -67,7 +69,9 @@ def load_policy(path: str, config: ModelConfig, world: World = ONE_PROCESS) -> P
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(f"model.path: could not load {path!r}: {first_line(error)}") from error
     _check_tokenizer(tokenizer, path)
-    policy = Policy(model, tokenizer, config, world=world, device=device)
+    policy = Policy(
+        model, tokenizer, config, world=world, device=device, share_prompts=share_prompts
+    )
     # The policy has checked the architecture, with passes that need not be compiled.
     if config.compile:
         compile_blocks(model)
@@ -89,9 +93,11 @@ def _load_whole(
     return model
 
 
-def load_reference(path: str, config: ModelConfig, world: World = ONE_PROCESS) -> Policy:
+def load_reference(
+    path: str, config: ModelConfig, world: World = ONE_PROCESS, *, share_prompts: bool = False
+) -> Policy:
     """A frozen policy: the reference of a KL term, or a teacher."""
-    reference = load_policy(path, config, world)
+    reference = load_policy(path, config, world, share_prompts=share_prompts)
     reference.model.requires_grad_(False)
     reference.model.eval()
     return reference

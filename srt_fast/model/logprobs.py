@@ -35,7 +35,7 @@ def head_inputs(
     Returns (hidden [T, H], weight [V, H], targets [n]) and the keyword arguments. The forward pass
     runs here, with gradient if it is enabled. Call it inside Policy.run.
     """
-    hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.cu_input, batch.max_length)
+    hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.segments)
     head = policy.head  # after the forward pass: a sharded model's head is whole now
     # A model divides by the factor before its softcap. srt_kernels divides after the softcap.
     factor = head.temperature_factor
@@ -43,7 +43,7 @@ def head_inputs(
         bias=head.bias,
         softcap=None if head.softcap is None else head.softcap * factor,
         row_index=batch.row_index,
-        unique_rows=True,  # packing gives each target a row of its own
+        unique_rows=batch.unique_rows,
         temperature=temperature * factor,
     )
     return (hidden, head.weight, batch.targets), options
@@ -66,7 +66,15 @@ def rollout_logprobs(
     """
     logprobs = torch.zeros_like(rollouts.logprobs)
     zero_advantages = torch.zeros(len(rollouts.truncated), device=logprobs.device)
-    for batch in pack(rollouts, zero_advantages, indices, token_budget, policy.world):
+    batches = pack(
+        rollouts,
+        zero_advantages,
+        indices,
+        token_budget,
+        policy.world,
+        share_prompts=policy.shares_prompts,
+    )
+    for batch in batches:
         check()
 
         def score(batch: PackedSequences = batch) -> Tensor:
@@ -107,7 +115,15 @@ def rollout_statistics(
     certainty = torch.zeros_like(rollouts.logprobs)
     all_rollouts = range(len(rollouts.truncated))
     zero_advantages = torch.zeros(len(all_rollouts), device=device)
-    for batch in pack(rollouts, zero_advantages, all_rollouts, token_budget, policy.world):
+    batches = pack(
+        rollouts,
+        zero_advantages,
+        all_rollouts,
+        token_budget,
+        policy.world,
+        share_prompts=policy.shares_prompts,
+    )
+    for batch in batches:
         check()
 
         def score(batch: PackedSequences = batch) -> tuple[Tensor, Tensor]:

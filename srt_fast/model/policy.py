@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,10 @@ from srt_fast.config import ModelConfig, SamplingConfig
 from srt_fast.distributed.sharding import gather_weight, gathered_weights, run_in_forward
 from srt_fast.distributed.tensor_files import read_tensors, write_tensors
 from srt_fast.distributed.world import ONE_PROCESS, World
+from srt_fast.model.packing_check import check_packing, sharing_obstacle
+from srt_fast.types import Segments
 
 Result = TypeVar("Result")
-
-# Largest difference of two logits, relative to the largest logit, that _check_architecture allows.
-# Float32 models agree to about 1e-6 (tests/model/test_policy.py). Bfloat16 has 8 bits of precision
-# and loses some of them in each layer.
-PARITY_FLOAT32 = 1e-4
-PARITY_BFLOAT16 = 3e-2
 
 # Attributes in which modules keep a dropout rate, besides the p of nn.Dropout.
 DROPOUTS = ("attention_dropout", "activation_dropout", "hidden_dropout", "dropout", "layerdrop")
@@ -53,6 +48,8 @@ class Policy:
 
     model: whole, or sharded over the ranks of `world` (srt_fast/distributed/sharding.py).
     device: where passes run. None: the model's device. A sharded model's weights may be elsewhere.
+    share_prompts: passes over rollouts compute the prompt of a group once, if the model can do that
+    (shares_prompts). Otherwise sharing_obstacle says why not.
 
     Raises ValueError if the model's logits differ from its LM head applied to its packed hidden
     states. The loss kernels do not know such an architecture.
@@ -66,6 +63,7 @@ class Policy:
         *,
         world: World = ONE_PROCESS,
         device: torch.device | None = None,
+        share_prompts: bool = False,
     ):
         self.model = model
         self.tokenizer = tokenizer
@@ -77,7 +75,9 @@ class Policy:
         disable_dropout(model)
         if config.gradient_checkpointing:
             _enable_checkpointing(model)
-        self._check_architecture()
+        check_packing(self)
+        self.sharing_obstacle = sharing_obstacle(self) if share_prompts else None
+        self.shares_prompts = share_prompts and self.sharing_obstacle is None
 
     def run(self, function: Callable[[], Result]) -> Result:
         """function(), which calls `hidden` and reads `head`. Collective.
@@ -161,13 +161,10 @@ class Policy:
             temperature_factor=float(granite_scale or 1 / cohere_scale),
         )
 
-    def hidden(
-        self, input_ids: Tensor, position_ids: Tensor, cu_input: Tensor, max_length: int
-    ) -> Tensor:
-        """Last hidden states [T, H] of packed sequences, in compute_dtype.
+    def hidden(self, input_ids: Tensor, position_ids: Tensor, segments: Segments) -> Tensor:
+        """Last hidden states [T, H] of packed tokens, in compute_dtype.
 
-        input_ids [T], position_ids [T], cu_input [r+1] int32: where each sequence begins.
-        max_length: tokens of the longest sequence.
+        input_ids [T], position_ids [T], segments: of T tokens.
         """
         # transformers passes a 4D mask on unchanged. Without one it would build a mask of [T, T].
         unused_mask = torch.empty(1, 1, 1, 1, device=self.device)
@@ -177,72 +174,17 @@ class Policy:
                 position_ids=position_ids[None],
                 attention_mask=unused_mask,
                 use_cache=False,
-                cu_seq_lens_q=cu_input,
-                cu_seq_lens_k=cu_input,
-                max_length_q=max_length,
-                max_length_k=max_length,
+                segments=segments,
+                # Of transformers: layers other than attention may read them.
+                cu_seq_lens_q=segments.cu_queries,
+                cu_seq_lens_k=segments.cu_keys,
+                max_length_q=segments.max_queries,
+                max_length_k=segments.max_keys,
             )
         hidden = output.last_hidden_state[0]
         if self._autocast_dtype is None:
             return hidden
         return hidden.to(self._autocast_dtype)  # final norms return float32 under autocast
-
-    def _check_architecture(self) -> None:
-        name = f"model {type(self.model).__name__}: this architecture is not supported: "
-        if getattr(self.model.config.get_text_config(), "attention_chunk_size", None):
-            raise ValueError(
-                f"{name}expected attention over the whole sequence, got chunked attention"
-            )
-        try:
-            difference = self._logit_difference()
-        except (TypeError, RuntimeError, ValueError, AttributeError) as error:
-            # A model that does not pack raises one of these for arguments that it does not take.
-            raise ValueError(
-                f"{name}expected it to take packed sequences, got {type(error).__name__}: {error}"
-            ) from error
-        if math.isnan(difference):
-            raise ValueError(
-                f"model {type(self.model).__name__}: expected finite weights, got logits of nan"
-            )
-        is_float32 = self.compute_dtype == torch.float32
-        tolerance = PARITY_FLOAT32 if is_float32 else PARITY_BFLOAT16
-        if difference > tolerance:
-            raise ValueError(
-                f"{name}expected packed hidden states times the LM head to give the model's own "
-                f"logits (relative difference at most {tolerance:g}), got {difference:.3g}"
-            )
-
-    @torch.no_grad()
-    def _logit_difference(self) -> float:
-        """Largest difference between the head on packed hidden states and the model's own logits.
-
-        Relative to the largest logit, of two sequences of three and five tokens.
-        """
-        ids = torch.arange(8, device=self.device) % self.model.config.vocab_size
-        cu_input = torch.tensor([0, 3, 8], dtype=torch.int32, device=self.device)
-        position_ids = torch.cat([torch.arange(3), torch.arange(5)]).to(self.device)
-        was_training = self.model.training
-        self.model.eval()
-        with self.gathered_weights():
-            packed_logits = _head_logits(self.hidden(ids, position_ids, cu_input, 5), self.head)
-            with self.autocast():
-                first = self.model(input_ids=ids[None, :3], use_cache=False).logits[0]
-                second = self.model(input_ids=ids[None, 3:], use_cache=False).logits[0]
-        self.model.train(was_training)
-        model_logits = torch.cat([first.float(), second.float()])
-        difference = (packed_logits - model_logits).abs().max()
-        return (difference / model_logits.abs().max().clamp_min(1)).item()
-
-
-def _head_logits(hidden: Tensor, head: LMHeadParameters) -> Tensor:
-    """[T, H] -> [T, V] fp32 logits."""
-    logits = (hidden @ head.weight.to(hidden.dtype).T).float()
-    if head.bias is not None:
-        logits += head.bias.float()
-    logits /= head.temperature_factor
-    if head.softcap:
-        logits = head.softcap * torch.tanh(logits / head.softcap)
-    return logits
 
 
 def autocast_dtype(device: torch.device, config: ModelConfig) -> torch.dtype | None:

@@ -28,6 +28,7 @@ metrics.jsonl has one JSON object per line:
         lr                    learning rate
         updates               optimizer updates
         tokens_saved          tokens of rollouts without a gradient, which the pass leaves out
+        tokens_shared         tokens of prompts that the pass computes once, not once a completion
         kl                    mean KL to the starting model (with train.reward_kl_coef)
         supervised, supervised_loss   completions of a supervised step, and its loss (nats a token)
     The sampler's log-probs compared with the trainer's, differences in nats:

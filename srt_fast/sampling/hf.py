@@ -7,7 +7,7 @@ longest one has ended.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from srt_fast.sampling.base import (
     pack_completions,
     stop_tokens,
 )
+from srt_fast.sampling.kv_cache import make_cache
 from srt_fast.types import Rollouts
 
 
@@ -101,15 +102,13 @@ class HFSampler:
         return pack_completions(all_completions, prompts, samples=params.n)
 
     def _complete(self, requests: list[_Request], params: SamplingParams) -> list[Completion]:
-        """One completion of each request."""
+        """One completion of each request. A prompt is computed once for all of its requests."""
         policy = self._policy
         count = len(requests)
         warpers = _warpers(params)
         end_tokens = torch.tensor(stop_tokens(policy), device=policy.device)
-        prompts = [request.prompt for request in requests]
-        input_ids, mask = _pad_left(prompts, int(end_tokens[0]), policy.device)
-        position_ids = (mask.cumsum(1) - 1).clamp(min=0)
-        cache = DynamicCache(config=policy.model.config.get_text_config(decoder=True))
+        cache = make_cache(policy.model.config)
+        input_ids, mask, position_ids, logits = self._prefill(requests, int(end_tokens[0]), cache)
         uniform = _uniform_numbers(requests, params).to(policy.device)
         tokens = input_ids.new_empty(count, params.max_tokens)
         logprobs = torch.empty(count, params.max_tokens, device=policy.device)
@@ -117,8 +116,11 @@ class HFSampler:
         finished = torch.zeros(count, dtype=torch.bool, device=policy.device)
         running = torch.arange(count, device=policy.device)  # rows that have not ended
         for step in range(params.max_tokens):
-            logits = self._next_logits(input_ids, mask, position_ids, cache)
-            scores = warpers(input_ids, logits / (params.temperature or 1.0))
+            if step:
+                logits = self._next_logits(input_ids, mask, position_ids, cache)
+            scores = warpers(
+                cast(torch.LongTensor, input_ids), logits / (params.temperature or 1.0)
+            )
             if params.temperature:
                 next_tokens = _draw(scores, uniform[running, step])
             else:
@@ -146,6 +148,26 @@ class HFSampler:
             Completion(row_tokens[:length], row_logprobs[:length], truncated=not is_finished)
             for row_tokens, row_logprobs, length, is_finished in rows
         ]
+
+    def _prefill(
+        self, requests: list[_Request], pad_token: int, cache: DynamicCache
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Compute each prompt once, and copy its row to all of its requests.
+
+        Returns input_ids, mask and position_ids [B, longest prompt], and the logits [B, V] of the
+        first tokens.
+        """
+        prompts = {request.prompt_index: request.prompt for request in requests}
+        input_ids, mask = _pad_left([*prompts.values()], pad_token, self._policy.device)
+        position_ids = (mask.cumsum(1) - 1).clamp(min=0)
+        logits = self._next_logits(input_ids, mask, position_ids, cache)
+        if len(prompts) == len(requests):
+            return input_ids, mask, position_ids, logits
+        row_of_prompt = {prompt_index: row for row, prompt_index in enumerate(prompts)}
+        rows = [row_of_prompt[request.prompt_index] for request in requests]
+        copies = torch.tensor(rows, device=self._policy.device)
+        cache.batch_select_indices(copies)
+        return input_ids[copies], mask[copies], position_ids[copies], logits[copies]
 
     def _next_logits(
         self, input_ids: Tensor, mask: Tensor, position_ids: Tensor, cache: DynamicCache

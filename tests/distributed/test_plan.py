@@ -138,6 +138,7 @@ def test_kinds_with_labels_of_the_starting_model():
 
 HAND = dict(
     train__reward_kl_coef=0.0,
+    train__shared_prompt=False,
     train__prompts_per_step=6,
     sampling__group_size=2,
     sampling__max_prompt_tokens=10,
@@ -192,6 +193,19 @@ def test_training_by_hand():
         + max(phases.training.seconds, phases.communication.seconds)
         + phases.weight_sync.seconds
     )
+
+
+def test_shared_prompts_by_hand():
+    """Six prompts once and 240 tokens of completions: 150 of 300 on each GPU."""
+    phases = seconds_of(2, **(HAND | dict(train__shared_prompt=True)))
+    matrices = 6 * 2 * MATRIX * 300
+    keys = 6 * 10 * 5 + 240 * (10 + 10)  # of prompts, and of completions
+    attention = 3.5 * 2 * 4 * 20 * keys  # layers x 4 q
+    head = 6 * 1000 * 12 * 20
+    assert phases.training.seconds == pytest.approx((matrices + attention + head) / 2 / 0.4e12)
+    assert phases.micro_batches == 3
+    run = make_run(TINY, 2, ROUND, **(HAND | dict(train__shared_prompt=True)))
+    assert run.keys_per_token == (300 + 12 * 10) / 300
 
 
 def test_passes_without_gradient():

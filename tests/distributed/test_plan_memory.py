@@ -26,7 +26,8 @@ from support.memory import MemoryMeter
 from support.models import SMALL, make_policy
 
 ROLLOUTS, PROMPT, COMPLETION = 6, 20, 80
-TOKENS = ROLLOUTS * (PROMPT + COMPLETION)
+TOKENS = PROMPT + ROLLOUTS * COMPLETION  # a group and its prompt
+KEYS = PROMPT + ROLLOUTS * (PROMPT + COMPLETION)
 SCALARS = 64  # bytes of tensors with one element
 WIDE = SMALL | dict(
     vocab_size=2048,
@@ -59,18 +60,19 @@ def shape_of(config: PreTrainedConfig, folder) -> ModelShape:
 
 def micro_batch() -> MicroBatch:
     torch.manual_seed(0)
-    count = ROLLOUTS * COMPLETION
+    length = COMPLETION + 1  # the last token predicts nothing
+    count = ROLLOUTS * length
     rollouts = Rollouts(
         tokens=torch.randint(3, 200, (count,)),
-        cu_seqlens=torch.arange(0, count + 1, COMPLETION, dtype=torch.int32),
+        cu_seqlens=torch.arange(0, count + 1, length, dtype=torch.int32),
         cu_groups=torch.tensor([0, ROLLOUTS], dtype=torch.int32),
         logprobs=torch.zeros(count),
         truncated=torch.zeros(ROLLOUTS, dtype=torch.bool),
         prompts=[list(range(3, 3 + PROMPT))],
-        layout=Layout(lengths=[COMPLETION] * ROLLOUTS, group_sizes=[ROLLOUTS]),
+        layout=Layout(lengths=[length] * ROLLOUTS, group_sizes=[ROLLOUTS]),
     )
     advantages = torch.linspace(-1, 1, ROLLOUTS)
-    [batch] = pack(rollouts, advantages, range(ROLLOUTS), token_budget=TOKENS)
+    [batch] = pack(rollouts, advantages, range(ROLLOUTS), TOKENS, share_prompts=True)
     return batch
 
 
@@ -91,9 +93,14 @@ def fused_loss(policy: Policy, batch: MicroBatch) -> tuple[Callable[[], Tensor],
 def cpu_attention_bytes(shape: ModelShape, precision: Precision) -> int:
     """What a block's attention keeps on a CPU only, where it gathers and scatters sequences.
 
-    A copy of the output and two indices.
+    A copy of the output, and the mask of a completion's queries and keys.
     """
-    return TOKENS * (precision.compute * shape.query + 16)
+    mask = COMPLETION * (PROMPT + COMPLETION)
+    return precision.compute * (TOKENS * shape.query + mask)
+
+
+# What all blocks share: indices of queries, keys and outputs, and the mask as bytes.
+PLAN_BYTES = 8 * (2 * TOKENS + KEYS) + COMPLETION * (PROMPT + COMPLETION)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -105,7 +112,8 @@ def test_activations_are_those_of_the_formula(config_type, precision, checkpoint
     policy = policy_of(config, precision, checkpointing)
     shape, sizes = shape_of(config, tmp_path), PRECISIONS[precision]
     batch = micro_batch()
-    expected = memory.activations(shape, sizes, TOKENS, checkpointing=checkpointing) - 8 * TOKENS
+    expected = memory.activations(shape, sizes, TOKENS, KEYS, checkpointing=checkpointing)
+    expected += PLAN_BYTES - 8 * TOKENS
     if not checkpointing:
         expected += shape.layers * cpu_attention_bytes(shape, sizes)
     with MemoryMeter() as meter:
@@ -120,10 +128,10 @@ def test_activations_are_those_of_the_formula(config_type, precision, checkpoint
     # The peak is in the MLP of the last block. The root's part of the activations and dX are freed,
     # and some of the block's gradients are there.
     if checkpointing:
-        expected += memory.block_activations(shape, sizes, TOKENS)
+        expected += memory.block_activations(shape, sizes, TOKENS, KEYS)
         expected += cpu_attention_bytes(shape, sizes)
     expected += memory.backward_temporaries(shape, sizes, TOKENS)
-    root = memory.activations(shape, sizes, TOKENS, checkpointing=True)
+    root = memory.activations(shape, sizes, TOKENS, KEYS, checkpointing=True)
     root -= shape.layers * TOKENS * sizes.residual * shape.hidden
     freed = root + sizes.compute * TOKENS * shape.hidden
     gradients = (sizes.whole_weight + sizes.compute) * shape.block_size
@@ -173,9 +181,7 @@ def test_flops_of_the_blocks_matrices(checkpointing, tmp_path):
     policy = policy_of(config, "float32", checkpointing)
     batch = micro_batch()
     with FlopCounterMode(display=False) as counter:
-        policy.hidden(
-            batch.input_ids, batch.position_ids, batch.cu_input, batch.max_length
-        ).sum().backward()
+        policy.hidden(batch.input_ids, batch.position_ids, batch.segments).sum().backward()
     counts = counter.get_flop_counts()["Global"]
     counted = sum(count for op, count in counts.items() if "mm" in str(op))
     changes = {
@@ -192,5 +198,5 @@ def test_flops_of_the_blocks_matrices(checkpointing, tmp_path):
         completion_tokens=COMPLETION,
     )
     head = 3 * 2 * ROLLOUTS * COMPLETION * run.shape.vocabulary * run.shape.hidden
-    attention = (4.5 if checkpointing else 3.5) * seconds._attention_flops(run) * TOKENS
+    attention = (4.5 if checkpointing else 3.5) * seconds._attention_flops(run)
     assert counted == seconds.training_flops(run) - head - attention

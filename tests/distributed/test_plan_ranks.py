@@ -100,13 +100,13 @@ def train(policy: Policy, batch: MicroBatch) -> None:
 
 def micro_batch() -> MicroBatch:
     rollouts = Rollouts(
-        tokens=torch.arange(10, 18),
-        cu_seqlens=torch.tensor([0, 8], dtype=torch.int32),
+        tokens=torch.arange(10, 19),  # the last one predicts nothing
+        cu_seqlens=torch.tensor([0, 9], dtype=torch.int32),
         cu_groups=torch.tensor([0, 1], dtype=torch.int32),
-        logprobs=torch.zeros(8),
+        logprobs=torch.zeros(9),
         truncated=torch.zeros(1, dtype=torch.bool),
         prompts=[[3, 4, 5, 6]],
-        layout=Layout(lengths=[8], group_sizes=[1]),
+        layout=Layout(lengths=[9], group_sizes=[1]),
     )
     [batch] = pack(rollouts, torch.ones(1), range(1), token_budget=TOKENS)
     return batch
@@ -131,9 +131,9 @@ def test_state_and_peak_of_a_rank(tmp_path):
     share = 4 * shape.shard_size(RANKS)
     assert (first["weights"], first["gradients"], first["Adam"]) == (share, share, 2 * share)
     assert first["weights"] + last["weights"] == 4 * shape.size
-    of_block = memory.block_activations(shape, SHARDED, TOKENS)
+    of_block = memory.block_activations(shape, SHARDED, TOKENS, TOKENS)
     of_block += memory.backward_temporaries(shape, SHARDED, TOKENS)
-    kept = memory.activations(shape, SHARDED, TOKENS, checkpointing=True)
+    kept = memory.activations(shape, SHARDED, TOKENS, TOKENS, checkpointing=True)
     kept += memory.head_gradients(shape, SHARDED, TOKENS)
     peak = share + kept + of_block + sum(memory.unit_bytes(shape, SHARDED).values())
     assert of_block < 0.01 * peak

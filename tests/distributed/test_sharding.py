@@ -44,7 +44,10 @@ def gradients(policy: Policy, rollouts: Rollouts, factor: float = 1.0) -> dict:
     """Gradients of the policy loss by name, whole and in float64. factor: of the advantages."""
     advantages = factor * random_advantages(rollouts)
     indices = range(len(advantages))
-    for batch in pack(rollouts, advantages, indices, TOKEN_BUDGET, policy.world):
+    share = policy.shares_prompts
+    for batch in pack(
+        rollouts, advantages, indices, TOKEN_BUDGET, policy.world, share_prompts=share
+    ):
 
         def forward(batch=batch):
             tensors, options = head_inputs(policy, batch, 1.0)
@@ -91,7 +94,7 @@ def exact_gradients(folder: str, rollouts: Rollouts) -> dict:
     policy.model.double()
     indices = range(len(rollouts.truncated))
     [batch] = pack(rollouts, random_advantages(rollouts), indices, 10**9)
-    hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.cu_input, batch.max_length)
+    hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.segments)
     logits = hidden[batch.row_index] @ policy.head.weight.T
     logprobs = logits.log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
     token_advantages = batch.advantages.repeat_interleave(batch.cu_seqlens.diff())
@@ -105,8 +108,9 @@ def gradients_task(folders: list[str]) -> None:
         rollouts = rollouts_on_device(load_policy(folder, FLOAT32))
         exact = exact_gradients(folder, rollouts)
         for name, (model, dist) in VARIANTS.items():
-            alone = gradients(load_policy(folder, model, ONE_PROCESS), rollouts)
-            sharded = load_policy(folder, model, replace(world, settings=dist))
+            alone = gradients(load_policy(folder, model, ONE_PROCESS, share_prompts=True), rollouts)
+            sharded = load_policy(folder, model, replace(world, settings=dist), share_prompts=True)
+            assert sharded.shares_prompts
             error = largest_error(gradients(sharded, rollouts), exact)
             bar = ROUNDING * largest_error(alone, exact)
             assert error <= bar, f"{name} of {folder}: {error:.2g} > {bar:.2g}"

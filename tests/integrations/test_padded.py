@@ -73,7 +73,7 @@ def test_pack_rows():
     rows = pack_rows(ids, ids > 0, is_target)
     assert rows.input_ids.tolist() == [11, 12, 13, 21, 22, 23]
     assert rows.position_ids.tolist() == [0, 1, 2, 0, 1, 2]
-    assert rows.cu_input.tolist() == [0, 3, 6]
+    assert rows.segments.cu_queries.tolist() == [0, 3, 6]
     assert rows.cu_seqlens.tolist() == [0, 1, 3]
     assert rows.row_index.tolist() == [1, 3, 4]
     assert rows.targets.tolist() == [13, 22, 23]

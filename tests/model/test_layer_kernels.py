@@ -20,6 +20,7 @@ from srt_fast.model.layer_kernels import (
     describe_kernels,
     uses_liger,
 )
+from srt_fast.types import Segments
 from support.models import SMALL, make_model, make_policy
 
 LLAMA = LlamaConfig(**SMALL)
@@ -165,8 +166,14 @@ def test_torch_has_the_attention_that_cuda_takes(window, monkeypatch):
     with FakeTensorMode():
         query = torch.empty(1, 4, 10, 16, dtype=torch.bfloat16)
         key = torch.empty(1, 2, 10, 16, dtype=torch.bfloat16)
-        starts = torch.empty(3, dtype=torch.int32)
-        options = dict(cu_seq_lens_q=starts, max_length_q=6, sliding_window=window)
+        segments = Segments(
+            query_lengths=[6, 4],
+            key_lengths=[6, 9],
+            cu_queries=torch.empty(3, dtype=torch.int32),
+            cu_keys=torch.empty(3, dtype=torch.int32),
+            key_index=torch.empty(15, dtype=torch.int64),
+        )
+        options = dict(segments=segments, sliding_window=window)
         output, _ = packed_attention(nn.Module(), query, key, key, None, **options)
     assert output.shape == (1, 10, 4, 16)
 

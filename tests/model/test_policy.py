@@ -5,27 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from transformers import Gemma2Config, GPT2Config, GraniteConfig, MistralConfig, Qwen3Config
+from transformers import Gemma2Config
 
 from srt_fast.config import SamplingConfig
 from srt_fast.model.policy import Policy, longest_prompt
-from support.models import SMALL, make_policy, rounding_error
+from srt_fast.types import Segments
+from support.models import ARCHITECTURES, SMALL, make_policy, rounding_error
 
-ARCHITECTURES = {
-    "learned positions, biases, dropout": GPT2Config(
-        vocab_size=265,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        n_positions=64,
-        bos_token_id=1,
-        eos_token_id=2,
-    ),
-    "sliding window shorter than a sequence": MistralConfig(**SMALL, sliding_window=4),
-    "query norms, tied head": Qwen3Config(**SMALL, head_dim=8, tie_word_embeddings=True),
-    "scaled logits": GraniteConfig(**SMALL, logits_scaling=8.0),
-}
-# Equal lengths share a call of the attention. One sequence has a single token.
+# Like lengths share a call of the attention. One sequence has a single token.
 SEQUENCES = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15, 16, 17], [3, 4, 5], [20, 21]]
 # The terms of the sums one behind the other, in each of two layers and the head: q, k, v and their
 # output (4 * 32), attention (9), the MLP's products (32 and at most 128), the head (32).
@@ -37,8 +24,8 @@ def packed_logits(policy: Policy, sequences: list[list[int]]) -> Tensor:
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     cu_input = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
     position_ids = torch.cat([torch.arange(len(sequence)) for sequence in sequences])
-    longest = int(lengths.max())
-    hidden = policy.hidden(torch.tensor(sum(sequences, [])), position_ids, cu_input, longest)
+    segments = Segments.of_sequences(lengths.tolist(), cu_input)
+    hidden = policy.hidden(torch.tensor(sum(sequences, [])), position_ids, segments)
     head = policy.head
     logits = hidden @ head.weight.T
     if head.bias is not None:

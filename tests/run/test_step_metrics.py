@@ -7,7 +7,7 @@ import torch
 
 from srt_fast.run.step_metrics import WINDOW_TOKENS, over_cap, repetition
 from srt_fast.sampling.base import Completion, pack_completions
-from srt_fast.types import MicroBatch
+from srt_fast.types import MicroBatch, Segments
 from srt_kernels import Objective
 
 
@@ -23,9 +23,9 @@ def test_over_cap(level, action):
     batch = MicroBatch(
         input_ids=empty,
         position_ids=empty,
-        cu_input=empty,
-        max_length=3,
+        segments=Segments.of_sequences([2, 1, 3], empty),
         row_index=empty,
+        unique_rows=True,
         targets=empty,
         cu_seqlens=torch.tensor([0, 2, 3, 6], dtype=torch.int32),
         advantages=torch.ones(3),

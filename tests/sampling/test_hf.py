@@ -88,13 +88,21 @@ def test_greedy_and_seeded(tiny_policy):
 
 
 def test_a_prompts_seed_decides_its_completions(tiny_policy):
-    """Whatever else is in the batch, and however large batches are."""
+    """Whatever else is in the batch, and however large batches are.
+
+    A batch computes a prompt once. In batches of one it is computed for each completion.
+    """
     params = SamplingParams(n=4, temperature=1.0, max_tokens=6)
     seeds = [11, 12, 13, 14]
+    embedded = []
+    embedding = tiny_policy.model.get_input_embeddings()
+    hook = embedding.register_forward_hook(lambda _, ids, __: embedded.append(ids[0].shape))
     together = HFSampler(tiny_policy, max_sequences=512).sample(PROMPTS, params, seeds=seeds)
+    hook.remove()
+    assert embedded[0] == (len(PROMPTS), max(map(len, PROMPTS)))
     expected = completions(together)
     assert len({tuple(completion) for completion in expected[:4]}) > 1
-    sampler = HFSampler(tiny_policy, max_sequences=3)
+    sampler = HFSampler(tiny_policy, max_sequences=1)
     for index, (prompt, seed) in enumerate(zip(PROMPTS, seeds, strict=True)):
         alone = sampler.sample([prompt], params, seeds=[seed])
         assert completions(alone) == expected[4 * index : 4 * index + 4]

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GraniteConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
 
 from srt_fast.config import ModelConfig
 from srt_fast.model.attention import ATTENTION
@@ -28,6 +36,21 @@ SMALL: dict[str, Any] = dict(
     eos_token_id=2,
 )
 
+ARCHITECTURES = {
+    "learned positions, biases, dropout": GPT2Config(
+        vocab_size=265,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=64,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "sliding window shorter than a sequence": MistralConfig(**SMALL, sliding_window=4),
+    "query norms, tied head": Qwen3Config(**SMALL, head_dim=8, tie_word_embeddings=True),
+    "scaled logits": GraniteConfig(**SMALL, logits_scaling=8.0),
+}
+
 SMALL_WARM_START: dict[str, Any] = {
     "task.params": {"max_digits": 1},
     "warm_start": {
@@ -47,9 +70,16 @@ def make_model(config: PreTrainedConfig) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
 
 
-def make_policy(config: PreTrainedConfig, **settings: Any) -> Policy:
+def make_policy(
+    config: PreTrainedConfig, *, share_prompts: bool = False, **settings: Any
+) -> Policy:
     """A random policy. settings: of ModelConfig."""
-    return Policy(make_model(config), build_tokenizer(), ModelConfig(**settings))
+    return Policy(
+        make_model(config),
+        build_tokenizer(),
+        ModelConfig(**settings),
+        share_prompts=share_prompts,
+    )
 
 
 def sharpen(model: str, folder: Path) -> str:

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from roofline.cuda_tensor import CudaTensor
 from srt_fast.model.attention import _per_sequence
+from srt_fast.types import Segments
 
 ROOT = Path(__file__).parents[2]
 aten = torch.ops.aten
@@ -135,9 +136,15 @@ class SimulatedCuda(TorchDispatchMode):
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
     """func on the CPU. PyTorch's varlen attention runs on a GPU only: another one stands for it."""
     if func is torch.ops.torch_attn._varlen_attn.default:
-        query, key, value, cu_seqlens = args[:4]
-        scale = kwargs.get("scale")
-        out = _per_sequence(query, key, value, cu_seqlens, scale, None)
+        query, key, value, cu_queries, cu_keys = args[:5]
+        segments = Segments(
+            query_lengths=cu_queries.diff().tolist(),
+            key_lengths=cu_keys.diff().tolist(),
+            cu_queries=cu_queries,
+            cu_keys=cu_keys,
+            key_index=None,  # the keys come gathered
+        )
+        out = _per_sequence(query, key, value, segments, kwargs.get("scale"), None)
         return out, query.new_zeros(1), query.new_zeros(1)
     if func is torch.ops.torch_attn._varlen_attn_backward.default:
         return tuple(torch.ones_like(tensor) for tensor in args[1:4])

@@ -164,9 +164,10 @@ def training_moments(run: Run) -> dict[str, dict[str, int]]:
         units = unit_bytes(shape, precision)
         if not run.config.dist.reshard_after_forward:
             gathered = (shape.layers - 1) * precision.compute * shape.block_size
-    kept = activations(shape, precision, tokens, checkpointing=checkpointing)
-    recomputed = block_activations(shape, precision, tokens) if checkpointing else 0
-    targets = tokens * run.completion_tokens // (run.prompt_tokens + run.completion_tokens)
+    keys = int(tokens * run.keys_per_token)
+    kept = activations(shape, precision, tokens, keys, checkpointing=checkpointing)
+    recomputed = block_activations(shape, precision, tokens, keys) if checkpointing else 0
+    targets = int(tokens * run.completion_tokens / run.tokens_per_rollout)
     loss = {
         "activations": kept,
         "logits and head gradient": loss_bytes(shape, precision, tokens, targets),
@@ -194,26 +195,29 @@ def unit_bytes(shape: ModelShape, precision: Precision) -> dict[str, int]:
     }
 
 
-def block_activations(shape: ModelShape, precision: Precision, tokens: int) -> int:
-    """Bytes that one block keeps for its backward pass."""
+def block_activations(shape: ModelShape, precision: Precision, tokens: int, keys: int) -> int:
+    """Bytes that one block keeps for its backward pass. keys: that its attention gathers."""
     query, key, size = shape.query, shape.key, precision.compute
     inputs = (5 if precision.casts_weights else 2) * size * shape.hidden
-    attention = size * (2 * query + 2 * key) + 4 * shape.heads
+    attention = 2 * size * query + 4 * shape.heads
     if shape.qk_norm:
         attention += (4 + size) * (query + key) + 4 * (shape.heads + shape.kv_heads)
     mlp = 4 * size * shape.intermediate
     casts = size * shape.block_matrix_size if precision.casts_weights else 0
-    return tokens * (2 * _norm_bytes(shape, precision) + inputs + attention + mlp) + casts
+    gathered = keys * 2 * size * key
+    return (
+        tokens * (2 * _norm_bytes(shape, precision) + inputs + attention + mlp) + gathered + casts
+    )
 
 
 def activations(
-    shape: ModelShape, precision: Precision, tokens: int, *, checkpointing: bool
+    shape: ModelShape, precision: Precision, tokens: int, keys: int, *, checkpointing: bool
 ) -> int:
     """Bytes that blocks and root keep for the backward pass, without the loss."""
     if checkpointing:
         blocks = shape.layers * tokens * precision.residual * shape.hidden
     else:
-        blocks = shape.layers * block_activations(shape, precision, tokens)
+        blocks = shape.layers * block_activations(shape, precision, tokens, keys)
     positions = 8 + 2 * precision.residual * shape.head_dim
     return blocks + tokens * (positions + _norm_bytes(shape, precision))
 

@@ -13,6 +13,10 @@ KINDS_WITH_START_LABELS = ("frozen", "restrain")
 """The reward functions that need the starting model. A test compares them with their `requires`."""
 
 
+KEYS_PER_TOKEN = 4
+"""Keys of a micro-batch for each token, at most. As in srt_fast/model/pieces.py, without torch."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
     """GPUs in nodes. One rank has one GPU."""
@@ -116,9 +120,27 @@ class Run:
     @property
     def micro_batch_tokens(self) -> int:
         """T: the budget, or all that a rank has. A longer sequence is a micro-batch alone."""
-        tokens = self.rollouts * (self.prompt_tokens + self.completion_tokens)
-        of_rank = math.ceil(tokens / self.cluster.gpus)
+        of_rank = math.ceil(self.rollouts * self.tokens_per_rollout / self.cluster.gpus)
         return max(self.longest_sequence, min(self.config.train.token_budget, of_rank))
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a pass computes a prompt once for all completions of its group."""
+        return self.config.train.shared_prompt and self.config.sampling.group_size > 1
+
+    @property
+    def tokens_per_rollout(self) -> float:
+        """Tokens that a pass computes for a rollout, its part of the prompt included."""
+        prompts = 1 / self.config.sampling.group_size if self.shares_prompts else 1
+        return prompts * self.prompt_tokens + self.completion_tokens
+
+    @property
+    def keys_per_token(self) -> float:
+        """Keys that the attention gathers for each token of a pass: prompts repeat among them."""
+        if not self.shares_prompts:
+            return 1.0
+        keys = self.tokens_per_rollout + self.prompt_tokens
+        return min(KEYS_PER_TOKEN, keys / self.tokens_per_rollout)
 
     @property
     def rollouts(self) -> int:

@@ -11,8 +11,9 @@ no room in the KV cache, or beyond sampling.max_sequences, wait. A teacher sampl
 
 Training. The matrices of a block take 2 FLOP a weight and token forward, 4 backward, and 2 more if
 they are recomputed; but for the MLP's last, H I, whose output no backward pass reads, so that torch
-stops before it. Attention takes 2 q s a token forward (causal: half of 4 q s), and 2.5 times
-that backward (FlashAttention-2, arXiv 2307.08691, section 3.3: five products, not two). The head
+stops before it. Attention takes 4 q FLOP a query and key forward (causal: half of the keys), and
+2.5 times that backward (FlashAttention-2, arXiv 2307.08691, section 3.3: five products, not two).
+With train.shared_prompt a group's prompt counts once, and all completions attend to it. The head
 takes 6 V H a target: three products, because the loss forms its gradient where the logits are.
 Passes for log-probs of the old policy and of the reference take the forward part, 2 V H in the
 head. Rollouts without a gradient are left out of all but the passes for a KL in the reward.
@@ -83,7 +84,7 @@ def seconds(run: Run, memory: Memory) -> Seconds:
     """The durations of a step. memory: of the same run."""
     engines = run.cluster.gpus // run.tensor_parallel
     prompts = run.config.train.prompts_per_step
-    trained_tokens = run.active * run.rollouts * (run.prompt_tokens + run.completion_tokens)
+    trained_tokens = run.active * run.rollouts * run.tokens_per_rollout
     micro_batches = math.ceil(trained_tokens / run.cluster.gpus / run.micro_batch_tokens)
     return Seconds(
         sampling=_sampling(run, memory),
@@ -103,18 +104,17 @@ def seconds(run: Run, memory: Memory) -> Seconds:
 def training_flops(run: Run) -> float:
     """FLOP of a step's passes with and without gradient, on all GPUs."""
     train, checkpointing = run.config.train, run.config.model.gradient_checkpointing
-    tokens = run.rollouts * (run.prompt_tokens + run.completion_tokens)
-    targets = run.rollouts * run.completion_tokens
-    forward = _forward_flops(run)
-    backward = 2 * _matrix_flops(run) + 2.5 * _attention_flops(run)
     last = 2 * run.shape.layers * run.shape.hidden * run.shape.intermediate
-    recomputed = forward - last if checkpointing else 0
-    with_gradient = forward + backward + recomputed
-    head = 2 * run.shape.vocabulary * run.shape.hidden
+    matrices = run.rollouts * run.tokens_per_rollout * _matrix_flops(run)
+    attention = _attention_flops(run)
+    targets = run.rollouts * run.completion_tokens
+    forward = matrices + attention
+    recomputed = forward - run.rollouts * run.tokens_per_rollout * last if checkpointing else 0
+    head = 2 * run.shape.vocabulary * run.shape.hidden * targets
     scored = 2.0 if train.reward_kl_coef else 0.0  # all rollouts, by policy and reference
     scored += run.active * ((train.minibatches > 1) + run.has_loss_kl)
-    trained = run.active * (tokens * with_gradient + 3 * targets * head)
-    return trained + scored * (tokens * forward + targets * head)
+    trained = forward + 2 * matrices + 2.5 * attention + recomputed + 3 * head
+    return run.active * trained + scored * (forward + head)
 
 
 def _matrix_flops(run: Run) -> float:
@@ -123,13 +123,14 @@ def _matrix_flops(run: Run) -> float:
 
 
 def _attention_flops(run: Run) -> float:
-    """Of all blocks, for one token of a sequence of the mean length, forward."""
-    length = run.prompt_tokens + run.completion_tokens
-    return 2 * run.shape.layers * run.shape.query * length
-
-
-def _forward_flops(run: Run) -> float:
-    return _matrix_flops(run) + _attention_flops(run)
+    """Of all blocks, for all rollouts of the mean length, forward."""
+    prompt, completion = run.prompt_tokens, run.completion_tokens
+    if run.shares_prompts:
+        group_size = run.config.sampling.group_size
+        keys = prompt**2 / 2 / group_size + completion * (prompt + completion / 2)
+    else:
+        keys = (prompt + completion) ** 2 / 2
+    return 4 * run.shape.layers * run.shape.query * run.rollouts * keys
 
 
 def _sampling(run: Run, memory: Memory) -> Phase:

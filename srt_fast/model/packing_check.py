@@ -1,0 +1,112 @@
+"""Whether a model computes packed tokens as it computes sequences alone. Checked at load."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from srt_fast.types import Segments
+
+if TYPE_CHECKING:
+    from srt_fast.model.policy import LMHeadParameters, Policy
+
+# Largest difference of two logits, relative to the largest logit, that passes. Float32 models agree
+# to about 1e-6 (tests/model/test_policy.py). Bfloat16 has 8 bits of precision and loses some of
+# them in each layer.
+PARITY_FLOAT32 = 1e-4
+PARITY_BFLOAT16 = 3e-2
+
+
+def check_packing(policy: Policy) -> None:
+    """Raise ValueError for an architecture that does not pack."""
+    name = f"model {type(policy.model).__name__}: this architecture is not supported: "
+    if getattr(policy.model.config.get_text_config(), "attention_chunk_size", None):
+        raise ValueError(f"{name}expected attention over the whole sequence, got chunked attention")
+    obstacle = _obstacle(policy, shares_prompt=False)
+    if obstacle:
+        raise ValueError(f"{name}{obstacle}")
+
+
+def sharing_obstacle(policy: Policy) -> str | None:
+    """Why completions cannot share their prompt in this model: expected and got. None: they can."""
+    return _obstacle(policy, shares_prompt=True)
+
+
+def _obstacle(policy: Policy, *, shares_prompt: bool) -> str | None:
+    """Raises ValueError for logits of nan."""
+    try:
+        difference = _logit_difference(policy, shares_prompt)
+    except (TypeError, RuntimeError, ValueError, AttributeError) as error:
+        # A model that does not pack raises one of these for arguments that it does not take.
+        return f"expected it to take packed sequences, got {type(error).__name__}: {error}"
+    if math.isnan(difference):
+        raise ValueError(
+            f"model {type(policy.model).__name__}: expected finite weights, got logits of nan"
+        )
+    is_float32 = policy.compute_dtype == torch.float32
+    tolerance = PARITY_FLOAT32 if is_float32 else PARITY_BFLOAT16
+    if difference <= tolerance:
+        return None
+    return (
+        "expected packed hidden states times the LM head to give the model's own logits (relative "
+        f"difference at most {tolerance:g}), got {difference:.3g}"
+    )
+
+
+@torch.no_grad()
+def _logit_difference(policy: Policy, shares_prompt: bool) -> float:
+    """Largest difference between the head on packed hidden states and the model's own logits.
+
+    Relative to the largest logit, of a prompt of three tokens with completions of two and of four.
+    """
+    device = policy.device
+    ids = torch.arange(9, device=device) % policy.model.config.vocab_size
+    prompt, first, second = ids.split([3, 2, 4])
+    sequences = [torch.cat([prompt, first]), torch.cat([prompt, second])]
+    was_training = policy.model.training
+    policy.model.eval()
+    with policy.gathered_weights():
+        with policy.autocast():
+            outputs = [policy.model(input_ids=ids[None], use_cache=False) for ids in sequences]
+        logits = [output.logits[0].float() for output in outputs]
+        if shares_prompt:
+            logits[1] = logits[1][3:]
+            positions = [*range(5), *range(3, 7)]
+            segments = _shared_segments(device)
+        else:
+            ids = torch.cat(sequences)
+            positions = [*range(5), *range(7)]
+            cu_seqlens = torch.tensor([0, 5, 12], dtype=torch.int32, device=device)
+            segments = Segments.of_sequences([5, 7], cu_seqlens)
+        hidden = policy.hidden(ids, torch.tensor(positions, device=device), segments)
+        packed_logits = _head_logits(hidden, policy.head)
+    policy.model.train(was_training)
+    model_logits = torch.cat(logits)
+    difference = (packed_logits - model_logits).abs().max()
+    return (difference / model_logits.abs().max().clamp_min(1)).item()
+
+
+def _shared_segments(device: torch.device) -> Segments:
+    """A prompt of three tokens with completions of two and of four."""
+    keys = [*range(3), *range(5), *range(3), *range(5, 9)]
+    return Segments(
+        query_lengths=[3, 2, 4],
+        key_lengths=[3, 5, 7],
+        cu_queries=torch.tensor([0, 3, 5, 9], dtype=torch.int32, device=device),
+        cu_keys=torch.tensor([0, 3, 8, 15], dtype=torch.int32, device=device),
+        key_index=torch.tensor(keys, device=device),
+    )
+
+
+def _head_logits(hidden: Tensor, head: LMHeadParameters) -> Tensor:
+    """[T, H] -> [T, V] fp32 logits."""
+    logits = (hidden @ head.weight.to(hidden.dtype).T).float()
+    if head.bias is not None:
+        logits += head.bias.float()
+    logits /= head.temperature_factor
+    if head.softcap:
+        logits = head.softcap * torch.tanh(logits / head.softcap)
+    return logits
