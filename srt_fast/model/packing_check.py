@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from srt_fast.model.lm_head import LMHeadParameters, head_logits
 from srt_fast.types import Segments
-
-if TYPE_CHECKING:
-    from srt_fast.model.policy import LMHeadParameters, Policy
 
 # Largest difference of two logits, relative to the largest logit, that passes. Float32 models agree
 # to about 1e-6 (tests/model/test_policy.py). Bfloat16 has 8 bits of precision and loses some of
@@ -20,7 +20,22 @@ PARITY_FLOAT32 = 1e-4
 PARITY_BFLOAT16 = 3e-2
 
 
-def check_packing(policy: Policy) -> None:
+class PackedModel(Protocol):
+    """What the check needs of a Policy."""
+
+    model: PreTrainedModel
+    device: torch.device
+
+    @property
+    def compute_dtype(self) -> torch.dtype: ...
+    @property
+    def head(self) -> LMHeadParameters: ...
+    def hidden(self, input_ids: Tensor, position_ids: Tensor, segments: Segments) -> Tensor: ...
+    def autocast(self) -> contextlib.AbstractContextManager: ...
+    def gathered_weights(self) -> contextlib.AbstractContextManager[None]: ...
+
+
+def check_packing(policy: PackedModel) -> None:
     """Raise ValueError for an architecture that does not pack."""
     name = f"model {type(policy.model).__name__}: this architecture is not supported: "
     if getattr(policy.model.config.get_text_config(), "attention_chunk_size", None):
@@ -30,12 +45,12 @@ def check_packing(policy: Policy) -> None:
         raise ValueError(f"{name}{obstacle}")
 
 
-def sharing_obstacle(policy: Policy) -> str | None:
+def sharing_obstacle(policy: PackedModel) -> str | None:
     """Why completions cannot share their prompt in this model: expected and got. None: they can."""
     return _obstacle(policy, shares_prompt=True)
 
 
-def _obstacle(policy: Policy, *, shares_prompt: bool) -> str | None:
+def _obstacle(policy: PackedModel, *, shares_prompt: bool) -> str | None:
     """Raises ValueError for logits of nan."""
     try:
         difference = _logit_difference(policy, shares_prompt)
@@ -57,7 +72,7 @@ def _obstacle(policy: Policy, *, shares_prompt: bool) -> str | None:
 
 
 @torch.no_grad()
-def _logit_difference(policy: Policy, shares_prompt: bool) -> float:
+def _logit_difference(policy: PackedModel, shares_prompt: bool) -> float:
     """Largest difference between the head on packed hidden states and the model's own logits.
 
     Relative to the largest logit, of a prompt of three tokens with completions of two and of four.
@@ -82,7 +97,7 @@ def _logit_difference(policy: Policy, shares_prompt: bool) -> float:
             cu_seqlens = torch.tensor([0, 5, 12], dtype=torch.int32, device=device)
             segments = Segments.of_sequences([5, 7], cu_seqlens)
         hidden = policy.hidden(ids, torch.tensor(positions, device=device), segments)
-        packed_logits = _head_logits(hidden, policy.head)
+        packed_logits = head_logits(hidden, policy.head)
     policy.model.train(was_training)
     model_logits = torch.cat(logits)
     difference = (packed_logits - model_logits).abs().max()
@@ -99,14 +114,3 @@ def _shared_segments(device: torch.device) -> Segments:
         cu_keys=torch.tensor([0, 3, 8, 15], dtype=torch.int32, device=device),
         key_index=torch.tensor(keys, device=device),
     )
-
-
-def _head_logits(hidden: Tensor, head: LMHeadParameters) -> Tensor:
-    """[T, H] -> [T, V] fp32 logits."""
-    logits = (hidden @ head.weight.to(hidden.dtype).T).float()
-    if head.bias is not None:
-        logits += head.bias.float()
-    logits /= head.temperature_factor
-    if head.softcap:
-        logits = head.softcap * torch.tanh(logits / head.softcap)
-    return logits

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +17,7 @@ from srt_fast.config import ModelConfig, SamplingConfig
 from srt_fast.distributed.sharding import gather_weight, gathered_weights, run_in_forward
 from srt_fast.distributed.tensor_files import read_tensors, write_tensors
 from srt_fast.distributed.world import ONE_PROCESS, World
+from srt_fast.model.lm_head import LMHeadParameters
 from srt_fast.model.packing_check import check_packing, sharing_obstacle
 from srt_fast.types import Segments
 
@@ -25,20 +25,6 @@ Result = TypeVar("Result")
 
 # Attributes in which modules keep a dropout rate, besides the p of nn.Dropout.
 DROPOUTS = ("attention_dropout", "activation_dropout", "hidden_dropout", "dropout", "layerdrop")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LMHeadParameters:
-    """The LM head of a model.
-
-    logits = softcap * tanh(z / softcap) with z = (hidden @ weight.T + bias) / temperature_factor.
-    Without a softcap, logits = z.
-    """
-
-    weight: Tensor  # [V, H]
-    bias: Tensor | None  # [V]
-    softcap: float | None  # Gemma 2
-    temperature_factor: float  # Granite divides logits by it, Cohere multiplies by its inverse
 
 
 class Policy:
