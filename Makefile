@@ -92,6 +92,7 @@ bench: $(VENV)/.tests $(VENV)/.vllm
 		--out bench/results/vote_cpu.json
 	$(VENV)/bin/python bench/vote_quality.py --out bench/results/
 	$(VENV)/bin/python bench/sampling.py --out bench/results/sampling_cpu.json
+	$(VENV)/bin/python bench/shared_prompt.py --out bench/results/shared_prompt_cpu.json
 	$(VENV)/bin/python bench/bench_trainers.py --out bench/results/trainers_cpu.json
 
 # make test runs chosen cases of it.

@@ -9,7 +9,8 @@ an advantage. "tokens" are those that the model computes. Peaks are above what w
 first; the sampler computes a prompt once either way.
 
 Three cases sample from their model: quickstart (sums), smollm (chat prompts), larger (30M
-parameters). math has random tokens: prompts of 120, completions of 100 to 300, 32 of each prompt.
+parameters). math has the model of "larger" and random tokens: prompts of 120, completions of 100 to
+300, 32 of each prompt.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def measure_pass(name: str, case: Case, rounds: int) -> list[dict[str, Any]]:
         for way, shares_prompts in WAYS.items():
             policy.shares_prompts = shares_prompts
             gc.collect()
-            tokens, seconds, peak = measure(lambda: _run_pass(learner, rollouts, reward), CPU)
+            tokens, seconds, peak = measure(lambda: _run_pass(learner, rollouts, reward), policy.device)
             rows[way]["tokens"] = tokens
             if number:
                 rows[way]["seconds"].append(seconds)
