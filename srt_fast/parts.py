@@ -173,7 +173,7 @@ def measure_limit(config: Config, policy: Policy, run: RunFolder, step: int) -> 
     dtype = policy.compute_dtype
     rates = measure_rates(largest_matrix(policy), weights, dtype, policy.device, run.world)
     message = (
-        f"measured on {rates.device}: {rates.flops / 1e9:,.0f} GFLOP/s in {rates.product}, "
+        f"measured on {rates.device}: {rates.flops / 1e12:,.3f} TFLOP/s in {rates.product}, "
         f"{rates.bandwidth / 1e9:,.1f} GB/s in a copy"
     )
     figures = {"gemm_flops_per_second": rates.flops, "copy_bytes_per_second": rates.bandwidth}

@@ -135,7 +135,9 @@ def _limits(rows: list[Row]) -> str:
     bars = {}
     body = []
     for part, name in COMPUTING_PARTS.items():
-        timed = [row for row in steps if row.get(f"{name}_mfu") is not None]
+        names = [f"seconds_{name}", f"{name}_mfu", f"{name}_flops"]
+        names += ["sample_limit_seconds"] if name == "sample" else []
+        timed = [row for row in steps if all(row.get(field) is not None for field in names)]
         if not timed:
             continue
         seconds = statistics.median(row[f"seconds_{name}"] for row in timed)

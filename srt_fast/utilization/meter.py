@@ -168,7 +168,8 @@ class StepMeter:
         rate = limit.rates.flops
         values: Metrics = {f"{kind}_flops": float(self._flops[kind]) for kind in KINDS}
         for kind in KINDS:
-            is_timed = self._flops[kind] > 0 and (kind != "sample" or limit.times_sampling)
+            is_timed = seconds[kind] > 0 and (kind != "sample" or limit.times_sampling)
+            is_timed = is_timed and self._flops[kind] > 0
             mfu = self._flops[kind] / rate / seconds[kind] if is_timed else None
             values[f"{kind}_mfu"] = mfu
         if not limit.times_sampling:

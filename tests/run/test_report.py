@@ -149,6 +149,7 @@ def test_distance_to_the_limit(tmp_path):
             row[f"{name}_mfu"] = mfu[name]
             row[f"{name}_flops"] = flops[name]
         writer.log(step, row)
+    writer.log(5, {"train_mfu": 0.9, "train_flops": 1.0})  # a part of a row is missing
     writer.close()
     text = Page(write_report(tmp_path)[0]).text
     for part in ("Distance to the limit", "sampling412.0 %5.0", "training20.525.0 %1,000.0"):
