@@ -6,8 +6,8 @@ All samplers hold the same weights and get the same prompts. The model ends comp
 after the recipe's max_new_tokens. Rounds are interleaved, after one call of each that is not
 counted. Figures are medians. "sync" gives vLLM every weight anew. "check" compares log-probs of a
 few completions, as after every step. The shares of a step come from a run of --steps steps with
-each sampler, without its first step. "reward" is the vote with what it needs, by default the
-teacher's own completions.
+each sampler, without its first step. "sampling" includes a teacher's completions, which the recipes
+have by default. "reward" is the vote with what it needs.
 """
 
 from __future__ import annotations

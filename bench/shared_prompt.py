@@ -19,6 +19,7 @@ import argparse
 import gc
 import statistics
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,8 @@ def measure_pass(name: str, case: Case, rounds: int) -> list[dict[str, Any]]:
         for way, shares_prompts in WAYS.items():
             policy.shares_prompts = shares_prompts
             gc.collect()
-            tokens, seconds, peak = measure(lambda: _run_pass(learner, rollouts, reward), policy.device)
+            run = partial(_run_pass, learner, rollouts, reward)
+            tokens, seconds, peak = measure(run, policy.device)
             rows[way]["tokens"] = tokens
             if number:
                 rows[way]["seconds"].append(seconds)

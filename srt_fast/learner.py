@@ -24,6 +24,7 @@ from srt_fast.model.policy import Policy
 from srt_fast.optimizer import clip_gradients, make_optimizer
 from srt_fast.run.step_metrics import Figures, StepTotals
 from srt_fast.types import Layout, MicroBatch, Reward, Rollouts
+from srt_fast.utilization.meter import StepMeter
 from srt_kernels import PolicyLoss, group_advantage, linear_logprob, linear_policy_loss
 from srt_kernels.core.segments import segment_ids
 
@@ -34,6 +35,8 @@ class Learner:
     A step calls `pack`, then `loss` for each micro-batch and `step` for each mini-batch, then
     `end_step`. `check()` is called between micro-batches while the step can still be undone, that
     is before its first update. It may raise (a signal arrived).
+
+    meter: gets the passes that are made here. None: nothing is measured.
     """
 
     def __init__(
@@ -42,11 +45,13 @@ class Learner:
         policy: Policy,
         reference: Policy | None,
         check: Callable[[], None],
+        meter: StepMeter | None = None,
     ) -> None:
         train = config.train
         self._config = config
         self._objective = config.objective()
         self._check = check
+        self._meter = meter or StepMeter()
         self._policy = policy
         self._reference = reference
         self._world = policy.world
@@ -79,6 +84,7 @@ class Learner:
         packed_tokens = 0
         old = self._logprobs(self._policy, rollouts, active) if train.minibatches > 1 else None
         ref = self._logprobs(self._reference, rollouts, active) if objective.kl_coef else None
+        self._meter.count_training(rollouts, active)
         minibatches = []
         for part in _minibatch_slices(selection.kept, rollouts.layout, train.minibatches):
             indices = [index for index in active if part.start <= index < part.stop]
@@ -162,6 +168,7 @@ class Learner:
         device = rollouts.tokens.device
         zeros = torch.zeros(count, device=device)
         total_loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._meter.count_training(rollouts, range(count))
         for batch in self._pack(rollouts, zeros, range(count)):
 
             def forward(batch: MicroBatch = batch) -> Tensor:
@@ -267,14 +274,16 @@ class Learner:
     ) -> Tensor:
         """[N] log-probs of these rollouts' tokens under a model. Other tokens have NaN."""
         assert policy is not None
-        return rollout_logprobs(
-            policy,
-            rollouts,
-            indices,
-            temperature=self._config.sampling.temperature,
-            token_budget=self._config.train.token_budget,
-            check=self._check,
-        )
+        self._meter.count_scoring(rollouts, indices)
+        with self._meter.part("score"):
+            return rollout_logprobs(
+                policy,
+                rollouts,
+                indices,
+                temperature=self._config.sampling.temperature,
+                token_budget=self._config.train.token_budget,
+                check=self._check,
+            )
 
     def _sequence_kl(self, rollouts: Rollouts) -> Tensor:
         """[R] k3 estimate of the KL to the starting model, summed over each completion.

@@ -28,6 +28,9 @@ from srt_fast.sampling.prompts import fitting_prompts
 from srt_fast.supervised_replay import SupervisedReplay
 from srt_fast.tasks.base import Task
 from srt_fast.tasks.stream import PromptStream
+from srt_fast.utilization.meter import Limit, StepMeter
+from srt_fast.utilization.model_cost import UnknownCostError, largest_matrix, model_cost
+from srt_fast.utilization.rates import measure_rates
 from srt_kernels import AnswerReader
 
 
@@ -43,6 +46,7 @@ class RunParts:
     learner: Learner
     replay: SupervisedReplay
     collapse: CollapseHandler
+    meter: StepMeter
     check_prompts: list[list[int]]  # token ids of the prompts that the sampler is checked on
 
     def position(self) -> dict[str, Any]:
@@ -91,15 +95,16 @@ def make_parts(
     check = run.check
     policy, start, ema = _load_models(config, function, run)
     run.progress.note(describe_kernels(policy))
+    meter = StepMeter(policy.device)
     reader = AnswerReader(policy.tokenizer, config.task.answer_rule)
     _note_engine(config, run)
     stop_sampling = run.interrupts.check  # not collective: ranks sample without each other
     sampler = make_sampler(config, policy, folder=run.folder, checkpoint=stop_sampling)
     resources.callback(sampler.close)
     reference = start if _has_kl(config) else None
-    learner = Learner(config, policy, reference, check)
+    learner = Learner(config, policy, reference, check, meter)
     inputs = RewardInputs(
-        config, policy, sampler, reader, check, stop_sampling, start=start, ema=ema
+        config, policy, sampler, reader, check, stop_sampling, start=start, ema=ema, meter=meter
     )
     rewards = RewardPipeline(config, task, policy, sampler, reader, inputs, function)
     replay = SupervisedReplay(config.curriculum)
@@ -131,6 +136,7 @@ def make_parts(
         learner=learner,
         replay=replay,
         collapse=collapse,
+        meter=meter,
         check_prompts=check_prompts[: config.vllm.check_prompts],
     )
 
@@ -149,6 +155,39 @@ def starting_model(
     title = f"warm start (until pass@1 {low:g} to {high:g})"
     progress.phase(title, None, ["pass1", "loss", "tokens_per_second"])
     return str(quickstart.ensure_warm_started(config, progress.update, check))
+
+
+def measure_limit(config: Config, policy: Policy, run: RunFolder, step: int) -> Limit | None:
+    """What steps are compared with, measured now. Logs the rates, or why there are none.
+
+    None without log.mfu, and for a model whose FLOPs are not understood. Collective.
+    """
+    if not config.log.mfu:
+        return None
+    try:
+        cost = model_cost(policy)
+    except UnknownCostError as error:
+        run.event(step, "no_mfu", f"{type(policy.model).__name__}: no FLOPs are counted: {error}")
+        return None
+    weights = cost.weights + cost.head_weights
+    dtype = policy.compute_dtype
+    rates = measure_rates(largest_matrix(policy), weights, dtype, policy.device, run.world)
+    message = (
+        f"measured on {rates.device}: {rates.flops / 1e12:,.3f} TFLOP/s in {rates.product}, "
+        f"{rates.bandwidth / 1e9:,.1f} GB/s in a copy"
+    )
+    figures = {"gemm_flops_per_second": rates.flops, "copy_bytes_per_second": rates.bandwidth}
+    run.event(step, "device_rates", message, **figures)
+    samples_elsewhere = bool(config.vllm.urls) or config.vllm.one_step_off
+    tensor_parallel = config.vllm.engine_args.get("tensor_parallel_size", 1)
+    return Limit(
+        cost=cost,
+        rates=rates,
+        element_bytes=dtype.itemsize,
+        copies=max(1, run.world.size // tensor_parallel),
+        shares_prompts=policy.shares_prompts,
+        times_sampling=not (config.sampling.engine == "vllm" and samples_elsewhere),
+    )
 
 
 def _has_kl(config: Config) -> bool:

@@ -22,7 +22,7 @@ from srt_fast.distributed.launch import start as start_world
 from srt_fast.distributed.world import lost_ranks_are_errors
 from srt_fast.evaluation.evaluate import evaluate
 from srt_fast.model.loading import check_path, load_policy, quiet_transformers
-from srt_fast.parts import RunParts, make_parts, starting_model
+from srt_fast.parts import RunParts, make_parts, measure_limit, starting_model
 from srt_fast.rewards import make_reward_function
 from srt_fast.rewards.base import GoldAnswers, StartLabels, find_requirement
 from srt_fast.rewards.inputs import check_labels
@@ -32,7 +32,6 @@ from srt_fast.run.folder import RunFolder
 from srt_fast.run.interrupts import RunInterrupted
 from srt_fast.run.progress import RunProgress
 from srt_fast.run.step_log import StepLog
-from srt_fast.run.step_metrics import StepClock
 from srt_fast.sampling import SamplerError, choose_engine, make_sampler
 from srt_fast.supervised_replay import pack_pairs
 from srt_fast.tasks import make_task
@@ -40,6 +39,7 @@ from srt_fast.types import Batch
 from srt_kernels import AnswerReader
 
 PROGRESS_FIELDS = ["pass1", "label_accuracy", "vote_share", "pseudo_reward", "tokens_per_second"]
+LIMIT_FIELDS = ["train_mfu", "limit_share"]
 
 
 class Trainer:
@@ -112,19 +112,21 @@ class Trainer:
 
     def train_step(self) -> None:
         """Sample, vote, reward, pack, loss, step, sync, log."""
-        clock = StepClock()
         parts = self.parts
+        meter = parts.meter
+        meter.start()
         with self._transaction():
             batch: Batch | None = None
             while batch is None or parts.rewards.needs_prompts(batch):
-                with clock("sample"):
+                with meter.part("sample"):
                     prompts, rollouts = parts.prefetcher.next_batch()
-                with clock("reward"):
+                with meter.part("reward"):
                     groups = parts.rewards.vote(prompts, rollouts)
                     batch = parts.rewards.reward(batch, prompts, rollouts, groups)
-            with clock("sample"):
+            with meter.part("sample"):
                 training_rollouts, training_reward = parts.rewards.add_verification(batch)
-            with clock("train"):
+            meter.count_sampling(training_rollouts)
+            with meter.part("train"):
                 self._prefetch()
                 minibatches = parts.learner.pack(training_rollouts, training_reward)
                 read: dict[str, Tensor] | None = None  # for the log, with the last update
@@ -134,15 +136,15 @@ class Trainer:
                     is_last = number == len(minibatches)
                     also = self._step_log.tensors(self.step + 1, batch) if is_last else {}
                     read = parts.learner.step(also)
-        with clock("train"):
+        with meter.part("train"):
             self.step += 1
             values = parts.learner.end_step() | self._supervised_step(batch)
             parts.rewards.end_step(self.step)
         try:
-            with clock("sync"):
+            with meter.part("sync"):
                 self._sync(values)
         finally:  # a step whose sync fails is logged too
-            values = self._step_log.write(self.step, batch, read, values | clock.metrics())
+            values = self._step_log.write(self.step, batch, read, values | meter.metrics())
             parts.collapse.observe(values)
 
     @contextlib.contextmanager
@@ -246,10 +248,13 @@ class Trainer:
         self.parts = make_parts(self.config, self.task, self.reward_function, self.run, resources)
         tokenizer = self.parts.policy.tokenizer
         self._step_log = StepLog(self.config, self.task, self.run, self.parts.rewards, tokenizer)
-        self.run.progress.phase("self-training", self.config.train.steps, PROGRESS_FIELDS)
         torch.manual_seed(self.config.train.seed)
         if checkpoint := self.run.last_checkpoint():
             self._restore(checkpoint)
+        limit = measure_limit(self.config, self.parts.policy, self.run, self.step)
+        self.parts.meter.limit = limit
+        fields = PROGRESS_FIELDS + (LIMIT_FIELDS if limit else [])
+        self.run.progress.phase("self-training", self.config.train.steps, fields)
         if self.parts.check_prompts:
             self._check_sampler({})
         self.parts.collapse.begin()

@@ -64,7 +64,7 @@ def tiny_config(tiny_model: str, tmp_path: Path) -> Config:
             "reward.kind": "majority",
             "monitor": {"every": 2, "prompts": 4, "samples": 2},
             "checkpoint.every": 0,
-            "log": {"tensorboard": False, "sample_every": 2},
+            "log": {"tensorboard": False, "sample_every": 2, "mfu": False},
         },
     )
 

@@ -160,6 +160,39 @@ def test_shared_prompts_change_no_update(tiny_config, tmp_path, monkeypatch):
     assert_equal(alone, apart)
 
 
+def test_a_step_logs_its_distance_to_the_limit(tiny_config, tmp_path):
+    """Training takes three forward passes, old and reference log-probs take one each. Measuring
+    moves no weight.
+    """
+    kl = {"train.objective_overrides": {"kl": "k3", "kl_coef": 0.1}, "train.minibatches": 2}
+    changes = {"train.steps": 2, "task.answer_rule": "last_number"} | kl
+    _, plain, _ = run(tiny_config, tmp_path / "plain", **changes)
+    _, measured, rows = run(tiny_config, tmp_path / "measured", **{"log.mfu": True} | changes)
+    assert_equal(measured, plain)
+    assert [row["event"] for row in rows_of(rows, "event")] == ["device_rates"]
+    for row in rows_of(rows, "train"):
+        assert row["train_flops"] > 0
+        assert row["score_flops"] == pytest.approx(row["train_flops"] * 2 / 3)
+        for name in ("sample_mfu", "score_mfu", "train_mfu", "limit_share"):
+            assert row[name] > 0
+    assert "Distance to the limit" in (tmp_path / "measured" / "report.html").read_text()
+
+
+def test_passes_for_the_reward_are_counted(tiny_config, tmp_path):
+    """A teacher's sampling doubles that of the step. Statistics score every rollout once: that is
+    one token more than sampling computes, of five to eight.
+    """
+    steps = {}
+    for kind in ("majority", "ema", "entropy"):
+        changes = {"train.steps": 1, "log.mfu": True, "reward.kind": kind}
+        _, _, rows = run(tiny_config, tmp_path / kind, **changes)
+        [steps[kind]] = rows_of(rows, "train")
+    plain = steps["majority"]["sample_flops"]
+    assert 1.5 * plain < steps["ema"]["sample_flops"] < 2.5 * plain
+    assert plain < steps["entropy"]["score_flops"] < 1.25 * plain
+    assert steps["majority"]["score_flops"] == 0
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"sampling.temperature": 1e-4}, {"reward.truncated": "mask"}],

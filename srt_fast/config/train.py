@@ -100,6 +100,10 @@ class LogConfig:
     """Project name for the tracker."""
     sample_every: NonNegative = 10
     """Keep sample completions every so many steps. 0: never."""
+    mfu: bool = True
+    """Count the model FLOPs of sampling, scoring and training, and compare their time with the rate
+    of matrix products and the bandwidth of memory. Both are measured at the start, in half a
+    second. A model whose FLOPs are not understood gets no such figures, and one line says so."""
 
 
 @section("checkpoint.")

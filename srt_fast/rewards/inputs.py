@@ -26,6 +26,7 @@ from srt_fast.sampling import Sampler
 from srt_fast.tasks.base import Task
 from srt_fast.transfer import send
 from srt_fast.types import Prompts, Rollouts
+from srt_fast.utilization.meter import StepMeter
 from srt_kernels import AnswerReader, majority_vote
 from srt_kernels.answers.canonical import answer_key
 
@@ -40,6 +41,7 @@ class RewardInputs:
 
     start: the starting model. StartLabels needs it, unless the labels come from a file.
     ema: a copy of the policy that becomes its moving average. EMATeacher needs it.
+    meter: gets the passes that are made here. None: nothing is measured.
     """
 
     def __init__(
@@ -53,15 +55,17 @@ class RewardInputs:
         *,
         start: Policy | None = None,
         ema: Policy | None = None,
+        meter: StepMeter | None = None,
     ) -> None:
         self._config = config
         self._policy = policy
         self._check = check
+        self._meter = meter or StepMeter()
 
         def make_teacher(model: Policy | None) -> Teacher | None:
             if model is None:
                 return None
-            return Teacher(config, model, policy, sampler, reader, stop_sampling)
+            return Teacher(config, model, policy, sampler, reader, stop_sampling, self._meter)
 
         self._start_teacher = make_teacher(start)
         self._ema_teacher = make_teacher(ema)
@@ -92,10 +96,17 @@ class RewardInputs:
                     self._policy,
                     self._config,
                     self._check,
+                    self._meter,
                 )
             elif isinstance(requirement, TokenEntropies | TokenCertainty):
                 needs_statistics = True
         if needs_statistics:
+            inputs |= self._statistics(rollouts)
+        return inputs
+
+    def _statistics(self, rollouts: Rollouts) -> dict[str, Tensor]:
+        """Entropies and certainty of all tokens."""
+        with self._meter.part("score"):
             entropies, certainty = rollout_statistics(
                 self._policy,
                 rollouts,
@@ -103,9 +114,8 @@ class RewardInputs:
                 token_budget=self._config.train.token_budget,
                 check=self._check,
             )
-            inputs["entropies"] = entropies
-            inputs["certainty"] = certainty
-        return inputs
+        self._meter.count_scoring(rollouts, range(len(rollouts.truncated)))
+        return {"entropies": entropies, "certainty": certainty}
 
     def end_step(self, requirements: Sequence[Requirement], step: int) -> None:
         """Let the EMA teacher follow the policy."""

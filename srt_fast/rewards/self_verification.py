@@ -16,6 +16,7 @@ from srt_fast.sampling.base import Completion, Sampler, SamplingParams, pack_com
 from srt_fast.tasks.prompt import tokenize_prompt
 from srt_fast.transfer import fetch
 from srt_fast.types import Problem, Reward, Rollouts
+from srt_fast.utilization.meter import StepMeter
 from srt_kernels import AnswerReader
 from srt_kernels.answers.canonical import answer_key
 from srt_kernels.core.segments import segment_ids, segment_reduce
@@ -58,6 +59,7 @@ def judge_rollouts(
     policy: Policy,
     config: Config,
     check: Callable[[], None],
+    meter: StepMeter | None = None,
 ) -> Tensor:
     """[R] fp32: P(yes) / (P(yes) + P(no)) of each rollout, according to the policy.
 
@@ -81,14 +83,18 @@ def judge_rollouts(
         return scores
     questions = [prompts[index] for index in fitting]
     verdict_rollouts = pack_completions(verdicts * len(fitting), questions, samples=2)
-    logprobs = rollout_logprobs(
-        policy,
-        verdict_rollouts,
-        range(2 * len(fitting)),
-        temperature=1.0,
-        token_budget=config.train.token_budget,
-        check=check,
-    )
+    meter = meter or StepMeter()
+    verdict_indices = range(2 * len(fitting))
+    with meter.part("score"):
+        logprobs = rollout_logprobs(
+            policy,
+            verdict_rollouts,
+            verdict_indices,
+            temperature=1.0,
+            token_budget=config.train.token_budget,
+            check=check,
+        )
+    meter.count_scoring(verdict_rollouts, verdict_indices)
     sums = segment_reduce(logprobs, "sum", verdict_rollouts.cu_seqlens).view(-1, 2)
     scores[fitting] = torch.sigmoid(sums[:, 0] - sums[:, 1]).float()
     return scores

@@ -16,6 +16,7 @@ from srt_fast.sampling import Sampler
 from srt_fast.sampling.base import SamplingParams
 from srt_fast.sampling.hf import HFSampler
 from srt_fast.sampling.ranks import over_ranks
+from srt_fast.utilization.meter import StepMeter
 from srt_kernels import AnswerReader
 
 
@@ -34,12 +35,14 @@ class Teacher:
         sampler: Sampler,
         reader: AnswerReader,
         stop_sampling: Callable[[], None],
+        meter: StepMeter | None = None,
     ) -> None:
         self._config = config
         self._model = model
         self._policy = policy
         self._reader = reader
         self._engine = sampler
+        self._meter = meter or StepMeter()
         self._hf_sampler: Sampler | None = None
         if config.sampling.engine == "hf":
             own_sampler = HFSampler(model, config.sampling.max_sequences, stop_sampling)
@@ -52,8 +55,9 @@ class Teacher:
         """
         sampling = self._config.sampling
         params = SamplingParams.of_training(sampling, n=samples or sampling.group_size)
-        with self._sampler() as sampler:
+        with self._meter.part("sample"), self._sampler() as sampler:
             rollouts = sampler.sample(prompts, params)
+        self._meter.count_sampling(rollouts)
         keys = self._reader.keys(rollouts.tokens, rollouts.cu_seqlens)
         if self._config.reward.truncated != "vote":
             keys = keys.masked_fill(rollouts.truncated, 0)

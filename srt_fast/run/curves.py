@@ -1,4 +1,4 @@
-"""The figures of a run: its curves, and a bar of where a step's time goes.
+"""The figures of a run: its curves, and bars of where a step's time goes and of its limits.
 
 The PNG has the first six panels in one figure. The report has one SVG per panel.
 
@@ -29,6 +29,7 @@ ORANGE = "#e0861a"
 GREEN = "#2a9d74"
 PURPLE = "#9a68c8"
 GREY = "#8a8f98"
+RED = "#d1603d"
 
 _SMOOTHED_STEPS = 40  # curves of so many training steps are smoothed
 _SMALLEST = 1e-45  # of fp32; a logarithmic axis overflows on some smaller numbers
@@ -69,12 +70,12 @@ def panel_svg(panel: Panel, rows: list[Row]) -> str:
 
 
 def bar_svg(parts: dict[str, float]) -> str:
-    """Up to five parts of a time, in seconds, as one stacked bar.
+    """Up to six parts of a time, in seconds, as one stacked bar.
 
     The legend has seconds and percent. Parts of zero seconds are left out.
     """
     total = sum(parts.values())
-    colours = dict(zip(parts, (BLUE, PURPLE, ORANGE, GREEN, GREY), strict=False))
+    colours = dict(zip(parts, (BLUE, PURPLE, RED, ORANGE, GREEN, GREY), strict=False))
     positive_parts = {name: seconds for name, seconds in parts.items() if seconds}
     with matplotlib.rc_context(_svg_style("bar")):
         figure = Figure(figsize=(4.6, 0.6 + 0.2 * len(positive_parts)), layout="constrained")
@@ -87,6 +88,25 @@ def bar_svg(parts: dict[str, float]) -> str:
         axes.margins(0)
         axes.set_axis_off()
         figure.legend(loc="outside lower left", frameon=False)
+        return _as_element(figure)
+
+
+def limits_svg(bars: dict[str, tuple[float, float]]) -> str:
+    """A stacked bar for each part of a step, from its (seconds, limit): the limit, and what is
+    above it.
+    """
+    with matplotlib.rc_context(_svg_style("limits")):
+        figure = Figure(figsize=(4.6, 0.9 + 0.3 * len(bars)), layout="constrained")
+        axes = figure.subplots()
+        names = list(bars)
+        limits = [limit for _, limit in bars.values()]
+        above = [max(0.0, seconds - limit) for seconds, limit in bars.values()]
+        axes.barh(names, limits, color=BLUE, label="limit at the measured rate")
+        axes.barh(names, above, left=limits, color=GREY, alpha=0.5, label="above the limit")
+        axes.invert_yaxis()
+        axes.margins(x=0)
+        axes.set_xlabel("seconds a step")
+        figure.legend(loc="outside upper left", frameon=False, ncols=2)
         return _as_element(figure)
 
 

@@ -36,14 +36,22 @@ metrics.jsonl has one JSON object per line:
         train_mismatch_max    largest over the trained tokens
         correction            mean sampler correction (with a correction in the objective)
         correction_clipped    tokens whose correction is over its cap
-    Time:
+    Time, in seconds:
         seconds               the whole step
-        seconds_sample        sampling
+        seconds_sample        sampling, a teacher's too
         seconds_reward        vote and reward
+        seconds_score         passes without gradient: old and reference log-probs, statistics of
+                              tokens, verdicts
         seconds_train         the training pass
         seconds_sync          weights to the sampler, the check, and the wait for rollouts that were
                               sampled meanwhile
         tokens_per_second     completion tokens of the step divided by its seconds
+    Distance to the limit (with log.mfu; srt_fast/utilization/flops.py has the formulas):
+        sample_flops, score_flops, train_flops   model FLOPs, of all ranks
+        sample_mfu, score_mfu, train_mfu   FLOPs a second of that part, divided by the measured rate
+        sample_limit_seconds  prefill at the measured rate, and decoding at that rate or at the
+                              measured bandwidth, whichever takes longer
+        limit_share           the limits of the three parts divided by the step's seconds
 "eval": one row per evaluation.
     The names that evaluation.scores.summarize returns, truncated, completion_tokens, and
     prompts_too_long if there are any.

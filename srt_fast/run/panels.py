@@ -69,6 +69,15 @@ PANELS = (
         "Throughput", "tokens per second", (("train", "tokens_per_second", "tokens per second"),)
     ),
     Panel(
+        "Model FLOPs utilization (MFU)",
+        "fraction of the measured rate",
+        (
+            ("train", "sample_mfu", "sampling"),
+            ("train", "score_mfu", "scoring"),
+            ("train", "train_mfu", "training"),
+        ),
+    ),
+    Panel(
         "Lost completions",
         "fraction of samples",
         (("train", "no_answer", "no answer"), ("train", "truncated", "truncated")),

@@ -28,6 +28,8 @@ SHORT_NAMES = {
     "completion_tokens": "length",
     "label_accuracy": "labels",
     "grad_norm": "grad",
+    "train_mfu": "MFU",
+    "limit_share": "limit",
 }
 
 Value = float | int | str | None

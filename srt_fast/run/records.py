@@ -17,6 +17,7 @@ LARGEST = 1e39
 """The largest size of a number, above fp32's. Figures overflow on much larger ones."""
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-LARGEST, le=LARGEST)]
 Seconds = Annotated[Number, Field(ge=0)]
+Ratio = Annotated[Number, Field(ge=0)]
 Count = Annotated[int, Field(strict=True, ge=0, le=2**53)]
 
 
@@ -32,8 +33,13 @@ class _FigureRow(_Row):
     seconds: Seconds | None = None
     seconds_sample: Seconds | None = None
     seconds_reward: Seconds | None = None
+    seconds_score: Seconds | None = None
     seconds_train: Seconds | None = None
     seconds_sync: Seconds | None = None
+    sample_limit_seconds: Seconds | None = None
+    sample_mfu: Ratio | None = None
+    score_mfu: Ratio | None = None
+    train_mfu: Ratio | None = None
 
 
 class _EventRow(_Row):

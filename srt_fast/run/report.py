@@ -17,7 +17,7 @@ from pathlib import Path
 
 from srt_fast.errors import hide_passwords
 from srt_fast.files import Row, write_atomically
-from srt_fast.run.curves import bar_svg, overview, panel_svg
+from srt_fast.run.curves import bar_svg, limits_svg, overview, panel_svg
 from srt_fast.run.page import html_text, page, table
 from srt_fast.run.panels import PANELS
 from srt_fast.run.records import RunRecord, read_record
@@ -28,11 +28,16 @@ logger = logging.getLogger(__name__)
 STEP_PARTS = {
     "sampling": "seconds_sample",
     "voting": "seconds_reward",
+    "scoring": "seconds_score",
     "training": "seconds_train",
     "syncing": "seconds_sync",
 }
 """The parts of a step's time that a run measures, and their metrics."""
 
+COMPUTING_PARTS = {"sampling": "sample", "scoring": "score", "training": "train"}
+"""The parts that have a limit, and how their metrics begin."""
+
+NO_STEPS = "<p>no timed steps after the first</p>"
 MAX_EVENTS = 50
 MAX_AUDIT_EXAMPLES = 20
 
@@ -52,8 +57,10 @@ def write_report(run_dir: str | Path) -> tuple[Path, Path]:
         "Before and after": score_tables(rows, record.summary),
         "Curves": _curves(rows),
         "Where a step's time goes": _step_time(rows),
-        "Events": _events(rows),
     }
+    if any(row.get("train_flops") is not None for row in rows):
+        sections["Distance to the limit"] = _limits(rows)
+    sections["Events"] = _events(rows)
     if record.audit:
         sections["Second opinion on the vote"] = _audit(record.audit)
     sections["Sample completions"] = _samples(record.samples)
@@ -100,12 +107,12 @@ def _curves(rows: list[Row]) -> str:
 
 def _step_time(rows: list[Row]) -> str:
     """Medians over the steps. Leaves out the first one, which warms up."""
+    # Rows of an older version lack scoring, which was in other parts, and may lack a part.
+    train = [{"seconds_score": 0.0} | row for row in rows if row["kind"] == "train"]
     names = ("seconds", "tokens_per_second", *STEP_PARTS.values())
-    train = [row for row in rows if row["kind"] == "train"]
-    # Rows of an older version may lack a part.
     steps = [row for row in train if all(row.get(name) is not None for name in names)][1:]
     if not steps:
-        return "<p>no timed steps after the first</p>"
+        return NO_STEPS
     parts = {
         part: statistics.median(row[name] for row in steps) for part, name in STEP_PARTS.items()
     }
@@ -120,6 +127,45 @@ def _step_time(rows: list[Row]) -> str:
         "checks them. Evaluations and checkpoints are not counted."
     )
     return f'<div class="bar">{bar_svg(parts)}</div><p>{text}</p>'
+
+
+def _limits(rows: list[Row]) -> str:
+    """Seconds and limit of each part that computes: medians over the steps after the first."""
+    steps = [row for row in rows if row["kind"] == "train"][1:]
+    bars = {}
+    body = []
+    for part, name in COMPUTING_PARTS.items():
+        names = [f"seconds_{name}", f"{name}_mfu", f"{name}_flops"]
+        names += ["sample_limit_seconds"] if name == "sample" else []
+        timed = [row for row in steps if all(row.get(field) is not None for field in names)]
+        if not timed:
+            continue
+        seconds = statistics.median(row[f"seconds_{name}"] for row in timed)
+        limit = statistics.median(_limit_seconds(row, name) for row in timed)
+        mfu = statistics.median(row[f"{name}_mfu"] for row in timed)
+        flops = statistics.median(row[f"{name}_flops"] for row in timed)
+        bars[part] = (seconds, limit)
+        cells = (f"{seconds:.3g}", f"{limit:.3g}", f"{100 * mfu:.1f} %", f"{flops / 1e9:,.1f}")
+        body.append((part, *cells))
+    if not bars:
+        return NO_STEPS
+    messages = [row["message"] for row in rows if row.get("event") == "device_rates"]
+    text = (
+        "Medians of the steps after the first. The limit is the time of the model FLOPs at the "
+        "measured rate. For decoding it is the time to read weights, keys and values at the "
+        "measured bandwidth, if that is longer."
+    )
+    if messages:
+        text += f" Rates {html_text(messages[-1])}."
+    head = ("", "seconds", "limit, seconds", "MFU", "model GFLOPs")
+    return f'<div class="bar">{limits_svg(bars)}</div>{table(head, body, "left")}<p>{text}</p>'
+
+
+def _limit_seconds(row: Row, name: str) -> float:
+    """The limit of a part in a step. That of sampling is logged: it has decoding's reads."""
+    if name == "sample":
+        return row["sample_limit_seconds"]
+    return row[f"{name}_mfu"] * row[f"seconds_{name}"]
 
 
 def _events(rows: list[Row]) -> str:

@@ -1,11 +1,8 @@
-"""A step's numbers for the log: time, vote, rewards, training pass, and a few samples to read."""
+"""A step's numbers for the log: vote, rewards, training pass, and a few samples to read."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,28 +25,6 @@ SAMPLED_PROMPTS = 2
 SAMPLED_COMPLETIONS = 3
 WINDOW_TOKENS = 8
 """Tokens of the windows that `repetition` compares."""
-
-
-class StepClock:
-    """Seconds of a step, by part: `with clock("sample"): ...`."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self._seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            seconds = time.perf_counter() - start
-            self._seconds[part] = self._seconds.get(part, 0.0) + seconds
-
-    def metrics(self) -> dict[str, float]:
-        """seconds_PART of each part, and seconds, the whole step."""
-        parts = {f"seconds_{part}": seconds for part, seconds in self._seconds.items()}
-        return parts | {"seconds": time.perf_counter() - self._start}
 
 
 @dataclass(frozen=True, kw_only=True)

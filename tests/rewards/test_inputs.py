@@ -24,9 +24,11 @@ from srt_fast.sampling.base import Completion, pack_completions
 from srt_fast.sampling.hf import HFSampler
 from srt_fast.train import Trainer
 from srt_fast.types import Problem
+from srt_fast.utilization.meter import StepMeter
 from srt_kernels import AnswerReader
 from srt_kernels.answers.canonical import answer_key
 from support.rollouts import random_rollouts
+from support.utilization import make_limit
 
 PROMPTS = ("1+2=", "30+4=")
 PROBLEMS = [Problem(id=prompt, prompt=prompt) for prompt in PROMPTS]
@@ -66,10 +68,16 @@ def test_a_judge_score_is_the_probability_of_yes(tiny_policy, tiny_config):
     rollouts = random_rollouts(tiny_policy, 3, PROMPTS)
     tokenizer = tiny_policy.tokenizer
 
+    meter = StepMeter()
+    meter.limit = make_limit(weights=0, head_weights=1)  # 2 FLOPs a target
+
     def judge(question: str) -> torch.Tensor:
-        return judge_rollouts(question, PROBLEMS, rollouts, tiny_policy, config, lambda: None)
+        return judge_rollouts(
+            question, PROBLEMS, rollouts, tiny_policy, config, lambda: None, meter
+        )
 
     scores = judge("{prompt}{completion}?")
+    assert meter.metrics()["score_flops"] == 2 * 2 * len(scores)  # a token for each verdict
     for index in (0, 5):
         tokens = rollouts.tokens[rollouts.cu_seqlens[index] : rollouts.cu_seqlens[index + 1]]
         text = tokenizer.decode(tokens, skip_special_tokens=True)

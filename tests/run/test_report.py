@@ -70,7 +70,7 @@ def test_full_run(tmp_path):
     page = Page(html)
     assert {"script", "link", "img"}.isdisjoint(page.tags)
     assert all(link.startswith("#") for link in page.links)
-    assert page.tags.count("svg") == 11
+    assert page.tags.count("svg") == 12
     for text in (
         "no data",
         "seed 7",
@@ -104,7 +104,7 @@ def test_run_that_has_just_begun(tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text("")
     html, png = write_report(tmp_path)
-    assert Page(html).text.count("no data") == 11
+    assert Page(html).text.count("no data") == 12
     assert png.is_file()
     metrics.write_text('{"step": 0, "kind": "eval", "time": 1.0, "pass1": 0.5}\n')
     html, _ = write_report(tmp_path)
@@ -131,6 +131,31 @@ def test_step_time(tmp_path):
         "10.00 s a step, 1,234 tokens per second",
     ):
         assert text in Page(html).text
+
+
+def test_distance_to_the_limit(tmp_path):
+    """Medians of the steps after the first. Without scoring there is no bar of it."""
+    write_run(tmp_path / "plain", 2, gold=True)
+    assert "Distance to the limit" not in Page(write_report(tmp_path / "plain")[0]).text
+    writer = MetricsWriter(tmp_path, FILES_ONLY, None)
+    writer.log(0, {"event": "device_rates", "message": "measured on CPU: 7"}, kind="event")
+    for step, slower in enumerate((9, 1, 1, 3), 1):
+        seconds = {"sample": 4.0 * slower, "score": 0.0, "train": 2.0 * slower}
+        mfu = {"sample": 0.02, "score": None, "train": 0.25}
+        flops = {"sample": 5e9, "score": 0.0, "train": 1e12}
+        row: dict[str, float | None] = {"sample_limit_seconds": 1.0}
+        for name in seconds:
+            row[f"seconds_{name}"] = seconds[name]
+            row[f"{name}_mfu"] = mfu[name]
+            row[f"{name}_flops"] = flops[name]
+        writer.log(step, row)
+    writer.log(5, {"train_mfu": 0.9, "train_flops": 1.0})  # a part of a row is missing
+    writer.close()
+    text = Page(write_report(tmp_path)[0]).text
+    for part in ("Distance to the limit", "sampling412.0 %5.0", "training20.525.0 %1,000.0"):
+        assert part in text
+    assert "measured on CPU: 7" in text and "above the limit" in text
+    assert "scoring0" not in text
 
 
 def test_refuses_what_is_no_run(tmp_path):
