@@ -130,11 +130,12 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="run nothing")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    machine = environment(torch.device("cpu"))
     for task in TASKS if not options.table else ():
         if task.name not in options.tasks:
             continue
         result = probe(configure(task), prompts=options.prompts, samples=options.samples)
-        document = {"environment": environment(torch.device("cpu"))} | result.to_json()
+        document = {"environment": machine} | result.to_json()
         write_atomically(options.out / f"{task.name}.json", json.dumps(document, indent=1) + "\n")
     files = [options.out / f"{name}.json" for name in names]
     documents = [json.loads(file.read_text()) for file in files if file.is_file()]
