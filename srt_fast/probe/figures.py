@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
-from srt_fast.config.reward import ShareOver
-from srt_kernels import majority_vote
+from srt_fast.probe.ballots import Ballot, block_votes
 
 SHARES = (0.25, 0.5, 0.75)
 """Borders between the rows of GoldFigures.by_share. Unanimous prompts have a row of their own."""
@@ -31,28 +29,6 @@ class Estimate:
 
     value: float
     error: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ballot:
-    """The samples of one prompt, read."""
-
-    keys: list[int]  # K answer keys, 0 for no answer
-    majority: int  # key of the vote of all samples, 0 without any answer
-    share: float  # the majority's share of the votes
-    halves: tuple[int, int]  # the votes of the first and of the second K // 2 samples
-    correct: list[bool] | None  # which samples are correct. None: no gold answer
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether both halves of the samples elect the same answer."""
-        first, second = self.halves
-        return first == second != 0
-
-    def is_right(self, key: int) -> bool:
-        """Whether an answer is correct. False for no answer (key 0)."""
-        assert self.correct is not None
-        return key != 0 and self.correct[self.keys.index(key)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,27 +75,6 @@ def estimate(values: Sequence[float]) -> Estimate:
     deviation = statistics.stdev(values) if len(values) > 1 else 0
     error = deviation / math.sqrt(len(values)) if deviation else None
     return Estimate(statistics.fmean(values), error)
-
-
-def count_votes(
-    keys: Tensor, correct: Sequence[list[bool] | None], share_over: ShareOver
-) -> list[Ballot]:
-    """Vote on each prompt with all samples and with each half.
-
-    keys [P, K] int64. correct: P lists of K, or None for a prompt without gold.
-    """
-    prompts, samples = keys.shape
-    votes = majority_vote(keys.flatten(), _offsets(prompts, samples), share_over=share_over)
-    halves = _block_votes(keys, samples // 2)
-    columns = zip(
-        keys.tolist(), votes.majority.tolist(), votes.share.tolist(), halves, correct, strict=True
-    )
-    return [
-        Ballot(
-            keys=row, majority=majority, share=share, halves=(half[0], half[1]), correct=is_correct
-        )
-        for row, majority, share, half, is_correct in columns
-    ]
 
 
 def vote_figures(keys: Tensor, ballots: Sequence[Ballot]) -> VoteFigures:
@@ -209,24 +164,12 @@ def sizes(largest: int, smallest: int) -> list[int]:
     return [2**power for power in range(1, 16) if smallest <= 2**power <= largest]
 
 
-def _offsets(prompts: int, samples: int) -> Tensor:
-    return samples * torch.arange(prompts + 1, dtype=torch.int32)
-
-
-def _block_votes(keys: Tensor, size: int) -> list[list[int]]:
-    """For each prompt, the votes of disjoint blocks of `size` samples. A rest is left out."""
-    prompts, samples = keys.shape
-    blocks = samples // size
-    used = keys[:, : blocks * size].reshape(-1)
-    return majority_vote(used, _offsets(prompts * blocks, size)).majority.view(prompts, -1).tolist()
-
-
 def _repeats(keys: Tensor, size: int) -> Estimate:
     """How often two votes of `size` samples of one prompt elect the same answer.
 
     The mean over neighbouring pairs of disjoint blocks. A vote without an answer repeats nothing.
     """
-    pairs = [list(pairwise(votes)) for votes in _block_votes(keys, size)]
+    pairs = [list(pairwise(votes)) for votes in block_votes(keys, size)]
     return estimate(
         [statistics.fmean(first == second != 0 for first, second in row) for row in pairs]
     )

@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from srt_fast.probe.advice import Advice
+from srt_fast.probe.ballots import Ballot
 from srt_fast.probe.cost import Cost, StepCost
-from srt_fast.probe.figures import Ballot, Estimate, GoldFigures, VoteFigures
+from srt_fast.probe.figures import Estimate, GoldFigures, VoteFigures
+from srt_fast.types import Problem
 
 FORMAT = 1
 """Version of the document. It grows with every change that a reader may notice."""
@@ -52,7 +54,7 @@ class Probe:
         return {"format": FORMAT} | asdict(self)
 
 
-def make_row(ballot: Ballot, answers: list[str | None], problem: Any) -> Row:
+def make_row(ballot: Ballot, answers: list[str | None], problem: Problem) -> Row:
     """The row of a prompt from its vote. answers: texts of its samples."""
     has_majority = ballot.majority != 0
     correct = ballot.correct

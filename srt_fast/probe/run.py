@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from srt_fast.model.loading import check_path, load_policy, quiet_transformers
 from srt_fast.model.policy import Policy
 from srt_fast.parts import starting_model
 from srt_fast.probe.advice import Advice, advise
+from srt_fast.probe.ballots import count_votes
 from srt_fast.probe.cost import (
     Cost,
     StepCost,
@@ -23,7 +25,7 @@ from srt_fast.probe.cost import (
     measure_training,
     scale_to_step,
 )
-from srt_fast.probe.figures import Estimate, count_votes, estimate, gold_figures, vote_figures
+from srt_fast.probe.figures import Estimate, estimate, gold_figures, vote_figures
 from srt_fast.probe.result import Probe, make_row
 from srt_fast.probe.sample import PromptSampler, Samples
 from srt_fast.run.interrupts import InterruptHandler, RunInterrupted
@@ -69,7 +71,8 @@ def probe(
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
             file = resources.enter_context(open(folder / "samples.jsonl", "w", encoding="utf-8"))
-        sampler = make_sampler(config, policy, folder=folder, checkpoint=signals.check)
+        log_folder = folder or _log_folder(config, progress)
+        sampler = make_sampler(config, policy, folder=log_folder, checkpoint=signals.check)
         resources.callback(sampler.close)
         drawn = PromptSampler(config, task, policy, sampler, samples, file).draw(
             prompts, progress, signals.check
@@ -86,6 +89,15 @@ def _check(prompts: int, samples: int) -> None:
         raise ValueError(
             f"--samples: expected an even number of at least {SMALLEST_SAMPLES}, got {samples}"
         )
+
+
+def _log_folder(config: Config, progress: RunProgress) -> Path | None:
+    """A new temporary folder for vLLM's log, if vLLM samples in this process."""
+    if config.sampling.engine != "vllm" or config.vllm.mode != "colocate":
+        return None
+    folder = Path(tempfile.mkdtemp(prefix="srt-fast-probe-"))
+    progress.note(f"sampling with vLLM, whose log is {folder / 'vllm.log'}")
+    return folder
 
 
 def _train(

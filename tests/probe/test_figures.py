@@ -5,12 +5,12 @@ import statistics
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from srt_fast.probe.ballots import count_votes
 from srt_fast.probe.figures import (
     Estimate,
-    count_votes,
     covariance,
     gold_figures,
     mixed_chance,
@@ -64,12 +64,16 @@ def test_prompts_without_gold_count_in_the_vote_only():
 
 
 @given(KEYS)
+@settings(max_examples=40, deadline=None)
 def test_agreement_of_halves_bounds_the_accuracy_of_their_votes(keys):
     ballots = votes_of(keys)
     accuracy = statistics.fmean(b.is_right(half) for b in ballots for half in b.halves)
-    assert accuracy <= vote_figures(torch.tensor(keys), ballots).accuracy_bound
+    # The bound is often reached. Two means of at most ten terms of at most 1 are rounded.
+    bound = vote_figures(torch.tensor(keys), ballots).accuracy_bound
+    assert accuracy <= bound + 10 * 2**-53
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=4, max_size=8), st.integers(1, 4))
 def test_mixed_chance_is_that_of_all_groups(keys, size):
     groups = list(itertools.combinations(keys, size))
