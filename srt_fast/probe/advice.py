@@ -166,11 +166,12 @@ def _group_size(vote: VoteFigures) -> Choice:
                 f"votes of {size // 2} on {_percent(vote.repeats[size // 2].value)}: more samples "
                 "would change few labels.",
             )
-    size = max(vote.mixed)
+    tested = max(vote.repeats)
     return Choice(
-        size,
-        f"The largest group that was sampled: smaller ones elect other answers more often, or are "
-        f"below {SMALLEST_GROUP}.",
+        max(vote.mixed),
+        f"The largest group that was sampled. Votes of {tested} repeat on "
+        f"{_percent(vote.repeats[tested].value)} of the prompts; more --samples would show whether "
+        "larger ones repeat more often.",
     )
 
 

@@ -22,7 +22,7 @@ def write_page(file: Path, probe: Probe) -> None:
         sections[heading] = table(text.FIGURE_HEAD, rows, "left")
     if probe.gold:
         head = ("share", "prompts", "right", "standard error")
-        sections["Majorities by share"] = table(head, text.share_rows(probe.gold), "scores")
+        sections["Majorities by share"] = table(head, text.share_rows(probe.gold), "left")
     sections["Prompts"] = _prompts(probe.rows)
     write_atomically(file, page(text.title(probe), text.lead(probe), sections))
 
@@ -43,7 +43,7 @@ def _prompts(rows: list[Row]) -> str:
         )
         for row in shown
     ]
-    head = ("prompt", "majority", "share", "clear", "gold", "samples right", "majority")
+    head = ("prompt", "majority", "share", "clear", "gold", "samples right", "majority is")
     note = f"{len(shown):,} of {len(rows):,} prompts, the largest shares first."
     return f"<p>{html_text(note)}</p>{table(head, body, 'left')}"
 
