@@ -139,6 +139,8 @@ def main() -> None:
             continue
         config = configure(task, options.model)
         result = probe(config, prompts=options.prompts, samples=options.samples)
+        if result.interrupted:  # the next call goes on with this task
+            raise SystemExit(f"ended by {result.interrupted}")
         document = {"environment": machine} | result.to_json()
         write_atomically(file, json.dumps(document, indent=1) + "\n")
     files = [options.out / f"{name}.json" for name in names]
