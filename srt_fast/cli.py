@@ -1,4 +1,4 @@
-"""srt-fast train | eval | report | recipes | vote | experiment | plan."""
+"""srt-fast train | eval | probe | report | recipes | vote | experiment | plan."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ usage: srt-fast COMMAND [ARGUMENTS]
                                        folder, a .gguf file or a hub id.
   train --resume RUN_DIR               Continue a run that was stopped.
   eval RECIPE|MODEL|RUN_DIR            Evaluate on held-out prompts: pass@1, pass@k and maj@k.
+  probe RECIPE|MODEL                   Before training: can the model train on its own vote here?
   report RUN_DIR                       Write report.html and report.png of a run again.
   recipes [NAME]                       List the recipes, or print one as YAML.
   vote FILE ...                        Majority, share and split of another system's completions.
@@ -68,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "eval": _eval,
+        "probe": _probe,
         "report": _report,
         "recipes": _recipes,
         "vote": _vote,
@@ -202,6 +204,12 @@ def _log_folder(run_dir: Path | None) -> Path:
     if run_dir and os.access(run_dir, os.W_OK):
         return run_dir
     return Path(tempfile.mkdtemp(prefix="srt-fast-eval-"))
+
+
+def _probe(argv: list[str]) -> int:
+    from srt_fast.probe.command import main as run_probe
+
+    return run_probe(argv)
 
 
 def _report(argv: list[str]) -> int:

@@ -68,6 +68,7 @@ def test_bad_arguments_name_the_field(argv, message, capsys):
         (["recipes", "./nowhere"], "does not exist"),
         (["train", "--resume", "/nowhere"], "without one"),
         (["eval", "--resume", "/nowhere"], "--resume: expected with srt-fast train only"),
+        (["probe", "--resume", "/nowhere"], "--resume: expected with srt-fast train only"),
         (["train", "unknown.yaml"], "does not exist"),
         (["report", "/nowhere"], "/nowhere"),
     ],
@@ -80,7 +81,7 @@ def test_bad_targets_are_one_line(argv, message, capsys):
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize("command", ["train", "vote", "experiment", "plan"])
+@pytest.mark.parametrize("command", ["train", "probe", "vote", "experiment", "plan"])
 def test_help_does_not_import_torch(command):
     process = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "srt_fast.cli", command, "--help"],
