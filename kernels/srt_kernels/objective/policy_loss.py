@@ -118,7 +118,8 @@ def policy_loss(
         entropies: [N]. Needed with an entropy_coef above 0.
         normalizer: what the loss is divided by: tokens (reduction "token") or completions (others)
             of the global batch. None: those of this call (loss_normalizer). The losses of
-            micro-batches that get the global one sum to the loss of the whole batch.
+            micro-batches that get the global one sum to the loss of the whole batch. May be 0 if
+            there are no tokens: the loss is 0.
 
     Raises:
         ValueError: a bad shape, dtype, device, offset or normalizer, or a missing tensor.

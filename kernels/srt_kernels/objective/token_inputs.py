@@ -73,7 +73,7 @@ def make_token_inputs(
     }
     _check_rollouts(tokens, advantages, cu_seqlens)
     _check_logprobs(objective, tokens, logprobs)
-    _check_normalizer(normalizer, normalizer_tensor, tokens.device)
+    _check_normalizer(normalizer, normalizer_tensor, tokens)
     rollout_index = segment_ids(cu_seqlens, len(tokens))
     if len(advantages) == len(cu_seqlens) - 1:
         advantages = advantages[rollout_index]
@@ -155,14 +155,22 @@ def _check_logprobs(
 
 
 def _check_normalizer(
-    normalizer: float | None, normalizer_tensor: Tensor | None, device: torch.device
+    normalizer: float | None, normalizer_tensor: Tensor | None, tokens: Tensor
 ) -> None:
-    """The value of a tensor is checked on a CPU only, because reading it is a host sync."""
+    """The value of a tensor is checked on a CPU only, because reading it is a host sync.
+
+    0 is valid if there are no tokens: their global batch may have none either.
+    """
     if normalizer_tensor is not None:
         shape = list(normalizer_tensor.shape)
         expected = "a number or a tensor without dimensions"
         expect(normalizer_tensor.dim() == 0, "normalizer", expected, shape)
-        is_here = normalizer_tensor.device == device
-        expect(is_here, "normalizer", f"device {device}", normalizer_tensor.device)
-        normalizer = float(normalizer_tensor) if device.type == "cpu" else None
-    expect(normalizer is None or normalizer > 0, "normalizer", "more than 0", normalizer)
+        is_here = normalizer_tensor.device == tokens.device
+        expect(is_here, "normalizer", f"device {tokens.device}", normalizer_tensor.device)
+        normalizer = float(normalizer_tensor) if tokens.device.type == "cpu" else None
+    if normalizer is None:
+        return
+    if len(tokens) == 0:
+        expect(normalizer >= 0, "normalizer", "at least 0 without tokens", normalizer)
+    else:
+        expect(normalizer > 0, "normalizer", "more than 0", normalizer)
