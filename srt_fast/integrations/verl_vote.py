@@ -65,8 +65,9 @@ def majority_advantage(
 ) -> tuple[Tensor, Tensor]:
     """Advantages of agreement with the majority of the same uid. Needs no labels.
 
-    A tie goes to the earlier row. Rows without an answer earn 0. See majority_vote and
-    group_advantage.
+    A tie goes to the earlier row. Rows without an answer earn 0. Rows without tokens in the mask,
+    for example those that rejection sampling took out, neither vote nor count in their group. See
+    majority_vote and group_advantage.
 
     Args:
         kind: of group_advantage.
@@ -82,9 +83,12 @@ def majority_advantage(
         ValueError: scores that are not answer_score's.
     """
     order, cu_groups = _group_rows(index, token_level_rewards.device)
-    vote = majority_vote(_answer_keys(token_level_rewards)[order], cu_groups)
-    advantages = torch.empty_like(vote.rewards)
-    advantages[order] = group_advantage(vote.rewards, cu_groups, kind=kind)
+    is_kept = (response_mask != 0).any(-1)[order]
+    keys = _answer_keys(token_level_rewards)[order]
+    vote = majority_vote(keys, cu_groups, weights=is_kept.float())
+    rewards = vote.rewards.where(is_kept, torch.nan)  # nan: not counted
+    advantages = torch.empty_like(rewards)
+    advantages[order] = group_advantage(rewards, cu_groups, kind=kind)
     token_advantages = advantages[:, None] * response_mask
     return token_advantages, token_advantages
 

@@ -102,6 +102,19 @@ def test_majority_without_answers_and_without_rows():
     assert advantages.shape == (0, 2)
 
 
+def test_masked_rows_do_not_vote():
+    """Rows 1 and 2 were rejected. All rows would have the majority 2."""
+    mask = torch.tensor([[1, 1], [0, 0], [0, 0], [1, 0], [1, 1]])
+    rewards = torch.tensor([[0.0, 1], [0, 2], [0, 2], [1, 0], [0, 2]])
+    estimate = core_algos.get_adv_estimator_fn("majority_mean")
+    advantages, _ = estimate(rewards, mask, ["a"] * 5)
+    expected = torch.tensor([1 / 3, 0, 0, 1 / 3, -2 / 3])[:, None] * mask
+    # fp32 values below 1, after a few roundings of 2^-24 each.
+    assert_close("advantages", advantages, expected, atol=4 * 2**-24)
+    advantages, _ = estimate(rewards, torch.zeros_like(mask), ["a"] * 5)
+    assert advantages.count_nonzero() == 0
+
+
 @pytest.mark.parametrize("score", [0.5, -1.0, float(1 << 24), float("nan")])
 def test_majority_refuses_other_scores(score):
     """Scores with a KL, or of another reward function."""
