@@ -20,6 +20,7 @@ core_algos = pytest.importorskip(
     "verl.trainer.ppo.core_algos", reason="verl is not installed: make test installs it"
 )
 from verl.models.transformers import dense_common  # noqa: E402
+from verl.trainer.config import AlgoConfig  # noqa: E402
 from verl.utils.experimental.torch_functional import FusedLinearForPPO  # noqa: E402
 
 from srt_fast.integrations import verl as integration  # noqa: E402
@@ -115,13 +116,31 @@ def test_masked_rows_do_not_vote():
     assert advantages.count_nonzero() == 0
 
 
-@pytest.mark.parametrize("score", [0.5, -1.0, float(1 << 24), float("nan")])
-def test_majority_refuses_other_scores(score):
-    """Scores with a KL, or of another reward function."""
+NOT_SCORES = {
+    "a fraction": [0.0, 0.5, 0, 0],
+    "below 0": [0.0, -1, 0, 0],
+    "too large": [0.0, 1 << 24, 0, 0],
+    "nan": [0.0, torch.nan, 0, 0],
+    "a KL of 0.1 at each token, whose fp32 sum is a score": [-0.1, -0.1, (1 << 23) - 0.1, 0],
+    "two scores": [0.0, 2, 3, 0],
+}
+
+
+@pytest.mark.parametrize("rewards", NOT_SCORES.values(), ids=NOT_SCORES)
+def test_majority_refuses_what_answer_score_does_not_make(rewards):
     estimate = core_algos.get_adv_estimator_fn("majority_grpo")
-    expected = "token_level_rewards: expected the scores of answer_score.*got"
+    rewards = torch.tensor([[0.0, 0, 3, 0], rewards])
+    expected = r"token_level_rewards: expected one score of answer_score.*got \[\["
     with pytest.raises(ValueError, match=expected):
-        estimate(token_rewards([3.0, score]), torch.ones(2, 4), ["a", "a"])
+        estimate(rewards, torch.ones(2, 4), ["a", "a"])
+
+
+def test_majority_refuses_a_kl_in_the_reward():
+    """Also before the KL can be seen: at the first step it is 0."""
+    estimate = core_algos.get_adv_estimator_fn("majority_grpo")
+    config = AlgoConfig(use_kl_in_reward=True)
+    with pytest.raises(ValueError, match="use_kl_in_reward: expected False.*got True"):
+        estimate(torch.ones(2, 1), torch.ones(2, 1), ["a", "a"], config=config)
 
 
 def test_answer_score():
