@@ -114,7 +114,7 @@ class SRTGRPOTrainer(GRPOTrainer):
     ) -> Tensor:
         """As in TRL. majority_reward also learns which completions the loss will mask."""
         if self.mask_truncated_completions:
-            ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
+            ends = [*self.eos_token_ids, self.processing_class.pad_token_id]
             inputs = add_masked_column(inputs, completion_ids_list, ends)
         return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
 
