@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from srt_kernels.objective.objective import Objective
 from srt_kernels.objective.reduction import token_weights
 from srt_kernels.objective.token_loss import sampler_correction
 
+NORMALIZER = "a finite number above 0, or 0 without tokens"
 ROLLOUT_SCHEMA = """Tensor advantages, Tensor cu_seqlens, str objective, Tensor? old_logprobs,
 Tensor? ref_logprobs, Tensor? sampler_logprobs, float? normalizer, Tensor? normalizer_tensor"""
 """The rollouts' part of a torch.library op's schema. make_token_inputs takes them in this order."""
@@ -159,7 +161,8 @@ def _check_normalizer(
 ) -> None:
     """The value of a tensor is checked on a CPU only, because reading it is a host sync.
 
-    0 is valid if there are no tokens: their global batch may have none either.
+    linear_policy_loss reads it on a GPU with what else it reads. 0 is valid if there are no tokens:
+    their global batch may have none either.
     """
     if normalizer_tensor is not None:
         shape = list(normalizer_tensor.shape)
@@ -170,7 +173,5 @@ def _check_normalizer(
         normalizer = float(normalizer_tensor) if tokens.device.type == "cpu" else None
     if normalizer is None:
         return
-    if len(tokens) == 0:
-        expect(normalizer >= 0, "normalizer", "at least 0 without tokens", normalizer)
-    else:
-        expect(normalizer > 0, "normalizer", "more than 0", normalizer)
+    is_size = normalizer > 0 or (len(tokens) == 0 and normalizer == 0)
+    expect(is_size and math.isfinite(normalizer), "normalizer", NORMALIZER, normalizer)
