@@ -3,7 +3,7 @@
     from srt_fast.integrations.trl import SRTGRPOTrainer as GRPOTrainer, majority_reward
     GRPOTrainer(model, majority_reward(rule="boxed"), args, train_dataset=prompts).train()
 
-SRTGRPOTrainer is a subclass that overrides two methods. TRL keeps sampling, rewards, advantages,
+SRTGRPOTrainer is a subclass that overrides three methods. TRL keeps sampling, rewards, advantages,
 optimizer, checkpoints and every metric: its own _compute_loss runs without gradient on our
 log-probs and entropies. So names, values and the adaptive entropy controller are TRL's. Replaced
 are
@@ -38,6 +38,13 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from srt_fast.integrations.fused_forward import add_fused_forward, pack_rows
 from srt_fast.integrations.majority_reward import majority_reward
 from srt_fast.integrations.padded import scatter_tokens
+from srt_fast.integrations.trl_inputs import (
+    Inputs,
+    Rows,
+    add_masked_column,
+    loss_mask,
+    select_rows,
+)
 from srt_fast.integrations.trl_settings import check_settings, check_trainer, objective_of
 from srt_fast.model.logprobs import HeadOptions, head_inputs
 from srt_fast.model.policy import Policy
@@ -48,8 +55,6 @@ from srt_kernels.core.checks import expect
 __all__ = ["SRTGRPOTrainer", "check_settings", "majority_reward", "objective_of"]
 
 TESTED_VERSION = "1.16"  # the TRL release that this file is written for and tested with
-Rows = tuple[Tensor, Tensor, Tensor]  # the arguments of pack_rows
-Inputs = dict[str, Any]  # a micro-batch, as TRL makes it
 
 
 class SRTGRPOTrainer(GRPOTrainer):
@@ -104,6 +109,15 @@ class SRTGRPOTrainer(GRPOTrainer):
         """
         return objective_of(self)
 
+    def _calculate_rewards(
+        self, inputs: list[Inputs], prompts: list, completions: list, completion_ids_list: list
+    ) -> Tensor:
+        """As in TRL. majority_reward also learns which completions the loss will mask."""
+        if self.mask_truncated_completions:
+            ends = [*self.eos_token_ids, self.processing_class.pad_token_id]
+            inputs = add_masked_column(inputs, completion_ids_list, ends)
+        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+
     def _get_per_token_logps_and_entropies(
         self,
         model: nn.Module,
@@ -144,7 +158,7 @@ class SRTGRPOTrainer(GRPOTrainer):
         objective = self.objective
         if objective is None:
             return super()._compute_loss(model, inputs)
-        mask = _loss_mask(inputs)
+        mask = loss_mask(inputs)
         advantages = self._token_advantages(inputs)
         is_answered = mask.any(1)
         trains = is_answered if objective.kl_coef > 0 else (mask & (advantages != 0)).any(1)
@@ -199,8 +213,8 @@ class SRTGRPOTrainer(GRPOTrainer):
         trains: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss of the rows `trains` [B] bool, and log-probs and entropies [n] of their tokens."""
-        sequences = pack_rows(*_select_rows(inputs, trains))
-        is_trained = _loss_mask(inputs) & trains[:, None]
+        sequences = pack_rows(*select_rows(inputs, trains))
+        is_trained = loss_mask(inputs) & trains[:, None]
         old_logprobs = inputs.get("old_per_token_logps")
         ref_logprobs = inputs.get("ref_per_token_logps")
 
@@ -235,7 +249,7 @@ class SRTGRPOTrainer(GRPOTrainer):
             part = accumulated / steps if training else 1
             return inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes * part
         if self.loss_type == "bnpo":
-            return _loss_mask(inputs).sum().clamp(min=1) * accumulated
+            return loss_mask(inputs).sum().clamp(min=1) * accumulated
         return len(inputs["completion_ids"]) * accumulated
 
     @torch.no_grad()
@@ -247,7 +261,7 @@ class SRTGRPOTrainer(GRPOTrainer):
         Runs the model without DDP: other processes may have no such rows.
         """
         unwrapped_model = self.accelerator.unwrap_model(model)
-        return self._score(unwrapped_model, _select_rows(inputs, is_left_out))
+        return self._score(unwrapped_model, select_rows(inputs, is_left_out))
 
     def _score(self, model: nn.Module, rows: Rows) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies [n] of the rows' targets."""
@@ -271,16 +285,3 @@ class SRTGRPOTrainer(GRPOTrainer):
         elif torch.is_autocast_enabled(device_type):  # final norms return float32 under autocast
             hidden = hidden.to(torch.get_autocast_dtype(device_type))
         return (hidden, weight, targets), options
-
-
-def _loss_mask(inputs: Inputs) -> Tensor:
-    """[B, C] bool: the tokens that count. False: padding, masked completions, text of tools."""
-    return (inputs["completion_mask"] * inputs.get("tool_mask", 1)).bool()
-
-
-def _select_rows(inputs: Inputs, selection: Tensor) -> Rows:
-    """The arguments of pack_rows for the rows `selection` [B] bool."""
-    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
-    valid = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-    is_target = nn.functional.pad(_loss_mask(inputs), (inputs["prompt_ids"].shape[1], 0))
-    return ids[selection], valid[selection].bool(), is_target[selection]

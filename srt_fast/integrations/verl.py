@@ -14,8 +14,10 @@ names it. The other lines are verl's settings:
 
 - srt_<mode> replaces verl's loss <mode>, for the MODES that have an Objective (verl_losses).
 - majority_<kind> is the vote of each uid's group, then group_advantage's <kind> (verl_vote).
-- linear_cross_entropy below replaces verl's, which only its `triton` backend of use_fused_kernels
-  calls.
+- fused_forward (verl_forward) replaces the forward pass of the `triton` backend of
+  use_fused_kernels, for models of text. Softcaps and scales of logits are the model's.
+- linear_cross_entropy below replaces verl's. The same backend calls it for models of images, and so
+  does Megatron. verl's `torch` and `liger` backends are left as they are.
 
 Written for verl 0.9 (github.com/verl-project/verl, trainer/ppo/core_algos.py).
 """
@@ -32,6 +34,7 @@ import verl.utils.kernel.linear_cross_entropy as verl_fused
 from torch import Tensor
 from verl.trainer.ppo.core_algos import register_adv_est, register_policy_loss
 
+from srt_fast.integrations.verl_forward import monkey_patch, patch_forward_with_backends
 from srt_fast.integrations.verl_losses import (
     AGGREGATIONS,
     DEFAULT_AGGREGATIONS,
@@ -134,3 +137,4 @@ for _mode in MODES:
 for _kind in get_args(AdvantageKind):
     register_adv_est(f"majority_{_kind}")(partial(majority_advantage, _kind))
 verl_fused.linear_cross_entropy = linear_cross_entropy
+monkey_patch.patch_forward_with_backends = patch_forward_with_backends

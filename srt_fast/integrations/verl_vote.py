@@ -29,7 +29,7 @@ def answer_score(
     """A reward function for verl. Its score names the answer, for the majority_ advantages.
 
     verl's advantage estimators see scores and uids, not texts. So verl's critic/score metrics mean
-    nothing here, and the vote refuses a KL in the reward (use_kl_in_reward).
+    nothing here, and the vote refuses a KL in the reward (algorithm.use_kl_in_reward).
 
     Args:
         data_source: not read.
@@ -65,39 +65,47 @@ def majority_advantage(
 ) -> tuple[Tensor, Tensor]:
     """Advantages of agreement with the majority of the same uid. Needs no labels.
 
-    A tie goes to the earlier row. Rows without an answer earn 0. See majority_vote and
-    group_advantage.
+    A tie goes to the earlier row. Rows without an answer earn 0. Rows without tokens in the mask,
+    for example those that rejection sampling took out, neither vote nor count in their group. See
+    majority_vote and group_advantage.
 
     Args:
         kind: of group_advantage.
-        token_level_rewards: [B, T] fp32. The sums over T are scores of answer_score.
+        token_level_rewards: [B, T] fp32. In each row one is the score of answer_score, others are
+            0.
         response_mask: [B, T].
         index: [B] uids, in any order, with groups of any size.
-        config: not read. For norm_adv_by_std_in_grpo choose kind "grpo" or "mean".
+        config: verl's AlgoConfig or None. Only use_kl_in_reward is read. For
+            norm_adv_by_std_in_grpo choose kind "grpo" or "mean".
 
     Returns:
         Advantages and returns, which are the same: [B, T] fp32, 0 outside the mask.
 
     Raises:
-        ValueError: scores that are not answer_score's.
+        ValueError: use_kl_in_reward, and rewards that are not answer_score's.
     """
+    has_kl = getattr(config, "use_kl_in_reward", False)
+    expect(not has_kl, "algorithm.use_kl_in_reward", "False: scores name answers here", has_kl)
     order, cu_groups = _group_rows(index, token_level_rewards.device)
-    vote = majority_vote(_answer_keys(token_level_rewards)[order], cu_groups)
-    advantages = torch.empty_like(vote.rewards)
-    advantages[order] = group_advantage(vote.rewards, cu_groups, kind=kind)
+    is_kept = (response_mask != 0).any(-1)[order]
+    keys = _answer_keys(token_level_rewards)[order]
+    vote = majority_vote(keys, cu_groups, weights=is_kept.float())
+    rewards = vote.rewards.where(is_kept, torch.nan)  # nan: not counted
+    advantages = torch.empty_like(rewards)
+    advantages[order] = group_advantage(rewards, cu_groups, kind=kind)
     token_advantages = advantages[:, None] * response_mask
     return token_advantages, token_advantages
 
 
 def _answer_keys(token_level_rewards: Tensor) -> Tensor:
-    """[B] int64: the scores."""
-    scores = token_level_rewards.sum(-1)
-    keys = scores.long()
-    is_valid = (keys == scores) & (keys >= 0) & (keys < MAX_SCORE)
-    expected = "the scores of answer_score, with use_kl_in_reward off"
-    got = f"{scores[~is_valid][:1].tolist()}, no integer in [0, 2^24)"
+    """[B] int64: the scores. Looks at each reward: what is added to several may sum to a score."""
+    is_score = token_level_rewards == token_level_rewards.trunc()
+    is_score &= (token_level_rewards >= 0) & (token_level_rewards < MAX_SCORE)
+    is_valid = is_score.all(-1) & ((token_level_rewards != 0).sum(-1) <= 1)
+    expected = "one score of answer_score in each row, with use_kl_in_reward off"
+    got = f"{token_level_rewards[~is_valid][:1].tolist()}"
     expect(bool(is_valid.all()), "token_level_rewards", expected, got)
-    return keys
+    return token_level_rewards.sum(-1).long()
 
 
 def _group_rows(index: Iterable[Hashable], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """The texts of the completions of a row.
 
 A completion is a text, an object that has one (text, content, message.content and others), a chat,
-of which the last assistant message counts, or a message in parts. Reasoning apart from the text is
-no text, and a null is a completion without text.
+of which the last assistant message with text counts, or a message in parts. Reasoning apart from
+the text is no text, and a null is a completion without text.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def _text(value: Any) -> str:
             raise ValueError(
                 f"expected an assistant message among the chat's, got {preview(value)}"
             )
-        return content_text(content(answers[-1]))
+        texts = (content_text(content(answer)) for answer in reversed(answers))
+        return next((text for text in texts if text.strip()), "")
     if is_parts(value):
         return content_text(value)
     raise ValueError(

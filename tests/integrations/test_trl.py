@@ -145,6 +145,17 @@ def test_entropy_of_trained_completions(make_trainer):
     assert entropies[0] != entropies[1]
 
 
+def test_truncated_completions_do_not_vote(make_trainer):
+    """Of the answers 1, 2, 2, 1, 2 the second and the third were truncated, and are masked."""
+    trainer = make_trainer(
+        SRTGRPOTrainer, rewards=majority_reward(), mask_truncated_completions=True
+    )
+    boxes = [f"\\boxed{{{answer}}}" for answer in (1, 2, 2, 1, 2)]
+    ids = [[5, 2], [5, 6], [5, 6], [5, 2], [5, 2]]
+    rewards = trainer._calculate_rewards([{"prompt": "a"}] * 5, ["a"] * 5, boxes, ids)
+    assert rewards[:, 0].nan_to_num(-1).tolist() == [1, -1, -1, 1, 0]
+
+
 # ---- two processes ----
 
 

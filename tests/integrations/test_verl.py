@@ -146,10 +146,14 @@ def test_a_token_that_is_far_off(mode, nats):
     check(mode, batch, config=make_config(**SETTINGS[mode]))
 
 
+@pytest.mark.parametrize("counts", [{}, dict(batch_num_tokens=0, global_batch_size=0)])
+@pytest.mark.parametrize("aggregation", integration.AGGREGATIONS)
 @pytest.mark.parametrize("mode", integration.MODES)
-def test_a_batch_without_tokens_has_loss_0(mode):
+def test_a_batch_without_tokens_has_loss_0(mode, aggregation, counts):
+    """Counted by us, and by verl: its counts of a mini-batch whose tokens are all masked are 0."""
     batch = random_batch(mask=torch.zeros(2, 3, dtype=torch.bool))
-    loss, gradient, metrics = run(f"srt_{mode}", batch, config=make_config(**SETTINGS[mode]))
+    config = make_config(**SETTINGS[mode], global_batch_info=counts)
+    loss, gradient, metrics = run(f"srt_{mode}", batch, loss_agg_mode=aggregation, config=config)
     assert loss == 0
     assert gradient.count_nonzero() == 0
     assert set(metrics.values()) <= {0.0}

@@ -19,7 +19,7 @@ from srt_kernels.testing import assert_close, packed_rollouts
 core_algos = pytest.importorskip(
     "verl.trainer.ppo.core_algos", reason="verl is not installed: make test installs it"
 )
-from verl.models.transformers import dense_common  # noqa: E402
+from verl.trainer.config import AlgoConfig  # noqa: E402
 from verl.utils.experimental.torch_functional import FusedLinearForPPO  # noqa: E402
 
 from srt_fast.integrations import verl as integration  # noqa: E402
@@ -102,13 +102,44 @@ def test_majority_without_answers_and_without_rows():
     assert advantages.shape == (0, 2)
 
 
-@pytest.mark.parametrize("score", [0.5, -1.0, float(1 << 24), float("nan")])
-def test_majority_refuses_other_scores(score):
-    """Scores with a KL, or of another reward function."""
+def test_masked_rows_do_not_vote():
+    """Rows 1 and 2 were rejected. All rows would have the majority 2."""
+    mask = torch.tensor([[1, 1], [0, 0], [0, 0], [1, 0], [1, 1]])
+    rewards = torch.tensor([[0.0, 1], [0, 2], [0, 2], [1, 0], [0, 2]])
+    estimate = core_algos.get_adv_estimator_fn("majority_mean")
+    advantages, _ = estimate(rewards, mask, ["a"] * 5)
+    expected = torch.tensor([1 / 3, 0, 0, 1 / 3, -2 / 3])[:, None] * mask
+    # fp32 values below 1, after a few roundings of 2^-24 each.
+    assert_close("advantages", advantages, expected, atol=4 * 2**-24)
+    advantages, _ = estimate(rewards, torch.zeros_like(mask), ["a"] * 5)
+    assert advantages.count_nonzero() == 0
+
+
+NOT_SCORES = {
+    "a fraction": [0.0, 0.5, 0, 0],
+    "below 0": [0.0, -1, 0, 0],
+    "too large": [0.0, 1 << 24, 0, 0],
+    "nan": [0.0, torch.nan, 0, 0],
+    "a KL of 0.1 at each token, whose fp32 sum is a score": [-0.1, -0.1, (1 << 23) - 0.1, 0],
+    "two scores": [0.0, 2, 3, 0],
+}
+
+
+@pytest.mark.parametrize("rewards", NOT_SCORES.values(), ids=NOT_SCORES)
+def test_majority_refuses_what_answer_score_does_not_make(rewards):
     estimate = core_algos.get_adv_estimator_fn("majority_grpo")
-    expected = "token_level_rewards: expected the scores of answer_score.*got"
+    rewards = torch.tensor([[0.0, 0, 3, 0], rewards])
+    expected = r"token_level_rewards: expected one score of answer_score.*got \[\["
     with pytest.raises(ValueError, match=expected):
-        estimate(token_rewards([3.0, score]), torch.ones(2, 4), ["a", "a"])
+        estimate(rewards, torch.ones(2, 4), ["a", "a"])
+
+
+def test_majority_refuses_a_kl_in_the_reward():
+    """Also before the KL can be seen: at the first step it is 0."""
+    estimate = core_algos.get_adv_estimator_fn("majority_grpo")
+    config = AlgoConfig(use_kl_in_reward=True)
+    with pytest.raises(ValueError, match="use_kl_in_reward: expected False.*got True"):
+        estimate(torch.ones(2, 1), torch.ones(2, 1), ["a", "a"], config=config)
 
 
 def test_answer_score():
@@ -170,24 +201,6 @@ def test_linear_cross_entropy_reductions():
         assert torch.equal(unreduced, entropies)
     with pytest.raises(ValueError, match="reduction: expected 'none', 'sum' or 'mean', got 'max'"):
         integration.linear_cross_entropy(*head, batch.targets, 1.0, "max")
-
-
-def test_verls_models_call_it(tiny_policy):
-    """use_fused_kernels with impl_backend triton runs ours. The results are those of torch."""
-    model = tiny_policy.model
-    ids = torch.arange(3, 15).view(2, 6)
-
-    def results(backend: str) -> list[Tensor]:
-        model.zero_grad()
-        forward = getattr(dense_common, f"forward_with_{backend}_backend")
-        output = forward(model, ids, return_dict=True, temperature=0.7)
-        (output.log_probs.sum() - 0.1 * output.entropy.sum()).backward()
-        grads = [parameter.grad.clone() for parameter in model.parameters()]
-        return [output.log_probs.flatten().detach(), output.entropy.flatten().detach(), *grads]
-
-    for expected, actual in zip(results("torch"), results("triton"), strict=True):
-        # Two fp32 programs. Sums of 464 terms lie one behind the other in the tiny model.
-        assert_close("result", actual, expected, rtol=2 * 464 * 2**-24)
 
 
 def run_with_half_of_the_head(rank: int, folder: Path) -> None:

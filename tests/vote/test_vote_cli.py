@@ -37,12 +37,13 @@ def alternate() -> list[tuple[str, str]]:
 
 
 def chat(text: str) -> list[dict]:
-    """A chat whose last assistant message is the text."""
+    """A chat whose last assistant message with text is the text."""
     return [
         {"role": "user", "content": "\\boxed{9}"},
         {"role": "assistant", "content": "\\boxed{4}"},
         {"role": "assistant", "content": [{"type": "text", "text": text}]},
         {"role": "tool", "content": "\\boxed{5}"},
+        {"role": "assistant", "content": "\n"},
     ]
 
 

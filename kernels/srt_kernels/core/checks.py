@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def expect(holds: bool, name: str, expected: str, got: object) -> None:
     """Raise ValueError that names the argument unless `holds`."""
@@ -22,14 +24,15 @@ def check_tensor(
     dtypes: tuple[torch.dtype, ...] | Literal["float"],
     device: torch.device,
 ) -> None:
-    """Check an argument's shape (None: any size), dtype ("float": any floating type) and device."""
+    """Check an argument's shape (None: any size), dtype ("float": one of FLOATS) and device."""
     expect(isinstance(tensor, Tensor), name, "a tensor", type(tensor).__name__)
     fits = tensor.dim() == len(shape) and all(
         expected in (None, size) for expected, size in zip(shape, tensor.shape, strict=True)
     )
     expect(fits, name, f"shape {list(shape)}".replace("None", "any"), list(tensor.shape))
-    fits = tensor.is_floating_point() if dtypes == "float" else tensor.dtype in dtypes
-    expect(fits, name, f"dtype {dtypes}", tensor.dtype)
+    allowed = FLOATS if dtypes == "float" else dtypes
+    names = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+    expect(tensor.dtype in allowed, name, f"dtype {names}", tensor.dtype)
     expect(tensor.device == device, name, f"device {device}", tensor.device)
 
 
@@ -48,6 +51,17 @@ def check_range(name: str, index: Tensor, size: int) -> None:
     else:
         is_inside = ((index >= 0) & (index < size)).all()
         _assert_on_device(is_inside, f"{name}: expected values in [0, {size})")
+
+
+def check_values_on_cpu(name: str, is_valid: Tensor, values: Tensor, expected: str) -> None:
+    """Raise ValueError that names the first of the CPU tensor values [N] that is not valid.
+
+    Nothing is checked on other devices, where looking would synchronise with the host.
+    """
+    if values.device.type != "cpu" or bool(is_valid.all()):
+        return
+    index = int((~is_valid).nonzero()[0, 0])
+    expect(False, name, expected, f"{float(values[index])} at index {index}")
 
 
 def count_distinct(index: Tensor, size: int) -> Tensor:

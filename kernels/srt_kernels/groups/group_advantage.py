@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from srt_kernels.core.backend import on_device_of_tensors, use_triton
-from srt_kernels.core.checks import check_offsets, check_tensor, check_tensors, expect
+from srt_kernels.core.checks import (
+    check_offsets,
+    check_tensor,
+    check_tensors,
+    check_values_on_cpu,
+    expect,
+)
 from srt_kernels.core.segments import segment_ids, segment_reduce
 
 AdvantageKind = Literal["grpo", "mean", "rloo", "batch"]
@@ -55,6 +61,7 @@ def _forward(rewards: Tensor, cu_groups: Tensor, kind: str) -> Tensor:
     check_tensor("rewards", rewards, (None,), "float", rewards.device)
     check_offsets("cu_groups", cu_groups, len(rewards), rewards.device)
     is_known = ~rewards.isnan()
+    check_values_on_cpu("rewards", ~rewards.isinf(), rewards, "finite values or nan")
     if use_triton(rewards):
         # Imported here because Triton is optional.
         from srt_kernels.groups.group_advantage_kernel import group_advantages
@@ -80,7 +87,7 @@ def group_advantage(rewards: Tensor, cu_groups: Tensor, *, kind: AdvantageKind) 
     1, 1], cu_groups [0, 3, 5], kind "mean": [1/3, 1/3, -2/3, 0, 0].
 
     Args:
-        rewards: [R] of any floating type.
+        rewards: [R] fp16, bf16, fp32 or fp64.
         cu_groups: [P+1] int32 or int64.
         kind: the formula.
             grpo: (r - mean) / (std + 1e-4), std over n - 1 (arXiv 2402.03300, as in TRL).
@@ -93,7 +100,8 @@ def group_advantage(rewards: Tensor, cu_groups: Tensor, *, kind: AdvantageKind) 
         [R] fp32, or fp64 for fp64 rewards.
 
     Raises:
-        ValueError: a bad shape, dtype, device, offset or kind.
+        ValueError: a bad shape, dtype, device, offset or kind; on a CPU also an infinite reward. On
+            a GPU it makes nan advantages in its group, which linear_policy_loss refuses.
     """
     expect(kind in KINDS, "kind", f"one of {', '.join(KINDS)}", repr(kind))
     check_tensors(rewards=rewards, cu_groups=cu_groups)

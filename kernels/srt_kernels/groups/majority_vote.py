@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from srt_kernels.core.backend import on_device_of_tensors, use_triton
-from srt_kernels.core.checks import check_offsets, check_tensor, check_tensors, expect
+from srt_kernels.core.checks import (
+    check_offsets,
+    check_tensor,
+    check_tensors,
+    check_values_on_cpu,
+    expect,
+)
 from srt_kernels.core.segments import segment_ids, segment_reduce
 
 ShareOver = Literal["all", "valid"]
@@ -30,9 +36,8 @@ class Vote:
 
 def _check_weights(weights: Tensor, keys: Tensor) -> None:
     check_tensor("weights", weights, (len(keys),), "float", keys.device)
-    if weights.device.type == "cpu":
-        is_valid = bool((weights.isfinite() & (weights >= 0)).all())
-        expect(is_valid, "weights", "finite, at least 0", weights.tolist())
+    is_valid = weights.isfinite() & (weights >= 0)
+    check_values_on_cpu("weights", is_valid, weights, "finite, at least 0")
 
 
 def vote_by_sorting(

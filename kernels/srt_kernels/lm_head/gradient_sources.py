@@ -7,10 +7,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from srt_kernels.core.checks import count_distinct, expect
 from srt_kernels.core.segments import segment_reduce
+from srt_kernels.lm_head.lm_head import LMHead
+from srt_kernels.objective.finite import (
+    expect_finite,
+    first_bad_tokens,
+    first_true,
+    token_values,
+)
 from srt_kernels.objective.objective import Objective
-from srt_kernels.objective.token_inputs import TokenInputs
+from srt_kernels.objective.token_inputs import NORMALIZER, TokenInputs
 from srt_kernels.objective.token_terms import token_terms
+
+ROWS_OF_A_CHECK = 1 << 13  # hidden rows that are checked for nan and inf at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,3 +96,45 @@ def active_tokens(objective: Objective, inputs: TokenInputs) -> Tensor:
         has_active = segment_reduce(is_active, "max", inputs.cu_seqlens) > 0
         return has_active[inputs.rollout_index]
     return is_active
+
+
+def active_index(
+    is_active: Tensor, head: LMHead, inputs: TokenInputs, normalizer: Tensor | None
+) -> tuple[Tensor, bool]:
+    """[n] int64 positions of the active tokens, and whether no two of them share a hidden row.
+
+    Raises ValueError for nan or inf in what the caller gave for active tokens, their hidden rows
+    included, and for a normalizer that is no size. On a GPU this is the one host sync.
+    """
+    tokens = len(is_active)
+    if tokens == 0:
+        return inputs.rollout_index, True
+    count = is_active.sum()
+    number = torch.ones_like(count) if normalizer is None else normalizer
+    is_size = number.isfinite() & (number > 0)
+    bad_hidden = first_true(is_active & ~_finite_rows(head))
+    own = torch.stack([count, _distinct_rows(is_active, head), is_size.long(), bad_hidden])
+    values = token_values(inputs)
+    figures = torch.cat([own, first_bad_tokens(values, is_active)]).tolist()
+    active, distinct, has_size, bad_token, *first_bad = figures
+    expect_finite(values, first_bad, inputs.rollout_index)
+    expect(bool(has_size), "normalizer", NORMALIZER, normalizer)
+    if bad_token < tokens:
+        row = bad_token if head.row_index is None else int(head.row_index[bad_token])
+        expect(False, "hidden", "finite values", f"nan or inf in hidden row {row}")
+    return is_active.nonzero_static(size=active).squeeze(1), distinct == active
+
+
+def _distinct_rows(is_active: Tensor, head: LMHead) -> Tensor:
+    """0-dim int64: how many different hidden rows the active tokens have."""
+    if head.row_index is None or head.has_unique_rows:
+        return is_active.sum()
+    no_row = len(head.hidden)  # of all tokens that are not active
+    rows = head.row_index.where(is_active, no_row)
+    return count_distinct(rows, no_row + 1) - (~is_active).any().long()
+
+
+def _finite_rows(head: LMHead) -> Tensor:
+    """[N] bool: whether the hidden row of each token is finite."""
+    rows = torch.cat([part.isfinite().all(1) for part in head.hidden.split(ROWS_OF_A_CHECK)])
+    return rows if head.row_index is None else rows[head.row_index]

@@ -97,6 +97,13 @@ def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.set_materialize_grads(False)
 
 
+def _refuse(ctx: Any, *output_gradients: Tensor | None) -> None:
+    raise RuntimeError("linear_logprob is differentiable once: its gradient has none of its own")
+
+
+_backward.register_autograd(_refuse)
+
+
 def _differentiate(
     ctx: Any, grad_logprobs: Tensor | None, grad_entropies: Tensor | None
 ) -> tuple[Tensor | None, ...]:
@@ -127,12 +134,12 @@ def linear_logprob(
 ) -> tuple[Tensor, Tensor]:
     """Log-prob of each target and entropy of its distribution.
 
-    Differentiable once in hidden, weight and bias. A row's result does not depend on the other
-    rows.
+    Differentiable once in hidden, weight and bias: a second derivative raises RuntimeError. A row's
+    result does not depend on the other rows.
 
     Args:
-        hidden: [M, H] of any floating type.
-        weight: [V, H] of any floating type.
+        hidden: [M, H] fp16, bf16, fp32 or fp64. float8 has no products here.
+        weight: [V, H] of the same types. A wider one is rounded to hidden's, as autocast does.
         targets: [N] int64.
         temperature: divides the logits, after the softcap, as in a sampler.
         bias: [V].

@@ -22,8 +22,9 @@ from torch._library.custom_ops import CustomOpDef
 
 from srt_kernels.core.autograd import scale_saved_gradients
 from srt_kernels.core.backend import on_device_of_tensors
-from srt_kernels.core.checks import check_tensors, count_distinct
+from srt_kernels.core.checks import check_tensors
 from srt_kernels.lm_head.gradient_sources import (
+    active_index,
     active_tokens,
     largest_gradient,
     needs_whole_rollouts,
@@ -31,13 +32,13 @@ from srt_kernels.lm_head.gradient_sources import (
 from srt_kernels.lm_head.head_gradients import LEAVES, HeadGradients, empty_gradients, leaf_dtypes
 from srt_kernels.lm_head.lm_head import (
     HEAD_SCHEMA,
-    LMHead,
     check_finite,
     check_settings,
     group_name,
     make_head,
 )
 from srt_kernels.lm_head.passes import objective_pass
+from srt_kernels.objective.finite import check_finite_on_cpu, token_values
 from srt_kernels.objective.objective import Objective
 from srt_kernels.objective.policy_loss import PolicyLoss
 from srt_kernels.objective.token_inputs import (
@@ -49,7 +50,6 @@ from srt_kernels.objective.token_inputs import (
 from srt_kernels.objective.token_terms import reduce_terms, token_terms
 
 HEAD_ARGUMENTS = 10  # number of arguments in HEAD_SCHEMA
-ROWS_OF_A_CHECK = 1 << 13  # hidden rows that are checked for nan and inf at a time
 
 
 def _saved_dtypes(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> list[torch.dtype]:
@@ -69,37 +69,6 @@ def _scatter(values: Tensor, index: Tensor, total: int) -> Tensor:
     return values.new_full((total,), torch.nan).index_copy_(0, index, values)
 
 
-def _distinct_rows(is_active: Tensor, head: LMHead) -> Tensor:
-    """0-dim int64: how many different hidden rows the active tokens have."""
-    if head.row_index is None or head.has_unique_rows:
-        return is_active.sum()
-    no_row = len(head.hidden)  # of all tokens that are not active
-    rows = head.row_index.where(is_active, no_row)
-    return count_distinct(rows, no_row + 1) - (~is_active).any().long()
-
-
-def _active_index(is_active: Tensor, head: LMHead) -> tuple[Tensor, bool]:
-    """[n] int64 positions of the active tokens, and whether no two of them share a hidden row.
-
-    On a GPU this is the one host sync. It also raises ValueError if the active tokens' hidden rows
-    have nan or inf.
-    """
-    distinct = _distinct_rows(is_active, head)
-    if not is_active.is_cuda or len(is_active) == 0:
-        index = is_active.nonzero().squeeze(1)
-        return index, distinct.item() == len(index)
-    is_finite = torch.cat([rows.isfinite().all(1) for rows in head.hidden.split(ROWS_OF_A_CHECK)])
-    is_bad = ~is_finite if head.row_index is None else ~is_finite[head.row_index]
-    is_bad = is_active & is_bad
-    figures = torch.stack([is_active.sum(), distinct, is_bad.sum(), is_bad.long().argmax()])
-    count, distinct_count, bad_count, first_bad = figures.tolist()
-    if bad_count:
-        raise ValueError(
-            f"hidden: expected finite values, got nan or inf in the hidden row of token {first_bad}"
-        )
-    return is_active.nonzero_static(size=count).squeeze(1), distinct_count == count
-
-
 def _compute(*arguments) -> tuple[Tensor, ...]:
     """Return the loss, its statistics [5], log-probs [N], entropies [N], dX, dW and dbias.
 
@@ -110,8 +79,11 @@ def _compute(*arguments) -> tuple[Tensor, ...]:
     hidden, weight, targets, bias = arguments[:4]
     objective, inputs = make_token_inputs(targets, head.dtype, *rollouts)
     index = None
-    if not all_rows:
-        index, has_unique_rows = _active_index(active_tokens(objective, inputs), head)
+    if all_rows:
+        check_finite_on_cpu(token_values(inputs), inputs)
+    else:
+        is_active = active_tokens(objective, inputs)
+        index, has_unique_rows = active_index(is_active, head, inputs, rollouts[-1])
         head = replace(head, has_unique_rows=has_unique_rows)
         index = index if len(index) < len(targets) else None
     if index is not None:
@@ -195,7 +167,7 @@ def linear_policy_loss(
     frozen weight, else three. A loss without tokens is 0 and still part of the graph.
 
     **Host reads.** On a GPU there is one synchronisation with the host, for the number of rows, for
-    rows that repeat, and for nan or inf in their hidden states. With all_rows there is none. Such a
+    rows that repeat, and for values that are not finite. With all_rows there is none. Such a
     call can be captured in a CUDA graph. There are exceptions with a gradient and an objective of
     whole completions (a sequence ratio, or a sequence correction without old_logprobs). If there is
     more than one chunk, their lengths are read: one more synchronisation, and four if a completion
@@ -217,8 +189,10 @@ def linear_policy_loss(
         A PolicyLoss in fp32, or in fp64 for fp64 hidden states.
 
     Raises:
-        ValueError: as linear_logprob and policy_loss. On a GPU also for nan or inf in hidden
-            states, but with all_rows, which looks at no value: there they make the loss nan.
+        ValueError: as linear_logprob and policy_loss. Of log-probs and advantages only those of
+            tokens that are computed must be finite. A GPU too finds nan and inf in them, in hidden
+            states and in the normalizer, but not in weight and bias. With all_rows it looks at no
+            value: they make the loss nan, inf or 0.
     """
     check_objective(objective)
     check_tensors(

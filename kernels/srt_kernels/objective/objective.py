@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 Ratio = Literal["none", "token", "sequence"]
@@ -32,6 +32,9 @@ class Objective:
     loss = sum over tokens of weight * (correction * policy term + kl_coef * KL - entropy_coef *
     entropy). The reduction makes the weights (token_weights in reduction.py). Bad values raise
     ValueError.
+
+    An Objective may be made inside of a function that torch.compile compiles. Its fields are
+    constants there. Make it outside if a field changes from call to call.
     """
 
     ratio: Ratio = "token"
@@ -88,8 +91,8 @@ class Objective:
     def __post_init__(self) -> None:
         self._check_fields()
         self._check_parts_fit()
-        # Made here because torch.compile traces the callers of `json`.
-        object.__setattr__(self, "_json", json.dumps(asdict(self)))
+        values = [f'"{name}": {_json_value(getattr(self, name))}' for name in FIELDS]
+        object.__setattr__(self, "_json", f"{{{', '.join(values)}}}")
 
     def _check_fields(self) -> None:
         for name, allowed in CHOICES.items():
@@ -143,14 +146,24 @@ class Objective:
         """
         if name not in PRESETS:
             raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
-        field_names = [field.name for field in fields(cls)]
-        unknown = sorted(set(overrides) - set(field_names))
+        unknown = sorted([name for name in overrides if name not in FIELDS])
         if unknown:
             raise ValueError(
-                f"overrides: expected fields among {', '.join(field_names)}, "
-                f"got {', '.join(unknown)}"
+                f"overrides: expected fields among {', '.join(FIELDS)}, got {', '.join(unknown)}"
             )
         return cls(**(PRESETS[name] | overrides))
+
+
+FIELDS = tuple(field.name for field in fields(Objective))
+
+
+def _json_value(value: str | float | bool | None) -> str:
+    """As json.dumps, which torch.compile cannot trace. A string is one of CHOICES."""
+    if isinstance(value, str):
+        return f'"{value}"'
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value}"
 
 
 def _check_number(name: str, value: Any, *, positive: bool) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from srt_kernels.core.autograd import scale_saved_gradients
 from srt_kernels.core.backend import on_device_of_tensors
 from srt_kernels.core.checks import check_tensor, check_tensors, expect
+from srt_kernels.objective.finite import check_finite_on_cpu, token_values
 from srt_kernels.objective.objective import Objective
 from srt_kernels.objective.token_inputs import (
     ROLLOUT_SCHEMA,
@@ -71,6 +72,10 @@ def _forward(
         check_tensor("entropies", entropies, (len(logprobs),), "float", logprobs.device)
     has_entropies = objective.entropy_coef <= 0 or entropies is not None
     expect(has_entropies, "entropies", "a tensor with entropy_coef above 0", None)
+    values = {"logprobs": logprobs} | token_values(inputs)
+    if entropies is not None and objective.entropy_coef > 0:
+        values["entropies"] = entropies
+    check_finite_on_cpu(values, inputs)
     terms = token_terms(objective, logprobs.to(dtype), inputs)
     loss, means = reduce_terms(objective, inputs, terms, entropies)
     grad_entropies = (-objective.entropy_coef * inputs.weights).to(dtype)
@@ -104,7 +109,8 @@ def policy_loss(
 ) -> PolicyLoss:
     """Loss of packed completions from the log-probs of their tokens.
 
-    Differentiable once in logprobs and entropies. Log-probs are in nats and of any float type.
+    Differentiable once in logprobs and entropies. Log-probs are in nats, fp16, bf16, fp32 or fp64.
+    There is no synchronisation with the host on a GPU.
 
     Args:
         logprobs: [N].
@@ -118,10 +124,14 @@ def policy_loss(
         entropies: [N]. Needed with an entropy_coef above 0.
         normalizer: what the loss is divided by: tokens (reduction "token") or completions (others)
             of the global batch. None: those of this call (loss_normalizer). The losses of
-            micro-batches that get the global one sum to the loss of the whole batch.
+            micro-batches that get the global one sum to the loss of the whole batch. May be 0 if
+            there are no tokens: the loss is 0.
 
     Raises:
-        ValueError: a bad shape, dtype, device, offset or normalizer, or a missing tensor.
+        ValueError: a bad shape, dtype, device, offset or normalizer, or a missing tensor. On a CPU
+            also the first nan or inf among log-probs, advantages, and entropies that the loss
+            needs. On a GPU, where looking would synchronise with the host, nan and inf make the
+            loss nan or inf, as does a normalizer in a tensor that is not above 0.
     """
     check_objective(objective)
     check_tensors(

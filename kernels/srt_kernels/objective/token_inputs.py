@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from srt_kernels.objective.objective import Objective
 from srt_kernels.objective.reduction import token_weights
 from srt_kernels.objective.token_loss import sampler_correction
 
+NORMALIZER = "a finite number above 0, or 0 without tokens"
 ROLLOUT_SCHEMA = """Tensor advantages, Tensor cu_seqlens, str objective, Tensor? old_logprobs,
 Tensor? ref_logprobs, Tensor? sampler_logprobs, float? normalizer, Tensor? normalizer_tensor"""
 """The rollouts' part of a torch.library op's schema. make_token_inputs takes them in this order."""
@@ -73,7 +75,7 @@ def make_token_inputs(
     }
     _check_rollouts(tokens, advantages, cu_seqlens)
     _check_logprobs(objective, tokens, logprobs)
-    _check_normalizer(normalizer, normalizer_tensor, tokens.device)
+    _check_normalizer(normalizer, normalizer_tensor, tokens)
     rollout_index = segment_ids(cu_seqlens, len(tokens))
     if len(advantages) == len(cu_seqlens) - 1:
         advantages = advantages[rollout_index]
@@ -155,14 +157,21 @@ def _check_logprobs(
 
 
 def _check_normalizer(
-    normalizer: float | None, normalizer_tensor: Tensor | None, device: torch.device
+    normalizer: float | None, normalizer_tensor: Tensor | None, tokens: Tensor
 ) -> None:
-    """The value of a tensor is checked on a CPU only, because reading it is a host sync."""
+    """The value of a tensor is checked on a CPU only, because reading it is a host sync.
+
+    linear_policy_loss reads it on a GPU with what else it reads. 0 is valid if there are no tokens:
+    their global batch may have none either.
+    """
     if normalizer_tensor is not None:
         shape = list(normalizer_tensor.shape)
         expected = "a number or a tensor without dimensions"
         expect(normalizer_tensor.dim() == 0, "normalizer", expected, shape)
-        is_here = normalizer_tensor.device == device
-        expect(is_here, "normalizer", f"device {device}", normalizer_tensor.device)
-        normalizer = float(normalizer_tensor) if device.type == "cpu" else None
-    expect(normalizer is None or normalizer > 0, "normalizer", "more than 0", normalizer)
+        is_here = normalizer_tensor.device == tokens.device
+        expect(is_here, "normalizer", f"device {tokens.device}", normalizer_tensor.device)
+        normalizer = float(normalizer_tensor) if tokens.device.type == "cpu" else None
+    if normalizer is None:
+        return
+    is_size = normalizer > 0 or (len(tokens) == 0 and normalizer == 0)
+    expect(is_size and math.isfinite(normalizer), "normalizer", NORMALIZER, normalizer)

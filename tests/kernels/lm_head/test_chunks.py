@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from srt_kernels.core.segments import even_slices
-from srt_kernels.lm_head.linear_policy_loss import _active_index
+from srt_kernels.lm_head.gradient_sources import active_index
 from srt_kernels.lm_head.lm_head import (
     CPU_CHUNK_BYTES,
     GPU_CHUNK_BYTES,
@@ -14,6 +14,8 @@ from srt_kernels.lm_head.lm_head import (
     make_head,
 )
 from srt_kernels.lm_head.passes import _whole_rollouts
+from srt_kernels.objective.objective import Objective
+from srt_kernels.objective.token_inputs import make_token_inputs
 
 
 def sizes_of(parts, total):
@@ -68,6 +70,8 @@ def test_a_gpus_chunk_fills_its_waves():
 def test_rows_that_repeat_are_found():
     tensors = (torch.zeros(5, 2), torch.zeros(9, 2), torch.zeros(4, dtype=torch.int64))
     head = make_head(*tensors, row_index=torch.tensor([4, 2, 2, 0]))
+    rollouts = (torch.ones(1), torch.tensor([0, 4]), Objective().json)
+    _, inputs = make_token_inputs(tensors[2], torch.float32, *rollouts, *5 * [None])
     for active, has_unique_rows in (
         ([0, 1, 3], True),  # the second row 2 is not computed
         ([0, 1, 2, 3], False),
@@ -76,5 +80,5 @@ def test_rows_that_repeat_are_found():
     ):
         is_active = torch.zeros(4, dtype=torch.bool)
         is_active[active] = True
-        index, is_unique = _active_index(is_active, head)
+        index, is_unique = active_index(is_active, head, inputs, None)
         assert index.tolist() == active and is_unique == has_unique_rows

@@ -20,11 +20,11 @@ pytestmark = pytest.mark.skipif(
     use_triton(torch.zeros(1)) and torch.get_default_device().type == "cpu",
     reason="nothing to compile in the interpreter",
 )
-OBJECTIVE = Objective.preset("gspo", kl_coef=0.1, entropy_coef=0.01)
 
 
 def step(hidden, weight, bias, targets, keys, cu_seqlens, old, ref):
-    """Answers to loss, with each of the ops."""
+    """Answers to loss, with each of the ops, and objectives that are made inside."""
+    objective = Objective.preset("gspo", kl_coef=0.1, entropy_coef=0.01)
     cu_groups = torch.tensor([0, 4, 8], dtype=torch.int32, device=hidden.device)
     vote = majority_vote(keys, cu_groups)
     advantages = group_advantage(vote.rewards, cu_groups, kind="mean")
@@ -34,7 +34,7 @@ def step(hidden, weight, bias, targets, keys, cu_seqlens, old, ref):
         targets,
         advantages,
         cu_seqlens,
-        OBJECTIVE,
+        objective,
         bias=bias,
         old_logprobs=old,
         ref_logprobs=ref,
@@ -44,7 +44,7 @@ def step(hidden, weight, bias, targets, keys, cu_seqlens, old, ref):
         logprobs,
         advantages,
         cu_seqlens,
-        OBJECTIVE,
+        Objective(surrogate="cispo", clip_high=2, kl_coef=0.1, kl_bias_correction=True),
         old_logprobs=old,
         ref_logprobs=ref,
         entropies=entropies,

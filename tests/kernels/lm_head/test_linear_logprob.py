@@ -244,7 +244,7 @@ GOOD = dict(
     [
         (dict(hidden=torch.ones(3, 4, 1)), r"hidden: expected shape \[any, any\], got \[3, 4, 1\]"),
         (dict(hidden=torch.ones(2, 4)), "hidden: expected 3 rows without row_index, got 2"),
-        (dict(hidden=torch.ones(3, 4).int()), "hidden: expected dtype float, got torch.int32"),
+        (dict(hidden=torch.ones(3, 4).int()), "hidden: expected dtype float16.*got torch.int32"),
         (dict(weight=torch.ones(9, 5)), r"weight: expected shape \[any, 4\], got \[9, 5\]"),
         (dict(weight=torch.ones(0, 4)), "weight: expected at least one row, got 0"),
         (dict(weight=torch.ones(9, 4, device="meta")), "weight: expected device cpu, got meta"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from srt_kernels import Objective, linear_policy_loss, policy_loss, reference
+from srt_kernels import Objective, linear_logprob, linear_policy_loss, policy_loss, reference
 from srt_kernels.lm_head import gemm
 from srt_kernels.testing import assert_close, packed_rollouts
 from support.bounds import (
@@ -393,18 +393,21 @@ def test_bfloat16_hidden_states_under_autocast():
     assert_rounded("dweight", weight.grad, exact, rounding * rounds_to_bf16(), bounds.gradients[1])
 
 
+@pytest.mark.parametrize("normalizer", [None, 0, torch.tensor(0)])
 @pytest.mark.parametrize("name", ["srt", "gspo"])
-def test_empty_batches(name):
+def test_empty_batches(name, normalizer):
+    """The count of a global batch without tokens is 0."""
     weight = torch.ones(9, 4, requires_grad=True)
     for lengths in ([], [0, 0]):
         hidden = torch.zeros(0, 4, requires_grad=True)
         targets = torch.zeros(0, dtype=torch.int64)
         cu_seqlens = torch.zeros(len(lengths) + 1, dtype=torch.int32)
-        out = linear_policy_loss(
-            hidden, weight, targets, torch.ones(len(lengths)), cu_seqlens, preset(name)
-        )
-        out.loss.backward()
-        assert out.loss.item() == out.rows == out.ratio.item() == 0
+        rollouts = (torch.ones(len(lengths)), cu_seqlens, preset(name))
+        out = linear_policy_loss(hidden, weight, targets, *rollouts, normalizer=normalizer)
+        logprobs = linear_logprob(hidden, weight, targets)[0]
+        unfused = policy_loss(logprobs, *rollouts, normalizer=normalizer)
+        (out.loss + unfused.loss).backward()
+        assert out.loss.item() == out.rows == out.ratio.item() == unfused.loss.item() == 0
         assert not weight.grad.any()
 
 
@@ -427,7 +430,10 @@ GOOD = dict(
             dict(advantages=torch.ones(4)),
             r"advantages: expected shape \[2\] \(rollouts\) or \[3\] \(tokens\), got 4",
         ),
-        (dict(advantages=torch.ones(2).int()), "advantages: expected dtype float"),
+        (
+            dict(advantages=torch.ones(2).int()),
+            "advantages: expected dtype float16.*got torch.int32",
+        ),
         (dict(old_logprobs=torch.ones(2)), r"old_logprobs: expected shape \[3\], got \[2\]"),
         (
             dict(objective=preset("srt", kl_coef=0.1)),
@@ -437,7 +443,7 @@ GOOD = dict(
             dict(objective=preset("srt", correction="token_mask")),
             "sampler_logprobs: expected a tensor .*token_mask",
         ),
-        (dict(normalizer=0), "normalizer: expected more than 0, got 0"),
+        (dict(normalizer=0), "normalizer: expected a finite number above 0.*got 0"),
         (dict(normalizer=torch.ones(1)), r"normalizer: expected .* without dimensions, got \[1\]"),
     ],
 )

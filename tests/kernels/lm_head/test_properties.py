@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from srt_kernels import Objective, linear_logprob, linear_policy_loss, policy_loss, reference
+from srt_kernels import Objective, linear_logprob, linear_policy_loss, reference
 from srt_kernels.core import backend
 from srt_kernels.core.backend import use_triton
 from srt_kernels.lm_head import logprob_kernel
+from srt_kernels.objective.token_inputs import make_token_inputs
+from srt_kernels.objective.token_terms import reduce_terms, token_terms
 from srt_kernels.testing import packed_rollouts, relative_error
 from support.bounds import HeadBounds, assert_within
 from support.loss_bounds import Sensitivity
@@ -214,7 +216,7 @@ def test_drift(dtype):
     "name", ["old_logprobs", "ref_logprobs", "sampler_logprobs", "logprobs", "advantages"]
 )
 def test_nan_is_not_lost(name):
-    """A nan of an input is a nan of the loss.
+    """A nan of an input is a nan of the loss, where nothing looks at the inputs: on a GPU.
 
     Triton's minimum and maximum would return the bound.
     """
@@ -227,11 +229,11 @@ def test_nan_is_not_lost(name):
             "sampler_logprobs": -torch.rand(6),
         }
         tensors[name][1] = torch.nan
-        loss = policy_loss(
-            **tensors,
-            cu_seqlens=torch.tensor([0, 2, 6]),
-            objective=preset(objective, kl_coef=0.1, correction="token_truncate"),
-        ).loss
+        logprobs, advantages, *others = tensors.values()
+        text = preset(objective, kl_coef=0.1, correction="token_truncate").json
+        rollouts = (advantages, torch.tensor([0, 2, 6]), text, *others, None, None)
+        parts, inputs = make_token_inputs(logprobs, torch.float32, *rollouts)
+        loss, _ = reduce_terms(parts, inputs, token_terms(parts, logprobs, inputs), None)
         assert loss.isnan(), objective
 
 
