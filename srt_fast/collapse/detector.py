@@ -19,7 +19,8 @@ only lowers L. Then the sum over start looks s of prod L_s..L_t is an e-detector
 e-process (Ville's inequality) for weights that sum to 1.
 
 The reference is the best score of a window of looks. The best of many is a lucky one. So one half
-of each prompt's samples chooses the window, and the other half measures it.
+of each prompt's samples chooses a window, and the other half measures it. Each half chooses once,
+and the reference is the mean of the two measurements.
 
 Worked example: reference 0.80, so m = 0.75. Looks of 256 samples with 154 agreeing (0.60) have
 log L = 13.3 for q = 0.60, cut to cap = log(10000) / 3 = 3.07. The
@@ -94,13 +95,18 @@ class DetectorState:
     wealths: list[float] = field(default_factory=lambda: [0.0] * len(DROPS))
     recent: list[Look] = field(default_factory=list)
     """The last looks, at most WINDOW, since the last restart, alarm or recovery."""
-    reference: float | None = None
-    """The best window's score by its second halves. None: before two looks."""
-    best_first: float = 0.0
-    """That window's score by its first halves, which chose it."""
+    best: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    """The score of the best window by each half of the samples."""
+    measured: list[float] = field(default_factory=list)
+    """The score of these windows by the other half. Empty before two looks."""
     reference_looks: int = 0
-    """Looks of that window."""
+    """Looks of these windows."""
     is_alarmed: bool = False
+
+    @property
+    def reference(self) -> float | None:
+        """What looks are compared with. None before two looks."""
+        return sum(self.measured) / 2 if self.measured else None
 
 
 class FallDetector:
@@ -135,14 +141,15 @@ class FallDetector:
 
     def _test(self, look: Look) -> bool:
         state = self.state
-        if state.reference is None:
+        reference = state.reference
+        if reference is None:
             return False
         state.tested += 1
         weight = self._bound.weight(state.tested)
         cap = self._bound.cap(state.tested)
-        healthy = state.reference - TOLERANCE
+        healthy = reference - TOLERANCE
         for index, drop in enumerate(DROPS):
-            fallen = max(state.reference - drop, LEAST_LEVEL)
+            fallen = max(reference - drop, LEAST_LEVEL)
             if fallen < healthy:
                 growth = min(log_likelihood_ratio(look, fallen, healthy), cap)
                 state.wealths[index] = (state.wealths[index] + weight) * math.exp(growth)
@@ -152,7 +159,7 @@ class FallDetector:
         self.state.recent = [*self.state.recent, look][-WINDOW:]
 
     def _renew_reference(self) -> None:
-        """Take the recent looks for the reference if they are the best window until now.
+        """Let each half take the recent looks if they are its best window until now.
 
         A shorter window, of a run's first looks, gives way to the first whole one.
         """
@@ -160,18 +167,22 @@ class FallDetector:
         looks = len(state.recent)
         if looks < 2 or looks < state.reference_looks:
             return
-        first, second = (_half_score(state.recent, half) for half in (0, 1))
-        if first > state.best_first or looks == WINDOW > state.reference_looks:
-            state.best_first = first
-            state.reference = second
-            state.reference_looks = looks
+        scores = [_half_score(state.recent, half) for half in (0, 1)]
+        if not state.measured or looks == WINDOW > state.reference_looks:
+            state.best, state.measured = scores, scores[::-1]
+        for half, score in enumerate(scores):
+            if score > state.best[half]:
+                state.best[half] = score
+                state.measured[half] = scores[1 - half]
+        state.reference_looks = looks
 
     def _end_alarm_after_recovery(self) -> None:
-        state = self.state
-        assert state.reference is not None
-        if len(state.recent) == WINDOW:
-            score = sum(look.score for look in state.recent) / WINDOW
-            if score >= state.reference - TOLERANCE:
+        recent = self.state.recent
+        reference = self.state.reference
+        assert reference is not None
+        if len(recent) == WINDOW:
+            score = sum(look.score for look in recent) / WINDOW
+            if score >= reference - TOLERANCE:
                 self.restart()
 
     def state_dict(self) -> dict[str, Any]:

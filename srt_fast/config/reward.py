@@ -90,8 +90,8 @@ class MonitorConfig:
     """Held-out prompts of the monitor. They are other prompts than the evaluation's if there are
     enough."""
     samples: Annotated[int, Field(ge=2)] = 4
-    """Completions of each of these prompts, at least 2: one half chooses the alarm's reference, the
-    other measures it."""
+    """Completions of each of these prompts, at least 2: one half chooses what the other half
+    measures for the alarm's reference."""
     false_alarm_looks: Annotated[int, Field(ge=2)] | None = None
     """Least mean number of looks between false alarms. None: 10000, unless false_alarm_chance is
     set."""
