@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from srt_fast.collapse.monitor import CAUSES, Monitor
+from srt_fast.collapse.detector import FalseAlarmBound
+from srt_fast.collapse.monitor import SIGNS, Monitor
 from srt_fast.collapse.probe import CollapseProbe
 from srt_fast.config import MonitorConfig
 from srt_fast.errors import CheckpointError
@@ -53,7 +54,7 @@ class CollapseHandler:
         self._rewards = rewards
         self._learner = learner
         self._replay = replay
-        self._monitor = Monitor()
+        self._monitor = Monitor(FalseAlarmBound.of(settings))
         self._best = CheckpointStore(
             self._best_folder, keep=99, link=run.folder / "best_model", world=run.world
         )
@@ -75,7 +76,7 @@ class CollapseHandler:
         self._monitor.observe(values)
 
     def act(self, step: int) -> None:
-        """After a step: measure the probe if that is due, log new causes, act on an alarm.
+        """After a step: measure the probe if that is due, log new signs, act on an alarm.
 
         Acts once a step. If a signal interrupts the measurement, the resumed run does all of it.
         """
@@ -85,14 +86,20 @@ class CollapseHandler:
             self._measure(step)
         self._last_step = step
         verdict = self._monitor.check()
-        for cause in verdict.new_causes:
-            self._run.event(step, "warning", f"{cause}: {CAUSES[cause].meaning}", cause=cause)
+        for sign in verdict.new_signs:
+            self._run.event(step, "warning", f"{sign}: {SIGNS[sign].meaning}", sign=sign)
         if verdict.raises_alarm:
-            causes = ", ".join(self._monitor.causes)
-            self._run.event(step, "alarm", f"this looks like collapse ({causes})", causes=causes)
+            self._report_alarm(step)
             actions = {"stop": self._stop, "rollback": self._rollback, "freeze": self._freeze}
             if self._settings.action != "log":
                 actions[self._settings.action](step)
+
+    def _report_alarm(self, step: int) -> None:
+        reference = self._monitor.detector.state.reference
+        score = self._monitor.mean("probe_score")
+        assert reference is not None
+        message = f"this looks like collapse: the probe's score is {score:.2f}, was {reference:.2f}"
+        self._run.event(step, "alarm", message, score=score, reference=reference)
 
     @property
     def best_step(self) -> int | None:
@@ -156,11 +163,18 @@ class CollapseHandler:
 
     def _measure(self, step: int) -> None:
         assert self._probe is not None
-        scores, kl = self._probe.measure()
-        is_best = self._monitor.observe_probe(step, scores, kl)
+        measurement = self._probe.measure(step)
+        is_best = self._monitor.observe_probe(step, measurement)
+        look = measurement.look
         values = {
-            "probe_score": sum(scores) / len(scores),
-            "probe_kl": kl,
+            "probe_score": look.score,
+            "probe_agreeing_1": look.agreeing[0],
+            "probe_samples_1": look.samples[0],
+            "probe_agreeing_2": look.agreeing[1],
+            "probe_samples_2": look.samples[1],
+            "probe_reference": self._monitor.detector.state.reference,
+            "probe_kl": measurement.kl,
+            "probe_dissent": measurement.dissent,
             "best_step": self._monitor.best_step,
         }
         self._run.metrics.log(step, values, kind="monitor")

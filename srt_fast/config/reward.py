@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -89,8 +89,15 @@ class MonitorConfig:
     prompts: Positive = 64
     """Held-out prompts of the monitor. They are other prompts than the evaluation's if there are
     enough."""
-    samples: Positive = 4
-    """Completions of each of these prompts."""
+    samples: Annotated[int, Field(ge=2)] = 4
+    """Completions of each of these prompts, at least 2: one half chooses what the other half
+    measures for the alarm's reference."""
+    false_alarm_looks: Annotated[int, Field(ge=2)] | None = None
+    """Least mean number of looks between false alarms. None: 10000, unless false_alarm_chance is
+    set."""
+    false_alarm_chance: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Largest chance of any false alarm, over any number of looks. Takes the place of
+    false_alarm_looks. An alarm comes a little later, the more so the longer a run is."""
     labels: Literal["start", "gold"] = "start"
     """What these completions are compared with: the starting model's votes ("start"), or gold
     answers."""
@@ -99,4 +106,9 @@ class MonitorConfig:
         if self.action != "log" and not self.every:
             raise ValueError(
                 f"monitor.every: expected at least 1 with monitor.action={self.action!r}, got 0"
+            )
+        if self.false_alarm_looks is not None and self.false_alarm_chance is not None:
+            raise ValueError(
+                "monitor.false_alarm_chance: expected none with monitor.false_alarm_looks="
+                f"{self.false_alarm_looks}, got {self.false_alarm_chance:g}"
             )

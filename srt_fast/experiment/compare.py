@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from srt_fast.experiment.grid import Arm
 from srt_fast.experiment.measure import ALARM, RunResult
+from srt_fast.experiment.rules import RULES
 
 Row = dict[str, Any]
 
@@ -66,39 +67,62 @@ def compare_arms(arms: Iterable[Arm], results: Sequence[RunResult]) -> list[Row]
     return rows
 
 
-def warning_times(arms: Iterable[Arm], results: Sequence[RunResult]) -> list[Row]:
-    """Per signal, the alarm first: how many steps before a fall it warned, and its false alarms.
+def alarm_times(arms: Iterable[Arm], results: Sequence[RunResult]) -> list[Row]:
+    """Per rule of RULES: how many steps before a fall it alarms, and its false alarms.
 
-    Runs in which the monitor acted are left out. A fall that it prevented would count as a false
-    alarm.
+    All rules judge the same looks. Runs in which the monitor acted are left out, and so are runs
+    whose rows do not have what a rule needs.
     """
-    action_arms = {arm.name for arm in arms if arm.group == "action"}
-    runs = [result for result in results if result.arm not in action_arms]
-    stable_runs = [run for run in runs if run.fall_step is None]
-    signals = {signal for run in runs for signal in run.warning_steps}
+    runs = _runs_without_action(arms, results)
     rows = []
-    for signal in sorted(signals, key=lambda signal: (signal != ALARM, signal)):
-        falls = 0
-        leads = []
-        for run in runs:
-            if run.fall_step is None:
-                continue
-            falls += 1
-            if signal in run.warning_steps:
-                leads.append(run.fall_step - run.warning_steps[signal])
-        rows.append(
-            {
-                "signal": signal,
-                "falls": falls,
-                "early": sum(lead > 0 for lead in leads),
-                "late": sum(lead <= 0 for lead in leads),
-                "missed": falls - len(leads),
-                "lead": _median_and_range(leads),
-                "stable": len(stable_runs),
-                "false_alarms": sum(signal in run.warning_steps for run in stable_runs),
-            }
-        )
+    for rule in RULES:
+        judged = [run for run in runs if rule in run.rule_steps]
+        rows.append(_lead_row(rule, judged, lambda run, rule=rule: run.rule_steps[rule]))
     return rows
+
+
+def warning_times(arms: Iterable[Arm], results: Sequence[RunResult]) -> list[Row]:
+    """Per sign: how many steps before a fall it warned, and how often without a fall.
+
+    Runs in which the monitor acted are left out.
+    """
+    runs = _runs_without_action(arms, results)
+    signs = {sign for run in runs for sign in run.warning_steps} - {ALARM}
+    return [
+        _lead_row(sign, runs, lambda run, sign=sign: run.warning_steps.get(sign))
+        for sign in sorted(signs)
+    ]
+
+
+def _runs_without_action(arms: Iterable[Arm], results: Sequence[RunResult]) -> list[RunResult]:
+    """The runs in which the monitor could not act. A fall that it prevents would look false."""
+    action_arms = {arm.name for arm in arms if arm.group == "action"}
+    return [result for result in results if result.arm not in action_arms]
+
+
+def _lead_row(
+    name: str, runs: Sequence[RunResult], first_step: Callable[[RunResult], int | None]
+) -> Row:
+    """How a signal fares on these runs. first_step: where a run has it first."""
+    falling = [run for run in runs if run.fall_step is not None]
+    stable = [run for run in runs if run.fall_step is None]
+    leads = []
+    for run in falling:
+        step = first_step(run)
+        if step is not None:
+            assert run.fall_step is not None
+            leads.append(run.fall_step - step)
+    return {
+        "signal": name,
+        "falls": len(falling),
+        "early": sum(lead > 0 for lead in leads),
+        "late": sum(lead <= 0 for lead in leads),
+        "missed": len(falling) - len(leads),
+        "lead": _median_and_range(leads),
+        "stable": len(stable),
+        "false_alarms": sum(first_step(run) is not None for run in stable),
+        "stable_looks": sum(run.looks for run in stable),
+    }
 
 
 def early_stopping(results: Sequence[RunResult]) -> list[Row]:

@@ -1,4 +1,4 @@
-"""The runs of `srt-fast experiment collapse`: the arms, and the configuration of each.
+"""The runs of `srt-fast experiment`: the arms, and the configuration of each.
 
 Every arm is the quickstart recipe with some fields changed. All run on the hf sampler and the CPU,
 so that every machine runs the same.
@@ -6,9 +6,10 @@ so that every machine runs the same.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from srt_fast.config import Config, override
 from srt_fast.config.recipes import quickstart
@@ -40,6 +41,11 @@ COLLAPSE = {
 """Settings in which the plain vote collapses: five times the learning rate, fewer prompts per step,
 more steps."""
 LONG = {"train.steps": 320}
+LONG_RUNS = {
+    "train": COLLAPSE["train"] | {"steps": 1000},
+    "evaluation": COLLAPSE["evaluation"] | {"every": 20},
+}
+"""The same settings for 1,000 steps, for false alarms."""
 QUESTION = {"reward.params": {"question": "{prompt}{completion}?"}}
 """A short question for self_judge and verify. The embedded model knows only sums, so a question in
 words would say no more to it and be longer."""
@@ -51,8 +57,9 @@ GROUPS = {
     "action": "the plain vote with an action of the monitor",
     "paper": "what the paper found not to help",
     "curriculum": "the plain vote with a curriculum",
+    "long": "1,000 steps in the collapsing settings",
 }
-"""The groups of arms. All groups from "reward" on have the budget of the plain vote in
+"""The groups of arms. Those from "reward" to "curriculum" have the budget of the plain vote in
 "collapse"."""
 
 RISE_ARMS = {
@@ -149,6 +156,12 @@ COLLAPSE_ARMS: dict[str, list[tuple[str, str, str, dict[str, Any]]]] = {
     ],
 }
 """Name, reward kind, note and changes of each arm in the collapsing settings, by group."""
+LONG_ARMS = {
+    "oracle": "gold answers",
+    "ema": "labels of a moving-average teacher",
+}
+"""Reward kind and note of each arm of 1,000 steps."""
+Experiment = Literal["collapse", "alarm"]
 
 
 @dataclass(frozen=True)
@@ -183,3 +196,20 @@ def collapse_grid() -> tuple[Arm, ...]:
         for name, kind, note, changes in rows:
             arms.append(Arm(name, group, COLLAPSE | {"reward.kind": kind} | changes, note))
     return tuple(arms)
+
+
+def alarm_grid() -> tuple[Arm, ...]:
+    """Long healthy runs, and runs of the plain vote, which collapse."""
+    votes = [arm for arm in collapse_grid() if arm.name in ("majority", "majority_long")]
+    long = [
+        Arm(f"{kind}_1000", "long", LONG_RUNS | {"reward.kind": kind}, note)
+        for kind, note in LONG_ARMS.items()
+    ]
+    return (*votes, *long)
+
+
+GRIDS: dict[Experiment, Callable[[], tuple[Arm, ...]]] = {
+    "collapse": collapse_grid,
+    "alarm": alarm_grid,
+}
+"""The arms of each experiment."""

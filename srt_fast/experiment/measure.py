@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from srt_fast.experiment.grid import Arm
+from srt_fast.experiment.rules import judge
 from srt_fast.files import read_rows
 
 Rows = Sequence[dict[str, Any]]
@@ -30,7 +31,7 @@ COLLAPSE_REWARD = 0.95
 FALL = 0.10
 """An accuracy that is more than this below its peak is a fall."""
 ALARM = "alarm"
-"""The alarm's name among the signals. The others are the causes of single warnings."""
+"""The alarm's name among the signals. The others are the signs of warnings."""
 ACTIONS = ("stopped", "rolled_back", "frozen")
 """Events that the monitor logs when it acts."""
 
@@ -70,7 +71,12 @@ class RunResult:
     fall_step: int | None
     """The first evaluation more than FALL below the peak until then."""
     warning_steps: dict[str, int]
-    """Step of each cause's first warning. ALARM is the alarm's."""
+    """Step of each sign's first warning. ALARM is the alarm's."""
+    looks: int
+    """Looks of the collapse probe."""
+    rule_steps: dict[str, int | None]
+    """Step of the first alarm by each rule of RULES. None: never. A rule is missing if the rows do
+    not have what it needs."""
     actions: str | None
     """What the monitor did, and when: "rolled back at 40, stopped at 84"."""
     restored_step: int | None
@@ -132,6 +138,8 @@ def measure(run: FinishedRun) -> RunResult:
         collapse_step=_collapse_step(run),
         fall_step=_fall_step(evaluations),
         warning_steps=warning_steps,
+        looks=len(run.rows_of("monitor")),
+        rule_steps=judge(run.rows_of("monitor")),
         actions=", ".join(names) or None,
         restored_step=actions[-1].get("best_step") if actions else None,
         best_probe_step=best_probe_step,
@@ -142,13 +150,13 @@ def measure(run: FinishedRun) -> RunResult:
 
 
 def first_warnings(run: FinishedRun) -> dict[str, int]:
-    """Step of the first alarm (ALARM) and of each cause's first warning."""
+    """Step of the first alarm (ALARM) and of each sign's first warning."""
     steps: dict[str, int] = {}
     for row in run.rows_of("event"):
         if row["event"] == "alarm":
             steps.setdefault(ALARM, row["step"])
         elif row["event"] == "warning":
-            steps.setdefault(row["cause"], row["step"])
+            steps.setdefault(row["sign"], row["step"])
     return steps
 
 

@@ -1,4 +1,4 @@
-"""Writes what an experiment shows: collapse.md, collapse.json (every number) and the figures."""
+"""Writes what an experiment shows: a page, its numbers as JSON, and the figures of the collapse."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from srt_fast.experiment import compare, sentences, tables
 from srt_fast.experiment.figure import arms_figure, collapse_figure
-from srt_fast.experiment.grid import BASE, COLLAPSE, RISE, Arm
+from srt_fast.experiment.grid import BASE, COLLAPSE, LONG_RUNS, RISE, Arm, Experiment
 from srt_fast.experiment.measure import (
     COLLAPSE_REWARD,
     FALL,
@@ -32,10 +32,16 @@ ARMS_TEXT = (
     f"more than {100 * FALL:.0f} points below its peak until then. Time: of a step, relative to "
     "the plain vote's."
 )
-WARNING_TEXT = (
-    "Steps from a signal's first warning to the fall, in runs that fell, and false alarms in runs "
-    "that did not. Runs in which the monitor acted are left out. The accuracy is known every "
-    f"{COLLAPSE['evaluation']['every']} steps."
+LEAD_TEXT = (
+    "Steps from the first alarm or warning to the fall, in runs that fell, and how often there was "
+    "one in runs that did not. Runs in which the monitor acted are left out. The accuracy is known "
+    f"every {COLLAPSE['evaluation']['every']} steps in the runs of the collapse, and every "
+    f"{LONG_RUNS['evaluation']['every']} in the runs of the alarm."
+)
+RULES_TEXT = (
+    "Every rule judges the same logged looks. `10,000 looks` and `chance of 1 %`: the sequential "
+    "test with `monitor.false_alarm_looks` or `monitor.false_alarm_chance`. `best look`: 10 points "
+    "below the best of all looks, the rule before it."
 )
 STOPPING_TEXT = (
     "majority: the accuracy at the step with the best agreement with the starting model's votes "
@@ -45,7 +51,9 @@ STOPPING_TEXT = (
 )
 
 
-def write_page(arms: Sequence[Arm], seeds: Sequence[int], root: Path, out: Path) -> list[Path]:
+def write_page(
+    experiment: Experiment, arms: Sequence[Arm], seeds: Sequence[int], root: Path, out: Path
+) -> list[Path]:
     """Read the finished runs in `root` and write page, numbers and figures to `out`.
 
     Returns the paths of the files. Raises ValueError if no run has finished.
@@ -55,26 +63,34 @@ def write_page(arms: Sequence[Arm], seeds: Sequence[int], root: Path, out: Path)
         raise ValueError(f"{root}: expected finished runs of the grid, got none")
     numbers = findings(arms, seeds, [measure(run) for run in runs])
     out.mkdir(parents=True, exist_ok=True)
-    paths = [out / name for name in ("collapse.md", "collapse.json", "collapse.png", "designs.png")]
-    paths[0].write_text(markdown(numbers))
+    paths = [out / f"{experiment}.md", out / f"{experiment}.json"]
+    page = collapse_page if experiment == "collapse" else alarm_page
+    paths[0].write_text(page(numbers))
     paths[1].write_text(json.dumps(numbers, indent=1) + "\n")
-    collapse_figure(runs).savefig(paths[2])
-    arms_figure(arms, runs).savefig(paths[3])
+    if experiment == "collapse":
+        figures = {
+            "collapse.png": collapse_figure(runs),
+            "designs.png": arms_figure(arms, runs),
+        }
+        for name, figure in figures.items():
+            paths.append(out / name)
+            figure.savefig(paths[-1])
     return paths
 
 
 def findings(
     arms: Sequence[Arm], seeds: Sequence[int], results: Sequence[RunResult]
 ) -> dict[str, Any]:
-    """The content of collapse.json."""
+    """The content of the JSON file."""
     arm_rows = compare.compare_arms(arms, results)
     return {
         "environment": environment(),
-        "settings": {"base": BASE, "rise": RISE, "collapse": COLLAPSE},
+        "settings": {"base": BASE, "rise": RISE, "collapse": COLLAPSE, "long": LONG_RUNS},
         "seeds": list(seeds),
         "winner": compare.winner(arm_rows, len(seeds)),
         "rise": compare.rise(results),
         "arms": arm_rows,
+        "alarm": compare.alarm_times(arms, results),
         "warning": compare.warning_times(arms, results),
         "early_stopping": compare.early_stopping(results),
         "runs": [asdict(result) for result in results],
@@ -114,8 +130,8 @@ def _cpu_model() -> str:
     return platform.processor()
 
 
-def markdown(numbers: dict[str, Any]) -> str:
-    """The page: the answers in sentences, then the tables that they come from."""
+def collapse_page(numbers: dict[str, Any]) -> str:
+    """The answers in sentences, then the tables that they come from."""
     parts = [
         "# Rise, collapse and rescue",
         sentences.introduction(numbers),
@@ -129,9 +145,7 @@ def markdown(numbers: dict[str, Any]) -> str:
         "![held-out pass@1 of every arm](designs.png)",
         "A line is a seed, and a dot its end. Grey: the mean of the plain vote (solid) and of gold "
         "answers (dashed).",
-        "## Warning",
-        WARNING_TEXT,
-        tables.warning_times(numbers["warning"]),
+        *_leads(numbers),
         "## Early stopping without labels",
         STOPPING_TEXT,
         tables.early_stopping(numbers["early_stopping"]),
@@ -139,3 +153,28 @@ def markdown(numbers: dict[str, Any]) -> str:
         tables.runs(numbers["runs"]),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def alarm_page(numbers: dict[str, Any]) -> str:
+    """The alarm's rules on long healthy runs and on runs that collapse."""
+    parts = [
+        "# The alarm on long runs",
+        sentences.machine(numbers["environment"]),
+        f"- {sentences.alarm(numbers['alarm'])}",
+        *_leads(numbers),
+        "## Every run",
+        tables.runs(numbers["runs"]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _leads(numbers: dict[str, Any]) -> list[str]:
+    return [
+        "## Alarm",
+        LEAD_TEXT,
+        RULES_TEXT,
+        tables.leads("rule", numbers["alarm"]),
+        "## Warnings",
+        "What is shown and raises no alarm.",
+        tables.leads("sign", numbers["warning"]),
+    ]

@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 from srt_fast.experiment.grid import COLLAPSE, RISE
-from srt_fast.experiment.measure import ALARM, COLLAPSE_REWARD
+from srt_fast.experiment.measure import COLLAPSE_REWARD
 from srt_fast.experiment.tables import points, spread
 
 Row = dict[str, Any]
@@ -14,18 +14,23 @@ Row = dict[str, Any]
 
 def introduction(numbers: dict[str, Any]) -> str:
     """What was run, and where."""
-    environment = numbers["environment"]
     rise = RISE["train"]
     collapse = COLLAPSE["train"]
     return (
-        "Written by `srt-fast experiment collapse` "
-        f"(commit {environment['commit'] or 'unknown'}, torch {environment['torch']}, "
-        f"{environment['cpu']}, {environment['cores']} cores, {environment['date']}). Model and "
-        "task: the embedded quickstart model on 3-digit sums. Seeds: "
-        f"{_join(numbers['seeds'])}. Rise: "
+        f"{machine(numbers['environment'])} Model and task: the embedded quickstart model on "
+        f"3-digit sums. Seeds: {_join(numbers['seeds'])}. Rise: "
         f"{rise['steps']} steps of {rise['prompts_per_step']} prompts at lr {rise['lr']:g}, the "
         f"recipe's own settings. All other arms: {collapse['steps']} steps of "
         f"{collapse['prompts_per_step']} prompts at lr {collapse['lr']:g}."
+    )
+
+
+def machine(environment: Row) -> str:
+    """What wrote the page, and where."""
+    return (
+        "Written by `srt-fast experiment` "
+        f"(commit {environment['commit'] or 'unknown'}, torch {environment['torch']}, "
+        f"{environment['cpu']}, {environment['cores']} cores, {environment['date']})."
     )
 
 
@@ -34,7 +39,7 @@ def answers(numbers: dict[str, Any]) -> str:
     lines = [
         _rise(numbers["rise"]),
         _collapse(numbers["runs"]),
-        _warning(numbers["warning"]),
+        alarm(numbers["alarm"]),
         _early_stopping(numbers["early_stopping"]),
         _winner(numbers["winner"]),
     ]
@@ -67,20 +72,20 @@ def _collapse(runs: list[Row]) -> str:
     )
 
 
-def _warning(rows: list[Row]) -> str:
-    alarms = [row for row in rows if row["signal"] == ALARM]
-    if not alarms:
-        return "Warning: no run logged an alarm."
-    [alarm] = alarms
-    lead = alarm["lead"]
-    when = ""
-    if lead:
-        when = f", a median of {lead['median']:g} steps ahead ({lead['min']} to {lead['max']})"
-    return (
-        f"Warning: the alarm came before the fall in {alarm['early']} of {alarm['falls']} runs "
-        f"that fell{when}. There were false alarms in {alarm['false_alarms']} of "
-        f"{alarm['stable']} runs that did not fall."
-    )
+def alarm(rows: list[Row]) -> str:
+    """Each rule of the alarm, on runs that fell and on runs that did not."""
+    parts = []
+    for row in rows:
+        lead = row["lead"]
+        when = ""
+        if lead:
+            when = f", a median of {lead['median']:g} steps ahead ({lead['min']} to {lead['max']})"
+        parts.append(
+            f"by the rule `{row['signal']}` it came before the fall in {row['early']} of "
+            f"{row['falls']} runs that fell{when}, and falsely in {row['false_alarms']} of "
+            f"{row['stable']} runs that did not"
+        )
+    return f"Alarm: {'; '.join(parts)}."
 
 
 def _early_stopping(rows: list[Row]) -> str:

@@ -64,10 +64,11 @@ def _arm_cells(row: Row) -> Cells:
     ]
 
 
-def warning_times(rows: list[Row]) -> str:
+def leads(name: str, rows: list[Row]) -> str:
+    """How far ahead of a fall each signal is. name: the first column's."""
     header = (
-        "signal | runs that fell | warned before | not before | never | steps ahead: median "
-        "| range | runs that did not fall | false alarms"
+        f"{name} | runs that fell | before | not before | never | steps ahead: median "
+        "| range | runs that did not fall | looks of these | false on"
     )
     lines = []
     for row in rows:
@@ -82,6 +83,7 @@ def warning_times(rows: list[Row]) -> str:
                 f"{lead['median']:g}" if lead else None,
                 f"{lead['min']} to {lead['max']}" if lead else None,
                 row["stable"],
+                row["stable_looks"],
                 row["false_alarms"],
             ]
         )

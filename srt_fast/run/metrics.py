@@ -57,7 +57,11 @@ metrics.jsonl has one JSON object per line:
     prompts_too_long if there are any.
 "monitor": one row each time the collapse probe is measured.
     probe_score               the probe's score
+    probe_agreeing_1, probe_samples_1   agreeing samples and samples of the first half
+    probe_agreeing_2, probe_samples_2   and of the second
+    probe_reference           the score that the alarm compares with
     probe_kl                  KL from the starting model to the policy, nats a token
+    probe_dissent             clear votes of the starting model that the policy now mostly leaves
     best_step                 the step with the best score so far
 "event": what else happened.
     "event" (a short name such as "step_skipped"), "message", and figures of the event.

@@ -4,7 +4,10 @@ import json
 
 import pytest
 
-from srt_fast.collapse.monitor import CAUSES, Monitor
+from srt_fast.collapse.detector import FalseAlarmBound
+from srt_fast.collapse.look import Look, Measurement
+from srt_fast.collapse.monitor import Monitor
+from srt_fast.config import MonitorConfig
 
 HEALTHY = {
     "top_answer_share": 0.1,
@@ -15,7 +18,13 @@ HEALTHY = {
     "completion_tokens": 10.0,
     "repetition": 0.0,
 }
-PROBE_SCORES = [0.5, 1.0] * 16
+BOUND = FalseAlarmBound(looks=10_000)
+
+
+def measurement(score: float, kl: float = 0.1) -> Measurement:
+    """Of 200 samples."""
+    agreeing = round(100 * score)
+    return Measurement(Look((agreeing, agreeing), (100, 100)), kl, None)
 
 
 def observe_steps(monitor: Monitor, values: dict) -> None:
@@ -24,28 +33,8 @@ def observe_steps(monitor: Monitor, values: dict) -> None:
         monitor.observe(values)
 
 
-def check(monitor: Monitor) -> tuple[list[str], bool]:
-    verdict = monitor.check()
-    return verdict.new_causes, verdict.raises_alarm
-
-
-def check_after(
-    values: dict, scores: list[float] | None = None, kl: float = 0.1, measurements: int = 2
-) -> tuple[list[str], bool]:
-    """The verdict after a healthy start with probe scores of 0.75, and five steps of `values`."""
-    monitor = Monitor()
-    for step in (0, 5):
-        monitor.observe_probe(step, PROBE_SCORES, 0.0)
-    observe_steps(monitor, HEALTHY)
-    assert check(monitor) == ([], False)
-    observe_steps(monitor, HEALTHY | values)
-    for number in range(measurements):
-        monitor.observe_probe(10 + number, scores or PROBE_SCORES, kl)
-    return check(monitor)
-
-
 @pytest.mark.parametrize(
-    ("values", "probe", "causes"),
+    ("values", "probe", "signs"),
     [
         ({"top_answer_share": 0.31}, {}, ["constant_answer"]),
         ({"top_answer_share": 0.29}, {}, []),
@@ -57,41 +46,38 @@ def check_after(
         ({"answer_entropy": 0.75}, {}, ["few_answers"]),
         ({"vote_share": 0.81}, {}, ["divergence"]),
         ({}, {"kl": 1.1}, ["kl"]),
-        # 15 points down on every prompt
-        ({}, {"scores": [0.3, 0.9] * 16}, ["probe_score"]),
-        # one measurement of the two that are averaged
-        ({}, {"scores": [0.3, 0.9] * 16, "measurements": 1}, []),
-        # one prompt of 32
-        ({}, {"scores": [0.0] + [0.5, 1.0] * 15 + [1.0]}, []),
         # both a little
-        ({"vote_share": 0.75}, {"scores": [0.45, 0.9] * 16}, ["divergence"]),
+        ({"vote_share": 0.75}, {"score": 0.68}, ["divergence"]),
         ({"vote_share": None, "entropy": float("nan")}, {}, []),
     ],
 )
-def test_causes(values, probe, causes):
-    new_causes, raises_alarm = check_after(values, **probe)
-    assert new_causes == causes
-    assert raises_alarm == any(CAUSES[name].is_strong for name in causes)
+def test_signs_are_shown_and_raise_no_alarm(values, probe, signs):
+    """The monitor's state survives JSON."""
+    monitor = Monitor(BOUND)
+    for step in (0, 5):
+        monitor.observe_probe(step, measurement(0.75))
+    observe_steps(monitor, HEALTHY)
+    assert monitor.check().new_signs == []
+    observe_steps(monitor, HEALTHY | values)
+    for step in (10, 15):
+        monitor.observe_probe(step, measurement(**{"score": 0.75} | probe))
+    state = json.loads(json.dumps(monitor.state_dict()))
+    monitor = Monitor(BOUND)
+    monitor.load_state_dict(state)
+    verdict = monitor.check()
+    assert verdict.new_signs == signs
+    assert not verdict.raises_alarm
+    assert monitor.check().new_signs == []
 
 
-def test_two_weak_causes_raise_one_alarm():
-    """The state of the monitor survives JSON at every point."""
-    monitor = Monitor()
-    entropy = HEALTHY | {"entropy": 0.5}
-    entropy_and_repetition = entropy | {"repetition": 0.4}
-    for values, expected in (
-        (HEALTHY, ([], False)),
-        (entropy, (["entropy"], False)),
-        (entropy_and_repetition, (["repetition"], True)),
-        (entropy_and_repetition, ([], False)),
-        (HEALTHY, ([], False)),
-        (entropy_and_repetition, (["entropy", "repetition"], True)),
-    ):
-        observe_steps(monitor, values)
-        assert check(monitor) == expected
-        state = json.loads(json.dumps(monitor.state_dict()))
-        monitor = Monitor()
-        monitor.load_state_dict(state)
+def test_the_probe_raises_one_alarm():
+    monitor = Monitor(BOUND)
+    alarms = []
+    for number, score in enumerate([0.8] * 8 + [0.4] * 6):
+        monitor.observe_probe(number, measurement(score))
+        alarms += [number] if monitor.check().raises_alarm else []
+        assert not monitor.check().raises_alarm  # a step without a look
+    assert alarms == [10]
 
 
 def test_best_step():
@@ -99,7 +85,7 @@ def test_best_step():
 
     Step 10 has a mean of 0.75, which is above step 5's 0.7, but its own 0.6 is not.
     """
-    monitor = Monitor()
+    monitor = Monitor(BOUND)
     for step, score, best_step in (
         (0, 0.5, 0),
         (5, 0.9, 5),
@@ -110,7 +96,25 @@ def test_best_step():
         (30, 0.9, 30),
         (35, 0.86, 35),
     ):
-        monitor.observe_probe(step, [score] * 4, 0.0)
+        monitor.observe_probe(step, measurement(score))
         assert monitor.best_step == best_step
     monitor.restart()
-    assert check(monitor) == ([], False)
+    assert monitor.best_step == 35
+
+
+@pytest.mark.parametrize(
+    ("settings", "bound"),
+    [
+        ({}, FalseAlarmBound(looks=10_000)),
+        ({"false_alarm_looks": 500}, FalseAlarmBound(looks=500)),
+        ({"false_alarm_chance": 0.01}, FalseAlarmBound(chance=0.01)),
+    ],
+)
+def test_one_bound_is_in_force(settings, bound):
+    assert FalseAlarmBound.of(MonitorConfig(**settings)) == bound
+
+
+def test_two_bounds_are_refused():
+    message = r"monitor.false_alarm_chance: expected none with .*looks=500, got 0.01"
+    with pytest.raises(ValueError, match=message):
+        MonitorConfig(false_alarm_looks=500, false_alarm_chance=0.01)

@@ -32,7 +32,12 @@ RUNS = {
     "fused optimizer": {"train.optimizer": "adamw_fused"},
     # Fewer prompts than ranks. Steps whose only group is unanimous have no gradient.
     "one prompt": {"train.prompts_per_step": 1, "sampling.temperature": 0.5},
-    "rollback": {"monitor": {"action": "rollback", "every": 1}, "train.lr": 1e-2},
+    # At a low temperature the start agrees with its votes, and then no more.
+    "rollback": {
+        "monitor": {"action": "rollback", "every": 1, "false_alarm_looks": 2},
+        "train.lr": 1e-2,
+        "sampling.temperature": 0.5,
+    },
     "supervised": {"curriculum": {"supervised_every": 2, "supervised_lead": 1.0}},
 }
 

@@ -2,36 +2,39 @@ import pytest
 
 from srt_fast.experiment import compare
 from srt_fast.experiment.grid import Arm
-from srt_fast.experiment.measure import ALARM, measure
+from srt_fast.experiment.measure import measure
 from support.experiment import FALLING, RISING, WARNINGS, make_run
 
 
-def test_warnings_before_and_after_a_fall_and_false_alarms():
+def test_alarms_and_warnings_before_and_after_a_fall_and_false_ones():
     arms = [
         Arm("majority", "collapse", {}, ""),
         Arm("oracle", "collapse", {}, ""),
         Arm("stop", "action", {}, ""),
     ]
-    late = [(25, "alarm", {"causes": "kl"})]
+    early = {2 * look: 0.8 if look < 4 else 0.5 for look in range(11)}
+    late = dict.fromkeys(range(19), 0.9) | dict.fromkeys(range(19, 31), 0.7)
+    one_bad_look = dict.fromkeys(range(31), 0.9) | {20: 0.6}
     runs = [
-        make_run("majority", FALLING, 0, events=WARNINGS),
-        make_run("majority", FALLING, 1, events=late),
+        make_run("majority", FALLING, 0, events=WARNINGS, probe_scores=early),
+        make_run("majority", FALLING, 1, probe_scores=late),
         make_run("majority", FALLING, 2),
-        make_run("oracle", RISING, 0, events=late),
-        make_run("oracle", RISING, 1),
-        make_run("stop", RISING, 0, events=WARNINGS),
+        make_run("oracle", RISING, 0, probe_scores=one_bad_look),
+        make_run("stop", RISING, 0, events=WARNINGS, probe_scores=early),
     ]
-    alarm, length = compare.warning_times(arms, [measure(run) for run in runs])
-    assert alarm == {
-        "signal": ALARM,
-        "falls": 3,
-        "early": 1,
-        "late": 1,
-        "missed": 1,
-        "lead": {"median": 0.5, "min": -5, "max": 6},
-        "stable": 2,
-        "false_alarms": 1,
-    }
+    results = [measure(run) for run in runs]
+    looks, chance, best_look = compare.alarm_times(arms, results)
+    assert (looks["signal"], looks["falls"], looks["early"], looks["late"]) == (
+        "10,000 looks",
+        2,
+        1,
+        1,
+    )
+    assert looks["lead"] == {"median": 3, "min": -2, "max": 8}
+    assert (looks["stable"], looks["false_alarms"], looks["stable_looks"]) == (1, 0, 31)
+    assert (chance["early"], chance["late"], chance["false_alarms"]) == (1, 1, 0)
+    assert best_look["false_alarms"] == 1
+    [length] = compare.warning_times(arms, results)
     assert length["signal"] == "length"
     assert (length["early"], length["missed"], length["false_alarms"]) == (1, 2, 0)
 

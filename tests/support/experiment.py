@@ -15,9 +15,9 @@ FALLING = {0: 0.50, 10: 0.70, 20: 0.55, 30: 0.40}
 """Accuracy by step: the worked example of measure.py."""
 RISING = {0: 0.50, 10: 0.70, 20: 0.80, 30: 0.90}
 WARNINGS: list[Event] = [
-    (12, "warning", {"cause": "length"}),
-    (14, "alarm", {"causes": "length,kl"}),
-    (16, "alarm", {"causes": "kl"}),
+    (12, "warning", {"sign": "length"}),
+    (14, "alarm", {"score": 0.5, "reference": 0.7}),
+    (16, "alarm", {"score": 0.4, "reference": 0.7}),
 ]
 
 
@@ -47,10 +47,7 @@ def make_run(
                 (earlier for earlier in probe_scores if earlier <= step),
                 key=lambda earlier: (probe_scores[earlier], -earlier),
             )
-            score = probe_scores[step]
-            rows.append(
-                {"step": step, "kind": "monitor", "probe_score": score, "best_step": best_step}
-            )
+            rows.append(look_row(step, probe_scores[step]) | {"best_step": best_step})
         for event_step, name, values in events:
             if event_step == step:
                 rows.append({"step": step, "kind": "event", "event": name, **values})
@@ -66,6 +63,19 @@ def make_run(
         "maj_end": last + 0.05,
     }
     return FinishedRun(arm, seed, rows, summary)
+
+
+def look_row(step: int, score: float) -> dict[str, Any]:
+    """A look at 200 samples."""
+    half = {f"probe_agreeing_{number}": round(100 * score) for number in (1, 2)}
+    return (
+        {"step": step, "kind": "monitor", "probe_score": score}
+        | half
+        | {
+            "probe_samples_1": 100,
+            "probe_samples_2": 100,
+        }
+    )
 
 
 def _train_row(step: int, pseudo_reward: float, seconds: float) -> dict[str, Any]:
