@@ -19,6 +19,9 @@ from srt_fast.config import ModelConfig, SamplingConfig
 from srt_fast.distributed.sharding import gather_weight, gathered_weights, run_in_forward
 from srt_fast.distributed.tensor_files import read_tensors, write_tensors
 from srt_fast.distributed.world import ONE_PROCESS, World
+from srt_fast.model.architecture import nan_embeddings, trained_beside, without_attention
+from srt_fast.model.attention import ATTENTION
+from srt_fast.model.lora import head_weight
 
 Result = TypeVar("Result")
 
@@ -58,6 +61,9 @@ class Policy:
     states. The loss kernels do not know such an architecture.
     """
 
+    weights_file = "model"
+    """Name of a checkpoint's files of weights, without a suffix."""
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -96,13 +102,13 @@ class Policy:
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             return
-        write_tensors(folder, self.named_weights(), self.world, merge=True)
+        write_tensors(folder, dict(self.named_weights()), self.world, merge=True)
         with self.world.agreement():
             if self.world.is_main:
                 self.save_without_weights(folder)
 
     def load(self, folder: Path) -> None:
-        """Copy the weights that `save` wrote into this model."""
+        """Copy the weights in a checkpoint's model folder into this model."""
         if self.world.is_distributed:
             read_tensors(folder, saved_tensors(self.model), self.world)
             return
@@ -125,20 +131,30 @@ class Policy:
         """The dtype of matrix products in a forward pass."""
         return self._autocast_dtype or self.model.dtype
 
-    def named_weights(self) -> dict[str, Tensor]:
-        """All weights and saved buffers by their names in a checkpoint. Tied weights come once.
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All weights and saved buffers by their names in a whole model's files. Tied weights come
+        once.
 
-        A weight of a sharded model is a DTensor. A weight is copied only if the checkpoint has
-        another layout than the model: transformers fuses the experts of mixture models.
+        A weight of a sharded model is a DTensor. A weight is copied only if the files have another
+        layout than the model: transformers fuses the experts of mixture models.
         """
         weights = revert_weight_conversion(self.model, saved_tensors(self.model))
-        return {name: tensor.detach() for name, tensor in weights.items()}
+        for name, tensor in weights.items():
+            yield name, tensor.detach()
+
+    def checkpoint_weights(self) -> dict[str, Tensor]:
+        """What a checkpoint's model folder holds, by name. `load` reads it."""
+        return dict(self.named_weights())
+
+    def own_weights(self) -> dict[str, Tensor]:
+        """The weights that training changes, and saved buffers, by name. Not copied."""
+        return saved_tensors(self.model)
 
     def weights(self, gather_dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
         """named_weights, whole. Iterating is collective: a sharded weight is cast to `gather_dtype`
         and then gathered, one at a time.
         """
-        for name, tensor in self.named_weights().items():
+        for name, tensor in self.named_weights():
             yield name, gather_weight(tensor, gather_dtype)
 
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -149,13 +165,13 @@ class Policy:
 
     @property
     def head(self) -> LMHeadParameters:
-        """The LM head's parameters, not copied."""
+        """The LM head's parameters. Not copied, but for a weight with an adapter."""
         config = self.model.config
         lm_head: Any = self.model.get_output_embeddings()
         granite_scale = getattr(config, "logits_scaling", None)
         cohere_scale = getattr(config, "logit_scale", None) or 1.0
         return LMHeadParameters(
-            weight=lm_head.weight,
+            weight=head_weight(lm_head),
             bias=getattr(lm_head, "bias", None),
             softcap=getattr(config, "final_logit_softcapping", None),
             temperature_factor=float(granite_scale or 1 / cohere_scale),
@@ -211,6 +227,48 @@ class Policy:
                 f"{name}expected packed hidden states times the LM head to give the model's own "
                 f"logits (relative difference at most {tolerance:g}), got {difference:.3g}"
             )
+        self._check_structure(name)
+
+    def _check_structure(self, name: str) -> None:
+        """Raise ValueError for what _logit_difference cannot see: parts whose weights are small."""
+        was_training = self.model.training
+        self.model.eval()
+        with self.gathered_weights():
+            beside_head = self._trained_beside_head()
+            mixes_sequences = self._mixes_sequences()
+        self.model.train(was_training)
+        if beside_head:
+            raise ValueError(
+                f"{name}expected logits of the LM head on the last hidden states alone, got some "
+                f"that also depend on {', '.join(beside_head[:3])}"
+            )
+        if mixes_sequences:
+            raise ValueError(
+                f"{name}expected that only attention mixes positions, got another layer that "
+                "carries one packed sequence into the next"
+            )
+
+    def _trained_beside_head(self) -> list[str]:
+        """Names of parameters that make logits, and would get no gradient from the loss."""
+        ids = torch.arange(3, device=self.device)
+        with torch.enable_grad():
+            head = self.head
+            with self.autocast():
+                logits = self.model(input_ids=ids[None], use_cache=False).logits
+            hidden = torch.zeros(1, head.weight.shape[1], device=self.device)
+            return trained_beside(self.model, logits, _head_logits(hidden, head))
+
+    @torch.no_grad()
+    def _mixes_sequences(self) -> bool:
+        """Whether a layer other than attention carries one packed sequence into another."""
+        if self.model.config._attn_implementation != ATTENTION:
+            return False  # its rows are padded
+        ids = torch.arange(9, device=self.device) % self.model.config.vocab_size
+        cu_input = torch.tensor([0, 3, 6, 9], dtype=torch.int32, device=self.device)
+        position_ids = torch.arange(3, device=self.device).repeat(3)
+        with without_attention(self.model), nan_embeddings(self.model, slice(3, 6)):
+            hidden = self.hidden(ids, position_ids, cu_input, 3)
+        return bool(hidden[:3].isnan().any() or hidden[6:].isnan().any())
 
     @torch.no_grad()
     def _logit_difference(self) -> float:
