@@ -21,7 +21,8 @@ EVERYTHING = {
     # The starting model for the KL, a moving average as teacher, and a frozen start for labels.
     "reward": {"kind": "ema", "params": {"decay": 0.5, "final_decay": 0.5}},
     "train": {"reward_kl_coef": 0.1, "minibatches": 2, "lr": 1e-2},
-    "monitor": {"action": "rollback", "every": 1},
+    "monitor.every": 0,
+    "sampling.temperature": 0.5,
 }
 
 
@@ -44,7 +45,7 @@ def test_a_run_is_resumed_bit_for_bit_and_exported(config, tmp_path, capsys):
     assert len(changed) == len(weights) / 2 == 2 * 2 + 1
     rows = read_rows(whole / "metrics.jsonl")
     mismatches = [row["train_mismatch_max"] for row in rows if row.get("updates")]
-    # Roundings of logits of size 20 and less, in fp32: the loss has one head W + BA, the sampler two.
+    # A few fp32 roundings of logits up to 20: the loss has one head W + B A, the sampler two.
     assert mismatches and max(mismatches) < 1e-3
     kls = [row["kl"] for row in rows if "kl" in row]
     assert abs(kls[0]) < 1e-6 and kls[-1] > 1e-4  # of the policy to itself, at the first step
@@ -67,9 +68,7 @@ def test_a_run_is_resumed_bit_for_bit_and_exported(config, tmp_path, capsys):
         is_adapted = any(target in name for target in config.model.lora.target)
         assert torch.equal(weight, start.get_parameter(name)) != is_adapted, name
     capsys.readouterr()
-    scores = []
-    for path in (str(whole), str(exported)):
-        arguments = [] if path == str(whole) else ["--task.answer-rule", "whole"]
-        assert main(["eval", path, *arguments]) == 0
-        scores.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
-    assert scores[0]["pass1"] is not None
+    assert main(["eval", str(whole)]) == 0
+    scores = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert scores["model"] == str(whole / "model")
+    assert 0 <= scores["pass1"] <= 1
