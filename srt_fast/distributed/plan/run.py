@@ -68,6 +68,11 @@ class Run:
         if not 0 < self.active <= 1:
             raise ValueError(f"--active: expected more than 0 and at most 1, got {self.active:g}")
         dist, vllm = self.config.dist, self.config.vllm
+        if rank := self.config.model.lora.r:
+            raise ValueError(
+                "model.lora.r: expected 0, because the formulas are for training all weights, "
+                f"got {rank}"
+            )
         if vllm.mode != "colocate":
             raise ValueError(
                 "vllm.mode: expected 'colocate', because the servers' GPUs are not known here, "
