@@ -49,7 +49,7 @@ def check_trainer(trainer: GRPOTrainer) -> None:
     kind = trainer.accelerator.distributed_type
     expected = "one process or DDP: other ways to split a model are not tested"
     expect(kind in WHOLE_MODEL, "distributed_type", expected, kind.value)
-    model = trainer.model
+    model: Any = trainer.model
     _check_adapters(model)
     if not isinstance(without_peft(model), PreTrainedModel):
         got = type(model).__name__
