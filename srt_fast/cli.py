@@ -1,4 +1,4 @@
-"""srt-fast train | eval | probe | report | recipes | vote | experiment | plan."""
+"""srt-fast train | eval | probe | report | export | recipes | vote | experiment | plan."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ usage: srt-fast COMMAND [ARGUMENTS]
   eval RECIPE|MODEL|RUN_DIR            Evaluate on held-out prompts: pass@1, pass@k and maj@k.
   probe RECIPE|MODEL                   Before training: can the model train on its own vote here?
   report RUN_DIR                       Write report.html and report.png of a run again.
+  export RUN_DIR|MODEL FOLDER          Write a whole model. Adapters (LoRA) are merged.
   recipes [NAME]                       List the recipes, or print one as YAML.
   vote FILE ...                        Majority, share and split of another system's completions.
   experiment collapse                  Measure how the vote rises and collapses, and what prevents
@@ -71,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         "eval": _eval,
         "probe": _probe,
         "report": _report,
+        "export": _export,
         "recipes": _recipes,
         "vote": _vote,
         "experiment": _experiment,
@@ -221,6 +223,12 @@ def _report(argv: list[str]) -> int:
     for path in write_report(Path(argv[0])):
         print_text(path)
     return 0
+
+
+def _export(argv: list[str]) -> int:
+    from srt_fast.run.export import main as run_export
+
+    return run_export(argv)
 
 
 def _recipes(argv: list[str]) -> int:

@@ -14,14 +14,14 @@ from transformers import get_scheduler
 
 from srt_fast.config import Config
 from srt_fast.model.logprobs import head_inputs, rollout_logprobs
-from srt_fast.model.packing import (
+from srt_fast.model.policy import Policy
+from srt_fast.optimizer import clip_gradients, make_optimizer
+from srt_fast.packing.micro_batches import (
     count_packed_tokens,
     count_tokens,
     pack,
     select_rollouts,
 )
-from srt_fast.model.policy import Policy
-from srt_fast.optimizer import clip_gradients, make_optimizer
 from srt_fast.run.step_metrics import Figures, StepTotals
 from srt_fast.types import Layout, MicroBatch, Reward, Rollouts
 from srt_fast.utilization.meter import StepMeter

@@ -28,10 +28,12 @@ State = dict[str, Any]
 def make_optimizer(parameters: Iterable[Tensor], train: TrainConfig) -> Optimizer:
     """AdamW of the kind train.optimizer. Its state_dict has plain tensors and floats only.
 
+    Frozen parameters are left out.
+
     bfloat16 parameters have float32 master weights. Raises ValueError if "adamw_8bit" lacks torchao
     or a compiler.
     """
-    parameters = list(parameters)
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
     options: dict[str, Any] = {
         "lr": train.lr,
         "betas": train.betas,

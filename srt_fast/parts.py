@@ -13,7 +13,8 @@ from srt_fast.collapse.probe import CollapseProbe
 from srt_fast.config import Config
 from srt_fast.learner import Learner
 from srt_fast.model.layer_kernels import describe_kernels
-from srt_fast.model.loading import load_policy, load_reference
+from srt_fast.model.loading import load_adapted, load_policy, load_reference
+from srt_fast.model.lora import TEACHER
 from srt_fast.model.policy import Policy
 from srt_fast.rewards import RewardFunction
 from srt_fast.rewards.base import EMATeacher, StartLabels, TokenCertainty, find_requirement
@@ -201,33 +202,59 @@ def _load_models(
     labels = find_requirement(function, StartLabels)
     votes = labels is not None and labels.file is None
     needs_start = _has_kl(config) or votes or config.monitor.action == "freeze"
+    needs_ema = find_requirement(function, EMATeacher) is not None
     checkpoint = run.last_checkpoint()
     start_path = None
-    if needs_start or not checkpoint:
+    if needs_start or config.model.lora.r or not checkpoint:
         with run.world.agreement():
             start_path = starting_model(config, run.progress, run.interrupts.check)
-    policy_path = str(checkpoint / "model") if checkpoint else start_path
-    assert policy_path is not None
     share_prompts = config.train.shared_prompt
-    policy = load_policy(policy_path, config.model, run.world, share_prompts=share_prompts)
-    if policy.sharing_obstacle:
+    if config.model.lora.r:
+        assert start_path is not None
+        models = _load_adapted(config, start_path, run, with_teacher=needs_ema)
+    else:
+        policy_path = str(checkpoint / "model") if checkpoint else start_path
+        assert policy_path is not None
+        policy = load_policy(policy_path, config.model, run.world, share_prompts=share_prompts)
+        start = None
+        if needs_start:
+            assert start_path is not None
+            start = load_reference(start_path, config.model, run.world, share_prompts=share_prompts)
+        ema = load_reference(policy_path, config.model, run.world) if needs_ema else None
+        models = policy, start, ema
+    if obstacle := models[0].sharing_obstacle:
         run.progress.note(
-            f"train.shared_prompt: {policy.sharing_obstacle}. A prompt is computed once for each "
-            "completion"
+            f"train.shared_prompt: {obstacle}. A prompt is computed once for each completion"
         )
-    softcap = policy.head.softcap
+    softcap = models[0].head.softcap
     if find_requirement(function, TokenCertainty) and softcap is not None:
         raise ValueError(
             f"reward.kind: {config.reward.kind!r} expected a model without softcap on its logits, "
             f"got one of {softcap}"
         )
-    start = None
-    if needs_start:
-        assert start_path is not None
-        start = load_reference(start_path, config.model, run.world, share_prompts=share_prompts)
-    needs_ema = find_requirement(function, EMATeacher) is not None
-    ema = load_reference(policy_path, config.model, run.world) if needs_ema else None
-    return policy, start, ema
+    return models
+
+
+def _load_adapted(
+    config: Config, start_path: str, run: RunFolder, *, with_teacher: bool
+) -> tuple[Policy, Policy, Policy | None]:
+    """As _load_models, of one model: the starting model is the policy without its adapter."""
+    policy = load_adapted(
+        start_path,
+        config.model,
+        run.world,
+        with_teacher=with_teacher,
+        share_prompts=config.train.shared_prompt,
+    )
+    if checkpoint := run.last_checkpoint():
+        policy.load(checkpoint / "model")
+    trained = sum(weight.numel() for weight in policy.own_weights().values())
+    run.progress.note(f"LoRA: {trained:,} weights of adapters are trained")
+    ema = None
+    if with_teacher:
+        ema = policy.view(TEACHER)
+        ema.copy_adapter(policy)
+    return policy, policy.view(None), ema
 
 
 def _note_engine(config: Config, run: RunFolder) -> None:

@@ -24,11 +24,11 @@ from filelock import FileLock, Timeout
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from srt_fast.config import Config, EvalConfig
+from srt_fast.config import Config, EvalConfig, LoRAConfig
 from srt_fast.evaluation.evaluate import evaluate
 from srt_fast.model.loading import load_policy
-from srt_fast.model.packing import pack
 from srt_fast.model.policy import Policy
+from srt_fast.packing.micro_batches import pack
 from srt_fast.sampling.base import Completion, pack_completions
 from srt_fast.sampling.hf import HFSampler
 from srt_fast.tasks.arithmetic import ArithmeticTask, worked_solution
@@ -146,7 +146,8 @@ def _warm_start(
         tokenizer = build_tokenizer()
         build_model(config, tokenizer).save_pretrained(building)
         tokenizer.save_pretrained(building)
-        policy = load_policy(str(building), replace(config.model, dtype="float32", autocast="off"))
+        whole = replace(config.model, dtype="float32", autocast="off", lora=LoRAConfig())
+        policy = load_policy(str(building), whole)
         WarmStart(policy, config, progress, checkpoint).run()
         policy.model.save_pretrained(building)
         building.rename(folder)

@@ -108,7 +108,7 @@ def test_a_state_without_master_weights_is_refused():
 def test_adamw_is_fused_on_cuda(dtype, device, is_fused):
     """Fake tensors have a device and no data."""
     with FakeTensorMode():
-        weight = torch.empty(3, 2, device=device, dtype=dtype)
+        weight = torch.empty(3, 2, device=device, dtype=dtype, requires_grad=True)
         optimizer = make_optimizer([weight], TrainConfig())
     assert optimizer.param_groups[0]["fused"] is is_fused
 

@@ -56,7 +56,8 @@ def test_warm_start_and_training(small_config):
     another model, and its majority may be no better than a sample: the vote then improves nothing.
     """
     config = override(small_config, {"reward.kind": "oracle"})
-    folder = ensure_warm_started(config, do_nothing, do_nothing)
+    with_adapters = override(config, {"model.lora.r": 4})  # the warm start trains all weights
+    folder = ensure_warm_started(with_adapters, do_nothing, do_nothing)
     assert folder == cache_folder(config)
     assert (folder / "model.safetensors").is_file()
 

@@ -19,7 +19,7 @@ from srt_fast.config import Config, override, to_dict
 from srt_fast.errors import CheckpointError
 from srt_fast.files import read_rows
 from srt_fast.model import policy
-from srt_fast.model.packing import Selection
+from srt_fast.packing.micro_batches import Selection
 from srt_fast.run.folder import load_config
 from srt_fast.run.progress import RunProgress
 from srt_fast.run.records import read_record

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -32,35 +33,34 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def configuration_tables() -> str:
     """A heading, a sentence and a table for each section of a run's configuration."""
     root = pydantic.TypeAdapter(Config).json_schema()
-    top_level = [
-        field.name for field in fields(Config) if not is_dataclass(_section_class(field.name))
-    ]
-    parts = [
-        "## Top level\n",
-        _table(Config, root, root["$defs"], top_level),
-    ]
-    for field in fields(Config):
-        section = _section_class(field.name)
-        if is_dataclass(section):
-            schema = root["$defs"][section.__name__]
-            names = [entry.name for entry in fields(section)]
-            parts += [
-                f"\n## {field.name}\n",
-                f"{inspect.getdoc(section)}\n",
-                _table(section, schema, root["$defs"], names),
-            ]
+    parts = ["## Top level\n", _table(Config(), root, root["$defs"])]
+    for name, section in _sections(Config()):
+        schema = root["$defs"][type(section).__name__]
+        parts += [
+            f"\n## {name}\n",
+            f"{inspect.getdoc(section)}\n",
+            _table(section, schema, root["$defs"]),
+        ]
     return "\n".join(parts)
 
 
-def _section_class(name: str) -> Any:
-    """The class of a field of Config: a dataclass where the field is a section."""
-    return type(getattr(Config(), name))
+def _sections(owner: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The sections in a section, with their dotted names, and the sections in these."""
+    for field in fields(owner):
+        value = getattr(owner, field.name)
+        if is_dataclass(value):
+            yield prefix + field.name, value
+            yield from _sections(value, f"{prefix}{field.name}.")
 
 
-def _table(owner: type, schema: dict, definitions: dict, names: list[str]) -> str:
-    docs = field_docs(owner)
+def _table(section: Any, schema: dict, definitions: dict) -> str:
+    """The fields of a section that are no sections themselves."""
+    docs = field_docs(type(section))
     rows = ["| field | type | default | meaning |", "| --- | --- | --- | --- |"]
-    for name in names:
+    for field in fields(section):
+        name = field.name
+        if is_dataclass(getattr(section, name)):
+            continue
         entry = schema["properties"][name]
         type_name = _type_name(entry, definitions)
         default = _default(entry)

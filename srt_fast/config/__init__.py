@@ -6,7 +6,7 @@ overrides: changes and files. recipes: whole runs.
 """
 
 from srt_fast.config.dist import DistConfig
-from srt_fast.config.model import ModelConfig, WarmStartConfig
+from srt_fast.config.model import LoRAConfig, ModelConfig, WarmStartConfig
 from srt_fast.config.overrides import from_dict, override, to_dict
 from srt_fast.config.reward import (
     REWARD_KINDS,
@@ -30,6 +30,7 @@ __all__ = [
     "CurriculumConfig",
     "DistConfig",
     "EvalConfig",
+    "LoRAConfig",
     "LogConfig",
     "ModelConfig",
     "MonitorConfig",

@@ -4,7 +4,49 @@ from __future__ import annotations
 
 from typing import Literal
 
-from srt_fast.config.fields import Fraction, NonNegative, Positive, PositiveFloat, section
+from pydantic import Field
+
+from srt_fast.config.fields import (
+    Fraction,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    section,
+)
+
+
+@section("model.lora.")
+class LoRAConfig:
+    """Low-rank adapters (LoRA) in place of training all weights. Needs the extra `lora` (peft)."""
+
+    r: NonNegative = 0
+    """Rank of the adapters. 0: no adapters, all weights are trained. Adapters want a learning rate
+    about ten times that of all weights."""
+    alpha: PositiveFloat = 32.0
+    """An adapter adds alpha / r * B A to a weight."""
+    dropout: NonNegativeFloat = 0.0
+    """Must be 0. With dropout the log-probs of the training pass would not be those of the sampler,
+    and on policy their ratio must be 1."""
+    target: tuple[str, ...] = ("all-linear",)
+    """The layers with adapters: "all-linear" (all linear layers but the LM head), or names such as
+    q_proj v_proj. "lm_head" only if the head is not tied to the embeddings."""
+    seed: NonNegative = 0
+    """Seed of the adapters' first weights. B begins as 0, so every run starts from the same
+    model."""
+
+    def __post_init__(self) -> None:
+        if self.dropout:
+            raise ValueError(
+                "model.lora.dropout: expected 0 (with dropout the training pass would not have the "
+                f"sampler's log-probs), got {self.dropout:g}"
+            )
+        is_all = "all-linear" in self.target
+        if not self.target or (is_all and len(self.target) > 1):
+            raise ValueError(
+                "model.lora.target: expected 'all-linear' alone, or at least one name of a layer, "
+                f"got {' '.join(self.target) or 'nothing'}"
+            )
 
 
 @section("model.")
@@ -34,6 +76,7 @@ class ModelConfig:
     time that this takes. Needs a C++ compiler. The embedded sampler runs the blocks uncompiled."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Read that code before you turn this on."""
+    lora: LoRAConfig = Field(default_factory=LoRAConfig)
 
 
 @section("warm_start.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def override(config: Config, changes: dict[str, Any]) -> Config:
     values = to_dict(config)
     for key, value in changes.items():
         *path, leaf = str(key).split(".")  # YAML also has keys that are no text
-        _merge(values, _nest(path, {leaf: value}), "")
+        _merge(values, _nest(path, {leaf: value}), config, "")
     return from_dict(values)
 
 
@@ -71,13 +72,13 @@ def _nest(path: list[str], value: Any) -> Any:
     return value
 
 
-def _merge(values: dict[str, Any], changes: dict[str, Any], prefix: str) -> None:
-    """Write changes into values, section by section. Other tables are replaced as a whole."""
+def _merge(values: dict[str, Any], changes: dict[str, Any], section: Any, prefix: str) -> None:
+    """Write changes into a section's values. Sections in it are merged, other tables replaced."""
     for key, value in changes.items():
-        is_section = isinstance(values.get(key), dict) and key in Config.__dataclass_fields__
-        if is_section and not isinstance(value, dict):
-            raise ValueError(f"{prefix}{key}: expected a table of fields, got {value!r}")
-        if is_section:
-            _merge(values[key], value, f"{prefix}{key}.")
-        else:
+        inner = getattr(section, str(key), None)
+        if not dataclasses.is_dataclass(inner):
             values[key] = value
+        elif isinstance(value, dict):
+            _merge(values[key], value, inner, f"{prefix}{key}.")
+        else:
+            raise ValueError(f"{prefix}{key}: expected a table of fields, got {value!r}")

@@ -81,12 +81,14 @@ def _check_model(config: Config) -> None:
             "model.path: the embedded model 'quickstart' only knows task.kind='arithmetic', "
             f"got {config.task.kind!r}; name a model folder or hub id"
         )
-    if config.model.dtype != "float32" and config.reward.kind in REWARDS_WITH_TEACHER:
+    # Adapters are float32 whatever the type of the weights.
+    trains_narrow_weights = config.model.dtype != "float32" and not config.model.lora.r
+    if trains_narrow_weights and config.reward.kind in REWARDS_WITH_TEACHER:
         raise ValueError(
             f"model.dtype: expected float32 with reward.kind {config.reward.kind!r}, whose teacher "
             f"moves by less than bfloat16 resolves, got {config.model.dtype}"
         )
-    if config.model.dtype != "float32" and config.train.optimizer == "adamw_8bit":
+    if trains_narrow_weights and config.train.optimizer == "adamw_8bit":
         raise ValueError(
             "train.optimizer: expected 'adamw' or 'adamw_fused', which have master weights, with "
             f"model.dtype {config.model.dtype!r}, got 'adamw_8bit'"

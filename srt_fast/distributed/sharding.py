@@ -20,7 +20,7 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from srt_fast.distributed.world import World
 
@@ -134,6 +134,19 @@ def gather_weight(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     if isinstance(tensor, DTensor) and dtype is not None and tensor.is_floating_point():
         return full_tensor(tensor.to(dtype))
     return full_tensor(tensor)
+
+
+@torch.no_grad()
+def copy_whole(whole: Tensor, tensor: Tensor) -> None:
+    """Copy a whole tensor, the same on all ranks, into a tensor that may be sharded. Local."""
+    if isinstance(tensor, DTensor):
+        whole = distribute_tensor(
+            whole.to(tensor.to_local().device),
+            tensor.device_mesh,
+            tensor.placements,
+            src_data_rank=None,  # no communication
+        ).to_local()
+    local_part(tensor).copy_(whole)
 
 
 def _units(model: nn.Module) -> list[FSDPModule]:

@@ -35,7 +35,7 @@ from srt_fast.errors import CheckpointError, first_line
 FILE_BYTES = 5_000_000_000
 """Largest size of a file. A larger tensor gets a file of its own. A rank that merges a file holds
 it in host memory."""
-INDEX_NAME = "model.safetensors.index.json"
+INDEX_SUFFIX = ".safetensors.index.json"
 
 
 class TensorDescription(NamedTuple):
@@ -52,6 +52,7 @@ def write_tensors(
     *,
     merge: bool,
     file_bytes: int = FILE_BYTES,
+    file: str = "model",
 ) -> None:
     """Write tensors into safetensors files. All ranks call it with the same names.
 
@@ -59,19 +60,20 @@ def write_tensors(
         ranks, which one rank writes. Two names of one weight are an error.
     merge: whole tensors in the files, which from_pretrained reads. False: with several ranks, each
         rank's files hold its shards. That writes half as many bytes.
+    file: name of the files, without numbers and suffix.
 
     Raises CheckpointError on all ranks if one of them could not write.
     """
     if not tensors:
         return
-    files = _split(tensors, file_bytes)
+    files = _split(tensors, file, file_bytes)
     detached = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     _make_folder(folder, world)
     if not world.is_distributed:
         with _checkpoint_errors(folder):
-            for file, names in files.items():
-                _save({name: detached[name] for name in names}, folder / file)
-            _write_index(folder, tensors, files)
+            for path, names in files.items():
+                _save({name: detached[name] for name in names}, folder / path)
+            _write_index(folder / f"{file}{INDEX_SUFFIX}", tensors, files)
         return
     shards = folder / "shards" if merge else folder
     file_numbers = {
@@ -84,6 +86,10 @@ def write_tensors(
         save(detached, storage_writer=writer, process_group=world.control)
     if merge:
         _merge(shards, folder, tensors, files, world)
+        with world.agreement(), _checkpoint_errors(folder):
+            if world.is_main:
+                shutil.rmtree(shards)
+                _write_index(folder / f"{file}{INDEX_SUFFIX}", tensors, files)
 
 
 def read_tensors(
@@ -146,7 +152,7 @@ def _make_folder(folder: Path, world: World) -> None:
             )
 
 
-def _split(tensors: Mapping[str, Tensor], file_bytes: int) -> dict[str, list[str]]:
+def _split(tensors: Mapping[str, Tensor], file: str, file_bytes: int) -> dict[str, list[str]]:
     """The names of the tensors of each file, under the names that Hugging Face gives to files."""
     # On the meta device: sizes of DTensors are those of whole tensors, the same on all ranks.
     shapes = {
@@ -154,7 +160,7 @@ def _split(tensors: Mapping[str, Tensor], file_bytes: int) -> dict[str, list[str
         for name, tensor in tensors.items()
     }
     split = split_torch_state_dict_into_shards(
-        shapes, filename_pattern="model{suffix}.safetensors", max_shard_size=file_bytes
+        shapes, filename_pattern=f"{file}{{suffix}}.safetensors", max_shard_size=file_bytes
     )
     return split.filename_to_tensors
 
@@ -175,10 +181,6 @@ def _merge(
             reader = HuggingFaceStorageReader(str(shards))
             _load_alone(dict(whole), reader)
             _save(whole, folder / file)
-    with world.agreement(), _checkpoint_errors(folder):
-        if world.is_main:
-            shutil.rmtree(shards)
-            _write_index(folder, tensors, files)
 
 
 def _load_alone(tensors: dict[str, Tensor], reader: HuggingFaceStorageReader) -> None:
@@ -192,13 +194,13 @@ def _save(tensors: dict[str, Tensor], file: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def _write_index(folder: Path, tensors: Mapping[str, Tensor], files: dict[str, list[str]]) -> None:
+def _write_index(path: Path, tensors: Mapping[str, Tensor], files: dict[str, list[str]]) -> None:
     if len(files) == 1:
         return
     total_size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     weight_map = {name: file for file, names in files.items() for name in names}
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-    (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+    path.write_text(json.dumps(index, indent=2) + "\n")
 
 
 @contextlib.contextmanager

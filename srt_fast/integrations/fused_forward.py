@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from srt_fast.config import ModelConfig
@@ -60,9 +60,11 @@ class PaddedPolicy(Policy):
 
 
 def add_fused_forward(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, pack: bool = True
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, pack: bool = True
 ) -> None:
     """Let model(fused=f) return f(policy), where `policy` has the model's hidden states and head.
+
+    model: one of transformers, or a PeftModel of one, whose forward() calls that one's.
 
     A model with attention "sdpa" gets the attention of srt_fast/model/attention.py and keeps it:
     gradient checkpointing runs the attention again in backward. The model keeps "sdpa" if `pack` is
@@ -71,10 +73,14 @@ def add_fused_forward(
 
     Raises ValueError for an architecture whose logits are not its head times its hidden states.
     """
-    # accelerate wraps forward in autocast and casts outputs to float32. The trainer does both here.
-    unwrapped_forward = model.__dict__.pop("_original_forward", None)
-    if unwrapped_forward is not None:
-        model.forward = unwrapped_forward
+    wrapper = model
+    model = without_peft(wrapper)
+    assert isinstance(model, PreTrainedModel), "the trainers refuse others"
+    for module in (wrapper, model):
+        # accelerate wraps forward in autocast and casts outputs to float32. The trainer does both.
+        unwrapped_forward = module.__dict__.pop("_original_forward", None)
+        if unwrapped_forward is not None:
+            module.forward = unwrapped_forward
     policy = _make_policy(model, tokenizer, pack)
     model_forward = model.forward
 
@@ -88,6 +94,12 @@ def add_fused_forward(
         return model_forward(*args, **kwargs) if fused is None else fused(policy)
 
     model.forward = types.MethodType(forward, model)
+
+
+def without_peft(model: nn.Module) -> nn.Module:
+    """The model that a PeftModel has adapters in, or the model itself."""
+    peft_model: Any = model
+    return peft_model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _make_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pack: bool) -> Policy:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from srt_fast.integrations.fused_forward import without_peft
 from srt_fast.model.policy import DROPOUTS
 from srt_kernels import Objective
 from srt_kernels.core.checks import expect
@@ -48,10 +49,11 @@ def check_trainer(trainer: GRPOTrainer) -> None:
     kind = trainer.accelerator.distributed_type
     expected = "one process or DDP: other ways to split a model are not tested"
     expect(kind in WHOLE_MODEL, "distributed_type", expected, kind.value)
-    model = trainer.model
-    if not isinstance(model, PreTrainedModel):
+    model: Any = trainer.model
+    _check_adapters(model)
+    if not isinstance(without_peft(model), PreTrainedModel):
         got = type(model).__name__
-        raise ValueError(f"model: expected a transformers model without PEFT, got {got}")
+        raise ValueError(f"model: expected a transformers model, or a PeftModel of one, got {got}")
     reader_type = type(trainer.processing_class).__name__
     expected = "a tokenizer, for prompts of text only"
     expect(not trainer._is_vlm, "processing_class", expected, reader_type)
@@ -60,6 +62,18 @@ def check_trainer(trainer: GRPOTrainer) -> None:
     expect(not has_router_loss, "router_aux_loss_coef", expected, trainer.router_aux_loss_coef)
     for name, module in model.named_modules():
         _check_dropout(name, module)
+
+
+def _check_adapters(model: Any) -> None:
+    """Refuse adapters that change the tokens, or depend on their positions."""
+    for name, config in getattr(model, "peft_config", {}).items():
+        kind = config.peft_type.value
+        is_layer = not config.is_prompt_learning and not config.is_adaption_prompt
+        expected = "adapters inside layers, such as LoRA: rows are packed here"
+        expect(is_layer, "peft_config", expected, f"{kind} in {name!r}")
+        tokens = getattr(config, "alora_invocation_tokens", None)
+        expected = "None: an adapter applies to all tokens of packed rows"
+        expect(not tokens, "alora_invocation_tokens", expected, tokens)
 
 
 def _check_dropout(name: str, module: nn.Module) -> None:

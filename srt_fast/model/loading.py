@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,20 @@ from transformers import (
 
 from srt_fast.config import ModelConfig
 from srt_fast.distributed.world import ONE_PROCESS, World
-from srt_fast.errors import first_line
+from srt_fast.errors import CheckpointError, first_line
 from srt_fast.model.attention import ATTENTION
 from srt_fast.model.compilation import check_compiler, compile_blocks
 from srt_fast.model.layer_kernels import apply_layer_kernels
+from srt_fast.model.lora import (
+    TEACHER,
+    TRAINED,
+    add_adapters,
+    check_peft,
+    is_adapter_folder,
+    read_adapter_config,
+    reset_adapters,
+)
+from srt_fast.model.lora_policy import LoRAPolicy
 from srt_fast.model.policy import Policy
 from srt_fast.model.sharded_loading import load_sharded
 
@@ -45,17 +56,64 @@ def load_policy(
     """Load a model with its tokenizer. With several ranks: sharded, each rank reads its part.
 
     path: a Hugging Face folder, a .gguf file or a hub id. Only safetensors are read from folders
-    and from the hub. share_prompts: see Policy.
+    and from the hub. An adapter's folder, which peft or a run has written, is loaded with the model
+    that it names. Its own settings count, not config.lora. share_prompts: see Policy.
 
     Raises ValueError for a missing file or folder, a folder without config.json, a GGUF file
     without the gguf package, a model that the hub or transformers refuses, an architecture that
-    cannot pack (Policy), and for config.kernels "liger" and config.compile where that is not
-    possible.
+    cannot pack (Policy), and for config.kernels "liger", config.compile and config.lora where that
+    is not possible.
     """
+    if is_adapter_folder(path):
+        folder = Path(path).expanduser()
+        base, lora = read_adapter_config(folder)
+        policy = _load(
+            base, replace(config, lora=lora), world, [TRAINED], share_prompts=share_prompts
+        )
+        try:
+            policy.load(folder)
+        except CheckpointError as error:
+            raise ValueError(
+                f"model.path: expected an adapter of plain LoRA, got {error}"
+            ) from None
+        return policy
+    adapters = [TRAINED] if config.lora.r else []
+    return _load(path, config, world, adapters, share_prompts=share_prompts)
+
+
+def load_adapted(
+    path: str,
+    config: ModelConfig,
+    world: World = ONE_PROCESS,
+    *,
+    with_teacher: bool = False,
+    share_prompts: bool = False,
+) -> LoRAPolicy:
+    """As load_policy, of a whole model with new adapters (config.lora).
+
+    with_teacher: with a second adapter, for a moving average.
+    """
+    adapters = [TRAINED, TEACHER] if with_teacher else [TRAINED]
+    policy = _load(path, config, world, adapters, share_prompts=share_prompts)
+    assert isinstance(policy, LoRAPolicy)
+    return policy
+
+
+def _load(
+    path: str, config: ModelConfig, world: World, adapters: list[str], *, share_prompts: bool
+) -> Policy:
     source, arguments = _pretrained_arguments(path)
     device = pick_device(config.device)
+    if adapters:
+        check_peft()
     if config.compile:
         check_compiler("model.compile", device)
+
+    def add_parts(model: PreTrainedModel) -> None:
+        apply_layer_kernels(model, config.kernels, device)
+        if adapters:
+            add_adapters(model, config.lora, path, adapters)
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source,
@@ -63,15 +121,18 @@ def load_policy(
             **_only_gguf_file(arguments),
         )
         if world.is_distributed:
-            model = load_sharded(source, config, world, device)
+            model = load_sharded(source, config, world, device, add_parts)
         else:
             model = _load_whole(source, config, device, arguments)
+            add_parts(model)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if str(error).startswith("model."):  # it names the setting already
+            raise
         raise ValueError(f"model.path: could not load {path!r}: {first_line(error)}") from error
+    reset_adapters(model, config.lora.seed)
     _check_tokenizer(tokenizer, path)
-    policy = Policy(
-        model, tokenizer, config, world=world, device=device, share_prompts=share_prompts
-    )
+    kind = LoRAPolicy if adapters else Policy
+    policy = kind(model, tokenizer, config, world=world, device=device, share_prompts=share_prompts)
     # The policy has checked the architecture, with passes that need not be compiled.
     if config.compile:
         compile_blocks(model)
@@ -88,9 +149,7 @@ def _load_whole(
         attn_implementation=ATTENTION,
         **arguments,
     )
-    model = model.to(device)
-    apply_layer_kernels(model, config.kernels)
-    return model
+    return model.to(device)
 
 
 def load_reference(
@@ -104,7 +163,12 @@ def load_reference(
 
 
 def check_path(path: str) -> None:
-    """Raise ValueError for a path that cannot be a model. Loads nothing."""
+    """Raise ValueError for a path that cannot be a model to train. Loads nothing."""
+    if is_adapter_folder(path):
+        raise ValueError(
+            f"model.path: expected a whole model, got {path!r}, an adapter: srt-fast export writes "
+            "it as a whole model"
+        )
     _pretrained_arguments(path)
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from srt_fast.model.lm_head import LMHeadParameters
-from srt_fast.model.packing import pack
 from srt_fast.model.policy import Policy
+from srt_fast.packing.micro_batches import pack
 from srt_fast.transfer import send
 from srt_fast.types import PackedSequences, Rollouts
 from srt_kernels import linear_logprob

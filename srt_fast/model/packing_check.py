@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from srt_fast.model.architecture import nan_embeddings, trained_beside, without_attention
+from srt_fast.model.attention import ATTENTION
 from srt_fast.model.lm_head import LMHeadParameters, head_logits
 from srt_fast.types import Segments
 
@@ -43,6 +45,7 @@ def check_packing(policy: PackedModel) -> None:
     obstacle = _obstacle(policy, shares_prompt=False)
     if obstacle:
         raise ValueError(f"{name}{obstacle}")
+    _check_structure(policy, name)
 
 
 def sharing_obstacle(policy: PackedModel) -> str | None:
@@ -69,6 +72,52 @@ def _obstacle(policy: PackedModel, *, shares_prompt: bool) -> str | None:
         "expected packed hidden states times the LM head to give the model's own logits (relative "
         f"difference at most {tolerance:g}), got {difference:.3g}"
     )
+
+
+def _check_structure(policy: PackedModel, name: str) -> None:
+    """Raise ValueError for what _logit_difference cannot see: parts whose weights are small."""
+    was_training = policy.model.training
+    policy.model.eval()
+    with policy.gathered_weights():
+        beside_head = _trained_beside_head(policy)
+        mixes_sequences = _mixes_sequences(policy)
+    policy.model.train(was_training)
+    if beside_head:
+        raise ValueError(
+            f"{name}expected logits of the LM head on the last hidden states alone, got some that "
+            f"also depend on {', '.join(beside_head[:3])}"
+        )
+    if mixes_sequences:
+        raise ValueError(
+            f"{name}expected that only attention mixes positions, got another layer that carries "
+            "one packed sequence into the next"
+        )
+
+
+def _trained_beside_head(policy: PackedModel) -> list[str]:
+    """Names of parameters that make logits, and would get no gradient from the loss."""
+    ids = torch.arange(3, device=policy.device)
+    with torch.enable_grad():
+        head = policy.head
+        with policy.autocast():
+            logits = policy.model(input_ids=ids[None], use_cache=False).logits
+        hidden = torch.zeros(1, head.weight.shape[1], device=policy.device)
+        return trained_beside(policy.model, logits, head_logits(hidden, head))
+
+
+@torch.no_grad()
+def _mixes_sequences(policy: PackedModel) -> bool:
+    """Whether a layer other than attention carries one packed sequence into another."""
+    if policy.model.config._attn_implementation != ATTENTION:
+        return False  # its rows are padded
+    device = policy.device
+    ids = torch.arange(9, device=device) % policy.model.config.vocab_size
+    cu_seqlens = torch.tensor([0, 3, 6, 9], dtype=torch.int32, device=device)
+    segments = Segments.of_sequences([3, 3, 3], cu_seqlens)
+    positions = torch.arange(3, device=device).repeat(3)
+    with without_attention(policy.model), nan_embeddings(policy.model, slice(3, 6)):
+        hidden = policy.hidden(ids, positions, segments)
+    return bool(hidden[:3].isnan().any() or hidden[6:].isnan().any())
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from srt_fast.distributed.sharding import gather_weight, gathered_weights, run_i
 from srt_fast.distributed.tensor_files import read_tensors, write_tensors
 from srt_fast.distributed.world import ONE_PROCESS, World
 from srt_fast.model.lm_head import LMHeadParameters
+from srt_fast.model.lora import head_weight
 from srt_fast.model.packing_check import check_packing, sharing_obstacle
 from srt_fast.types import Segments
 
@@ -40,6 +41,9 @@ class Policy:
     Raises ValueError if the model's logits differ from its LM head applied to its packed hidden
     states. The loss kernels do not know such an architecture.
     """
+
+    weights_file = "model"
+    """Name of a checkpoint's files of weights, without a suffix."""
 
     def __init__(
         self,
@@ -82,13 +86,13 @@ class Policy:
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             return
-        write_tensors(folder, self.named_weights(), self.world, merge=True)
+        write_tensors(folder, dict(self.named_weights()), self.world, merge=True)
         with self.world.agreement():
             if self.world.is_main:
                 self.save_without_weights(folder)
 
     def load(self, folder: Path) -> None:
-        """Copy the weights that `save` wrote into this model."""
+        """Copy the weights in a checkpoint's model folder into this model."""
         if self.world.is_distributed:
             read_tensors(folder, saved_tensors(self.model), self.world)
             return
@@ -111,20 +115,30 @@ class Policy:
         """The dtype of matrix products in a forward pass."""
         return self._autocast_dtype or self.model.dtype
 
-    def named_weights(self) -> dict[str, Tensor]:
-        """All weights and saved buffers by their names in a checkpoint. Tied weights come once.
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All weights and saved buffers by their names in a whole model's files. Tied weights come
+        once.
 
-        A weight of a sharded model is a DTensor. A weight is copied only if the checkpoint has
-        another layout than the model: transformers fuses the experts of mixture models.
+        A weight of a sharded model is a DTensor. A weight is copied only if the files have another
+        layout than the model: transformers fuses the experts of mixture models.
         """
         weights = revert_weight_conversion(self.model, saved_tensors(self.model))
-        return {name: tensor.detach() for name, tensor in weights.items()}
+        for name, tensor in weights.items():
+            yield name, tensor.detach()
+
+    def checkpoint_weights(self) -> dict[str, Tensor]:
+        """What a checkpoint's model folder holds, by name. `load` reads it."""
+        return dict(self.named_weights())
+
+    def own_weights(self) -> dict[str, Tensor]:
+        """The weights that training changes, and saved buffers, by name. Not copied."""
+        return saved_tensors(self.model)
 
     def weights(self, gather_dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
         """named_weights, whole. Iterating is collective: a sharded weight is cast to `gather_dtype`
         and then gathered, one at a time.
         """
-        for name, tensor in self.named_weights().items():
+        for name, tensor in self.named_weights():
             yield name, gather_weight(tensor, gather_dtype)
 
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -135,13 +149,13 @@ class Policy:
 
     @property
     def head(self) -> LMHeadParameters:
-        """The LM head's parameters, not copied."""
+        """The LM head's parameters. Not copied, but for a weight with an adapter."""
         config = self.model.config
         lm_head: Any = self.model.get_output_embeddings()
         granite_scale = getattr(config, "logits_scaling", None)
         cohere_scale = getattr(config, "logit_scale", None) or 1.0
         return LMHeadParameters(
-            weight=lm_head.weight,
+            weight=head_weight(lm_head),
             bias=getattr(lm_head, "bias", None),
             softcap=getattr(config, "final_logit_softcapping", None),
             temperature_factor=float(granite_scale or 1 / cohere_scale),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,27 @@ from srt_fast.distributed.tensor_files import read_tensors
 from srt_fast.distributed.world import World
 from srt_fast.errors import CheckpointError
 from srt_fast.model.attention import ATTENTION
-from srt_fast.model.layer_kernels import apply_layer_kernels
+from srt_fast.model.lora import base_weights
 from srt_fast.model.policy import autocast_dtype, saved_tensors
 
 
 def load_sharded(
-    source: str, config: ModelConfig, world: World, device: torch.device
+    source: str,
+    config: ModelConfig,
+    world: World,
+    device: torch.device,
+    add_parts: Callable[[PreTrainedModel], None],
 ) -> PreTrainedModel:
     """A sharded model. Collective.
 
     The model is made without memory (on the meta device), sharded, and then each rank reads its
     part of each weight.
 
-    source: a folder with safetensors or a hub id. Raises ValueError for a GGUF file's folder, and
-    if the files lack one of the model's weights. A model whose files have another layout must be
-    loaded and saved by transformers first.
+    source: a folder with safetensors or a hub id. add_parts: called before the model is sharded.
+        The values of adapters that it adds are not set.
+
+    Raises ValueError for a GGUF file's folder, and if the files lack one of the model's weights. A
+    model whose files have another layout must be loaded and saved by transformers first.
     """
     folder = _folder(source)
     if not list(folder.glob("*.safetensors")):
@@ -37,11 +44,11 @@ def load_sharded(
             f"model.path: expected safetensors in {folder} to load them on several ranks, got none"
         )
     model = _make_without_memory(folder, config)
-    apply_layer_kernels(model, config.kernels, device)
+    add_parts(model)
     shard(model, world, autocast=autocast_dtype(device, config) is not None)
     model.to_empty(device="cpu" if world.settings.cpu_offload else device)
     try:
-        read_tensors(folder, saved_tensors(model), world, allow_more=True)
+        read_tensors(folder, base_weights(saved_tensors(model)), world, allow_more=True)
     except CheckpointError as error:
         raise ValueError(
             "model.path: expected the weights of the model under their names on several ranks "

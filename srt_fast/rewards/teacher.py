@@ -7,11 +7,11 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from srt_fast.config import Config
 from srt_fast.distributed.sharding import local_part
-from srt_fast.model.policy import Policy, saved_tensors
+from srt_fast.model.policy import Policy
 from srt_fast.sampling import Sampler
 from srt_fast.sampling.base import SamplingParams
 from srt_fast.sampling.hf import HFSampler
@@ -74,17 +74,16 @@ class Teacher:
 
     @torch.no_grad()
     def follow(self, decay: float) -> None:
-        """theta <- decay theta + (1 - decay) theta of the policy."""
-        policy_weights = self._policy.model.parameters()
-        for weight, policy_weight in zip(
-            self._model.model.parameters(), policy_weights, strict=True
-        ):
-            # Both models are sharded alike, so each rank moves its own part.
-            local_part(weight).lerp_(local_part(policy_weight), 1 - decay)
+        """theta <- decay theta + (1 - decay) theta of the policy. Adapters: of A and of B."""
+        policy_weights = self._policy.own_weights()
+        for name, weight in self._model.own_weights().items():
+            if isinstance(weight, nn.Parameter):
+                # Both models are sharded alike, so each rank moves its own part.
+                local_part(weight).lerp_(local_part(policy_weights[name]), 1 - decay)
 
     def weights(self) -> dict[str, Tensor]:
         """The weights by name, not copied. Tied ones come once."""
-        return saved_tensors(self._model.model)
+        return self._model.own_weights()
 
 
 def decay_at(progress: float, initial: float, final: float) -> float:

@@ -2,9 +2,9 @@
 
 A checkpoint is the folder step-NNNNNN:
 
-    model/         a complete Hugging Face model, whatever the number of ranks
+    model/         a complete Hugging Face model, whatever the number of ranks, or an adapter
     optimizer/     the optimizer's state by parameter name, safetensors
-    teacher/       an EMA teacher's weights, safetensors
+    teacher/       an EMA teacher's weights, or those of its adapter, safetensors
     state.pt       the small rest, read with weights_only
     manifest.json  the format, and the size and SHA-256 of each file
 

@@ -35,11 +35,13 @@ class Contents:
     """What a checkpoint holds. Tensors are not copied. The same names on all ranks."""
 
     tensors: Tensors
-    """"model" has the names of a Hugging Face checkpoint, tied weights once."""
+    """"model" has the names of a Hugging Face model, tied weights once, or those of an adapter."""
     state: Mapping[str, Any]
     """What torch.load(weights_only=True) reads. The same on all ranks. Small."""
     save_config: Callable[[Path], None]
     """Writes what a Hugging Face model has beside its weights. Rank 0 calls it."""
+    weights_file: str = "model"
+    """Name of the model's files of weights, without a suffix."""
 
     @classmethod
     def of(
@@ -51,13 +53,18 @@ class Contents:
         teacher: Mapping[str, Tensor] | None = None,
     ) -> Contents:
         """The policy with what belongs to it, and state["optimizer"] for read_optimizer."""
-        tensors: dict[str, Mapping[str, Tensor]] = {"model": policy.named_weights()}
+        tensors: dict[str, Mapping[str, Tensor]] = {"model": policy.checkpoint_weights()}
         if optimizer is not None:
             tensors["optimizer"] = optimizer_tensors(policy.model, optimizer)
             state = {**state, "optimizer": optimizer_settings(policy.model, optimizer)}
         if teacher is not None:
             tensors["teacher"] = teacher
-        return cls(tensors=tensors, state=state, save_config=policy.save_without_weights)
+        return cls(
+            tensors=tensors,
+            state=state,
+            save_config=policy.save_without_weights,
+            weights_file=policy.weights_file,
+        )
 
 
 class CheckpointWriter:
@@ -74,9 +81,11 @@ class CheckpointWriter:
         self._keep = keep
         self._link = link
         self._unfinished = root / f"{WRITING_PREFIX}{self.checkpoint.name}"
+        self._weights_file = "model"  # begin sets it
 
     def begin(self, contents: Contents, *, overwrite: bool) -> bool:
         """Write all but the tensors. False: the step has a checkpoint, which stays."""
+        self._weights_file = contents.weights_file
         if self.world.broadcast(self.checkpoint.exists() and not overwrite):
             return False
         with self._failures(), self.world.agreement():
@@ -95,7 +104,10 @@ class CheckpointWriter:
         with self._failures():
             for name, part in tensors.items():
                 # The model is read by other programs. The rest is read by read_tensors only.
-                write_tensors(self._unfinished / name, part, self.world, merge=name == "model")
+                is_model = name == "model"
+                file = self._weights_file if is_model else "model"
+                folder = self._unfinished / name
+                write_tensors(folder, part, self.world, merge=is_model, file=file)
             write_manifest(self._unfinished, self._step, self.world)
 
     def commit(self) -> None:

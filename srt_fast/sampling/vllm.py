@@ -234,7 +234,7 @@ class _WeightSource:
         self.policy = policy
 
     def named_parameters(self) -> Iterable[tuple[str, Tensor]]:
-        return self.policy.named_weights().items()  # ModuleSource gathers sharded weights
+        return self.policy.named_weights()  # ModuleSource gathers sharded weights
 
 
 def _repack_tied_head(model: nn.Module) -> None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from srt_fast.model.pieces import cut_groups
+from srt_fast.packing.pieces import cut_groups
 from srt_fast.types import Rollouts
 from srt_fast.utilization.flops import SegmentLengths
 

@@ -118,15 +118,25 @@ def test_one_step_off_corrects_unless_overridden():
 
 
 def test_every_field_has_a_docstring():
-    config = Config()
-    for field in fields(config):
-        section = getattr(config, field.name)
-        if is_dataclass(section):
-            docs = field_docs(type(section))
-            assert list(docs) == [setting.name for setting in fields(section)]
-            assert all(doc[-1] in ".)" for doc in docs.values())
+    check_docstrings(Config())
+
+
+def check_docstrings(section):
+    docs = field_docs(type(section))
+    for field in fields(section):
+        value = getattr(section, field.name)
+        if is_dataclass(value):
+            check_docstrings(value)
         else:
-            assert field.name in field_docs(Config)
+            assert docs[field.name][-1] in ".)>", field.name
+
+
+def test_a_section_in_a_section_is_merged():
+    config = override(quickstart(), {"model.lora.r": 4})
+    config = override(config, {"model": {"lora": {"alpha": 8}}})
+    assert (config.model.lora.r, config.model.lora.alpha) == (4, 8)
+    with pytest.raises(ValueError, match="model.lora: expected a table of fields, got 4"):
+        override(config, {"model.lora": 4})
 
 
 def test_a_configuration_survives_json():

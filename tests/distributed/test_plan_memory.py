@@ -17,8 +17,8 @@ from srt_fast.distributed.plan.devices import DEVICES
 from srt_fast.distributed.plan.run import Cluster, Precision, Run
 from srt_fast.distributed.plan.shape import ModelShape, find_shape
 from srt_fast.model.logprobs import head_inputs
-from srt_fast.model.packing import pack
 from srt_fast.model.policy import Policy
+from srt_fast.packing.micro_batches import pack
 from srt_fast.types import Layout, MicroBatch, Rollouts
 from srt_kernels import Objective, linear_policy_loss
 from srt_kernels.lm_head import lm_head, logits_torch

@@ -23,8 +23,8 @@ from srt_fast.distributed.plan import memory
 from srt_fast.distributed.plan.run import Precision
 from srt_fast.distributed.plan.shape import find_shape
 from srt_fast.model.logprobs import head_inputs
-from srt_fast.model.packing import pack
 from srt_fast.model.policy import Policy
+from srt_fast.packing.micro_batches import pack
 from srt_fast.types import Layout, MicroBatch, Rollouts
 from srt_kernels import Objective, linear_policy_loss
 from support.memory import MemoryMeter

@@ -14,8 +14,8 @@ from srt_fast.distributed.sharding import gather_weight
 from srt_fast.distributed.world import ONE_PROCESS
 from srt_fast.model.loading import load_policy
 from srt_fast.model.logprobs import head_inputs
-from srt_fast.model.packing import pack
 from srt_fast.model.policy import Policy
+from srt_fast.packing.micro_batches import pack
 from srt_fast.quickstart import build_tokenizer
 from srt_fast.sampling.base import restore_rollouts, rollout_tensors
 from srt_fast.types import Rollouts

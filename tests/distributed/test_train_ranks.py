@@ -27,6 +27,13 @@ RUNS = {
         "reward": {"kind": "ema", "params": {"decay": 0.5, "final_decay": 0.5}},
         "train": {"reward_kl_coef": 0.1, "minibatches": 2},
     },
+    # Adapters over frozen weights. Reference and teacher are views of the one sharded model.
+    "lora": {
+        "model.lora": {"r": 4, "alpha": 4, "target": ["q_proj", "up_proj", "lm_head"]},
+        "reward": {"kind": "ema", "params": {"decay": 0.5, "final_decay": 0.5}},
+        "train": {"reward_kl_coef": 0.1, "minibatches": 2},
+        "sampling.temperature": 0.5,
+    },
     "threshold": {"reward": {"kind": "threshold", "params": {"tau": 0.5}, "resample": 2}},
     "gspo": {"train.objective": "gspo"},
     "fused optimizer": {"train.optimizer": "adamw_fused"},

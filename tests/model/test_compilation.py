@@ -11,8 +11,8 @@ from torch._inductor import config
 from srt_fast.config import ModelConfig
 from srt_fast.model.loading import load_policy
 from srt_fast.model.logprobs import head_inputs
-from srt_fast.model.packing import pack
 from srt_fast.model.policy import Policy
+from srt_fast.packing.micro_batches import pack
 from srt_fast.sampling.base import SamplingParams
 from srt_fast.sampling.hf import HFSampler
 from srt_fast.types import Rollouts

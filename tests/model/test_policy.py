@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import Gemma2Config
+from torch import Tensor, nn
+from transformers import Gemma2Config, Lfm2Config, LlamaConfig
 
-from srt_fast.config import SamplingConfig
+from srt_fast.config import ModelConfig, SamplingConfig
 from srt_fast.model.policy import Policy, longest_prompt
+from srt_fast.quickstart import build_tokenizer
 from srt_fast.types import Segments
-from support.models import ARCHITECTURES, SMALL, make_policy, rounding_error
+from support.models import ARCHITECTURES, SMALL, make_model, make_policy, rounding_error
 
 # Like lengths share a call of the attention. One sequence has a single token.
 SEQUENCES = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15, 16, 17], [3, 4, 5], [20, 21]]
@@ -76,6 +77,40 @@ def test_gradient_checkpointing_gives_the_same_gradient():
 def test_attention_softcap_is_refused():
     with pytest.raises(ValueError, match="softcap"):
         make_policy(Gemma2Config(**SMALL, head_dim=8))
+
+
+class TwoBranches(nn.Module):
+    """An LM head with a second branch that begins as 0."""
+
+    bias = None
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.weight = head.weight
+        self.branch = nn.Linear(head.in_features, head.out_features, bias=False)
+        nn.init.zeros_(self.branch.weight)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return nn.functional.linear(hidden, self.weight) + self.branch(hidden)
+
+
+def test_a_branch_beside_the_head_is_refused_while_it_is_0():
+    model = make_model(LlamaConfig(**SMALL))
+    model.lm_head = TwoBranches(model.lm_head)
+    with pytest.raises(ValueError, match="logits of the LM head .* lm_head.branch.weight"):
+        Policy(model, build_tokenizer(), ModelConfig())
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.0])
+def test_a_convolution_is_refused_while_it_is_small_or_0(scale):
+    """Numbers do not show it: fresh it moves logits by 7e-6, with weights of 0 by nothing."""
+    model = make_model(Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if ".conv." in name:
+                weight.mul_(scale)
+    with pytest.raises(ValueError, match="expected that only attention mixes positions"):
+        Policy(model, build_tokenizer(), ModelConfig())
 
 
 def test_tied_weights_come_once():

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from srt_fast.config import ModelConfig
 from srt_fast.model.logprobs import head_inputs
-from srt_fast.model.packing import pack
 from srt_fast.model.packing_check import PARITY_BFLOAT16
 from srt_fast.model.policy import Policy
+from srt_fast.packing.micro_batches import pack
 from srt_fast.quickstart import build_tokenizer
 from srt_fast.types import Layout, Rollouts
 from srt_kernels import linear_logprob

@@ -24,9 +24,17 @@ from transformers import (
 )
 
 from srt_fast.cli import main
-from srt_fast.config import Config, SamplingConfig, VLLMConfig, from_dict, override, to_dict
+from srt_fast.config import (
+    Config,
+    LoRAConfig,
+    SamplingConfig,
+    VLLMConfig,
+    from_dict,
+    override,
+    to_dict,
+)
 from srt_fast.files import read_rows
-from srt_fast.model.loading import load_policy
+from srt_fast.model.loading import load_adapted, load_policy
 from srt_fast.model.policy import Policy
 from srt_fast.quickstart import build_tokenizer
 from srt_fast.rewards.teacher import Teacher
@@ -129,6 +137,19 @@ def test_samples_are_the_policys_after_every_sync(models, config, name):
     assert random_state.equal(torch.get_rng_state())
     with pytest.raises(ValueError, match="at most 52 tokens, got one of 53"):
         sampler.sample([[1] * 53], SamplingParams(max_tokens=4))
+    sampler.close()
+
+
+def test_adapters_arrive_merged(models, config):
+    lora = LoRAConfig(r=4, target=("all-linear",))
+    policy = load_adapted(models["grouped queries"], replace(config.model, lora=lora))
+    for weight in policy.own_weights().values():
+        torch.nn.init.normal_(weight, std=0.1)
+    sampler = make_sampler(policy)
+    sampler.sync(policy)
+    assert sampler.check(policy, PROMPTS).cause is None
+    sampler.sync(policy.view(None))
+    assert sampler.check(policy, PROMPTS).cause is not None
     sampler.close()
 
 

@@ -14,7 +14,7 @@ KINDS_WITH_START_LABELS = ("frozen", "restrain")
 
 
 KEYS_PER_TOKEN = 4
-"""Keys of a micro-batch for each token, at most. As in srt_fast/model/pieces.py, without torch."""
+"""Keys of a micro-batch for each token, at most. As in srt_fast/packing/pieces.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,11 @@ class Run:
         if not 0 < self.active <= 1:
             raise ValueError(f"--active: expected more than 0 and at most 1, got {self.active:g}")
         dist, vllm = self.config.dist, self.config.vllm
+        if rank := self.config.model.lora.r:
+            raise ValueError(
+                "model.lora.r: expected 0, because the formulas are for training all weights, "
+                f"got {rank}"
+            )
         if vllm.mode != "colocate":
             raise ValueError(
                 "vllm.mode: expected 'colocate', because the servers' GPUs are not known here, "

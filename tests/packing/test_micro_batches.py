@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from srt_fast.model.packing import count_packed_tokens, count_tokens, pack, select_rollouts
-from srt_fast.model.pieces import KEYS_PER_TOKEN, plan_micro_batches
+from srt_fast.packing.micro_batches import count_packed_tokens, count_tokens, pack, select_rollouts
+from srt_fast.packing.pieces import KEYS_PER_TOKEN, plan_micro_batches
 from srt_fast.types import Layout, MicroBatch, Rollouts
 
 ROLLOUTS = Rollouts(

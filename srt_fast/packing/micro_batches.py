@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from srt_fast.distributed.world import ONE_PROCESS, World
-from srt_fast.model.pieces import Piece, cut_groups, plan_micro_batches
+from srt_fast.packing.pieces import Piece, cut_groups, plan_micro_batches
 from srt_fast.transfer import fetch, send
 from srt_fast.types import MicroBatch, Rollouts, Segments
 
