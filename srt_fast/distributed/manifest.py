@@ -11,7 +11,7 @@ from srt_fast.distributed.world import World
 from srt_fast.errors import CheckpointError
 from srt_fast.files import sync_to_disk
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 
 

@@ -17,6 +17,7 @@ from srt_fast.model.lora import TEACHER, TRAINED
 from srt_fast.model.lora_policy import LoRAPolicy
 from srt_fast.quickstart import build_tokenizer
 from srt_fast.run.checkpoint_writer import CheckpointWriter, Contents
+from srt_fast.types import Segments
 from support.models import SMALL, make_model, rounding_error
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11]])
@@ -53,8 +54,9 @@ def packed_logits(policy: LoRAPolicy) -> Tensor:
 
     def forward() -> Tensor:
         length = IDS.shape[1]
-        cu_input = torch.tensor([0, length], dtype=torch.int32)
-        hidden = policy.hidden(IDS[0], torch.arange(length), cu_input, length)
+        cu_seqlens = torch.tensor([0, length], dtype=torch.int32)
+        segments = Segments.of_sequences([length], cu_seqlens)
+        hidden = policy.hidden(IDS[0], torch.arange(length), segments)
         return hidden @ policy.head.weight.T
 
     return policy.run(forward)

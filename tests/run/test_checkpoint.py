@@ -110,7 +110,7 @@ def truncate(file: Path) -> None:
         ("manifest.json", lambda file: flip_bit(file, 30), "its own SHA-256 differs"),
         ("model/model.safetensors", truncate, r"expected \d+ bytes, got \d+"),
         ("optimizer/model.safetensors", os.unlink, "expected it, got no such file"),
-        ("manifest.json", os.unlink, "expected a checkpoint of format 2, got one without"),
+        ("manifest.json", os.unlink, "expected a checkpoint of format 3, got one without"),
         ("model/unknown.safetensors", Path.touch, "not in the manifest"),
     ],
 )
