@@ -69,7 +69,13 @@ def tiny_config(tiny_model: str, tmp_path: Path) -> Config:
     )
 
 
-LONGEST = ("test_interpreter.py", "test_faults.py", "test_vllm.py", "test_train_ranks.py")
+LONGEST = (
+    "test_interpreter.py",
+    "test_faults.py",
+    "test_train.py",
+    "test_vllm.py",
+    "test_train_ranks.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -41,8 +41,8 @@ VARIANTS = {
 
 
 def gradients(policy: Policy, rollouts: Rollouts, factor: float = 1.0) -> dict:
-    """Gradients of the policy loss by name, whole and in float64. factor: of the advantages."""
-    advantages = factor * random_advantages(rollouts)
+    """Gradients of the policy loss by name, whole and in float64. factor: of the loss."""
+    advantages = random_advantages(rollouts)
     indices = range(len(advantages))
     share = policy.shares_prompts
     for batch in pack(
@@ -60,7 +60,7 @@ def gradients(policy: Policy, rollouts: Rollouts, factor: float = 1.0) -> dict:
                 **options,
             ).loss
 
-        policy.run(forward).backward()
+        (factor * policy.run(forward)).backward()
     return {
         name: gather_weight(weight.grad, None).double()
         for name, weight in policy.model.named_parameters()
