@@ -16,12 +16,8 @@ from srt_fast.config import Config
 from srt_fast.model.logprobs import head_inputs, rollout_logprobs
 from srt_fast.model.policy import Policy
 from srt_fast.optimizer import clip_gradients, make_optimizer
-from srt_fast.packing.micro_batches import (
-    count_packed_tokens,
-    count_tokens,
-    pack,
-    select_rollouts,
-)
+from srt_fast.packing.micro_batches import count_tokens, pack_plan, select_rollouts
+from srt_fast.packing.pieces import Piece, count_planned_tokens, plan_micro_batches
 from srt_fast.run.step_metrics import Figures, StepTotals
 from srt_fast.types import Layout, MicroBatch, Reward, Rollouts
 from srt_fast.utilization.meter import StepMeter
@@ -91,7 +87,8 @@ class Learner:
             if not indices:
                 continue
             normalizer = self._normalizer(rollouts.layout.lengths[part], selection.kept[part])
-            packed_tokens += self._count_packed_tokens(rollouts, indices)
+            plan = self._plan(rollouts, indices)
+            packed_tokens += count_planned_tokens(plan)
             minibatches.append(
                 [
                     replace(
@@ -100,7 +97,7 @@ class Learner:
                         ref_logprobs=None if ref is None else ref[batch.token_index],
                         normalizer=normalizer,
                     )
-                    for batch in self._pack(rollouts, advantages, indices)
+                    for batch in pack_plan(rollouts, advantages, plan[self._world.rank])
                 ]
             )
         self._step_values["tokens_saved"] = all_tokens - active_tokens
@@ -169,7 +166,8 @@ class Learner:
         zeros = torch.zeros(count, device=device)
         total_loss = torch.zeros((), dtype=torch.float64, device=device)
         self._meter.count_training(rollouts, range(count))
-        for batch in self._pack(rollouts, zeros, range(count)):
+        plan = self._plan(rollouts, range(count))
+        for batch in pack_plan(rollouts, zeros, plan[self._world.rank]):
 
             def forward(batch: MicroBatch = batch) -> Tensor:
                 temperature = self._config.sampling.temperature
@@ -221,22 +219,9 @@ class Learner:
             advantages = advantages * reward.weights
         return advantages
 
-    def _pack(
-        self, rollouts: Rollouts, advantages: Tensor, indices: Sequence[int]
-    ) -> list[MicroBatch]:
-        """This rank's micro-batches of these rollouts."""
-        return pack(
-            rollouts,
-            advantages,
-            indices,
-            self._config.train.token_budget,
-            self._world,
-            share_prompts=self._policy.shares_prompts,
-        )
-
-    def _count_packed_tokens(self, rollouts: Rollouts, indices: Sequence[int]) -> int:
-        """Tokens of the micro-batches of all ranks."""
-        return count_packed_tokens(
+    def _plan(self, rollouts: Rollouts, indices: Sequence[int]) -> list[list[list[Piece]]]:
+        """What each rank's micro-batches of these rollouts hold."""
+        return plan_micro_batches(
             rollouts,
             indices,
             self._config.train.token_budget,

@@ -13,7 +13,7 @@ from srt_fast.model.lm_head import LMHeadParameters
 from srt_fast.model.policy import Policy
 from srt_fast.packing.micro_batches import pack
 from srt_fast.transfer import send
-from srt_fast.types import PackedSequences, Rollouts
+from srt_fast.types import MicroBatch, PackedSequences, Rollouts
 from srt_kernels import linear_logprob
 from srt_kernels.core.segments import segment_ids
 
@@ -66,16 +66,7 @@ def rollout_logprobs(
     micro-batch. It may raise to stop early.
     """
     logprobs = torch.zeros_like(rollouts.logprobs)
-    zero_advantages = torch.zeros(len(rollouts.truncated), device=logprobs.device)
-    batches = pack(
-        rollouts,
-        zero_advantages,
-        indices,
-        token_budget,
-        policy.world,
-        share_prompts=policy.shares_prompts,
-    )
-    for batch in batches:
+    for batch in _pack(policy, rollouts, indices, token_budget):
         check()
 
         def score(batch: PackedSequences = batch) -> Tensor:
@@ -110,21 +101,10 @@ def rollout_statistics(
     Collective: the ranks share the work, and all get the whole result. check is called before each
     micro-batch. It may raise to stop early.
     """
-    device = rollouts.tokens.device
     mean_row = policy.run(lambda: policy.head.weight.mean(0, dtype=torch.float32))
     entropies = torch.zeros_like(rollouts.logprobs)
     certainty = torch.zeros_like(rollouts.logprobs)
-    all_rollouts = range(len(rollouts.truncated))
-    zero_advantages = torch.zeros(len(all_rollouts), device=device)
-    batches = pack(
-        rollouts,
-        zero_advantages,
-        all_rollouts,
-        token_budget,
-        policy.world,
-        share_prompts=policy.shares_prompts,
-    )
-    for batch in batches:
+    for batch in _pack(policy, rollouts, range(len(rollouts.truncated)), token_budget):
         check()
 
         def score(batch: PackedSequences = batch) -> tuple[Tensor, Tensor]:
@@ -133,6 +113,20 @@ def rollout_statistics(
         tokens = batch.token_index
         entropies[tokens], certainty[tokens] = policy.run(score)
     return policy.world.sum(entropies), policy.world.sum(certainty)
+
+
+def _pack(
+    policy: Policy, rollouts: Rollouts, indices: Sequence[int], token_budget: int
+) -> list[MicroBatch]:
+    """This rank's micro-batches of a pass without gradient, which needs no advantages."""
+    return pack(
+        rollouts,
+        torch.zeros(len(rollouts.truncated), device=rollouts.tokens.device),
+        indices,
+        token_budget,
+        policy.world,
+        share_prompts=policy.shares_prompts,
+    )
 
 
 def _statistics(

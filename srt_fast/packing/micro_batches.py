@@ -62,31 +62,25 @@ def pack(
     All ranks get equally many micro-batches. One without rollouts has a single token and no target.
     """
     plan = plan_micro_batches(rollouts, indices, token_budget, world, share_prompts=share_prompts)
+    return pack_plan(rollouts, advantages, plan[world.rank])
+
+
+def pack_plan(
+    rollouts: Rollouts, advantages: Tensor, plan: Sequence[list[Piece]]
+) -> list[MicroBatch]:
+    """The micro-batches of one rank: plan_micro_batches(...)[rank]. advantages [R]."""
     offsets = torch.tensor(rollouts.layout.offsets)
     return [
         _pack_one(rollouts, advantages, pieces, offsets)
         if pieces
         else _empty(rollouts.tokens.device)
-        for pieces in plan[world.rank]
+        for pieces in plan
     ]
 
 
 def count_tokens(rollouts: Rollouts, indices: Sequence[int]) -> int:
     """Tokens of a pass over these rollouts if each has its prompt before it."""
     return sum(piece.tokens for piece in cut_groups(rollouts, indices))
-
-
-def count_packed_tokens(
-    rollouts: Rollouts,
-    indices: Sequence[int],
-    token_budget: int,
-    world: World = ONE_PROCESS,
-    *,
-    share_prompts: bool = False,
-) -> int:
-    """Tokens of the micro-batches that `pack` gives to all ranks together."""
-    ranks = plan_micro_batches(rollouts, indices, token_budget, world, share_prompts=share_prompts)
-    return sum(piece.tokens for batches in ranks for pieces in batches for piece in pieces)
 
 
 def _pack_one(

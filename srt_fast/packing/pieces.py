@@ -8,14 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from srt_fast.distributed.balance import split
+from srt_fast.distributed.balance import KEYS_PER_TOKEN, split
 from srt_fast.distributed.world import World
 from srt_fast.types import Rollouts
-
-KEYS_PER_TOKEN = 4
-"""Keys that a micro-batch has room for, for each token of its budget. Each layer keeps the keys and
-values that it has gathered until backward. With grouped queries (a quarter as many heads) four of
-them take about a tenth of what a token's other activations take."""
 
 
 class Piece(NamedTuple):
@@ -64,6 +59,11 @@ def plan_micro_batches(
         for pieces in candidates
     ]
     return min(plans, key=_tokens_to_wait_for)
+
+
+def count_planned_tokens(plan: Sequence[Sequence[Sequence[Piece]]]) -> int:
+    """Tokens that all ranks together compute."""
+    return sum(piece.tokens for batches in plan for pieces in batches for piece in pieces)
 
 
 def cut_groups(rollouts: Rollouts, indices: Sequence[int], limit: int | None = None) -> list[Piece]:

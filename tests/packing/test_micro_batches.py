@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from srt_fast.packing.micro_batches import count_packed_tokens, count_tokens, pack, select_rollouts
-from srt_fast.packing.pieces import KEYS_PER_TOKEN, plan_micro_batches
+from srt_fast.distributed.balance import KEYS_PER_TOKEN
+from srt_fast.packing.micro_batches import count_tokens, pack, select_rollouts
+from srt_fast.packing.pieces import count_planned_tokens, plan_micro_batches
 from srt_fast.types import Layout, MicroBatch, Rollouts
 
 ROLLOUTS = Rollouts(
@@ -133,8 +134,8 @@ def test_every_token_once_with_its_context(share_prompts, ranks):
             assert sum(batch.segments.key_lengths) <= KEYS_PER_TOKEN * budget or is_alone
             rows = batch.row_index.tolist()
             assert not batch.unique_rows or len(set(rows)) == len(rows)
-        options = {"share_prompts": share_prompts}
-        packed = count_packed_tokens(rollouts, indices, budget, worlds[0], **options)
+        plan = plan_micro_batches(rollouts, indices, budget, worlds[0], share_prompts=share_prompts)
+        packed = count_planned_tokens(plan)
         assert packed == sum(len(batch.input_ids) for batch in batches)
         if not share_prompts:
             assert packed == count_tokens(rollouts, indices)

@@ -6,15 +6,12 @@ import math
 from dataclasses import dataclass
 
 from srt_fast.config import REWARDS_WITH_TEACHER, Config
+from srt_fast.distributed.balance import KEYS_PER_TOKEN
 from srt_fast.distributed.plan.devices import Device
 from srt_fast.distributed.plan.shape import ModelShape
 
 KINDS_WITH_START_LABELS = ("frozen", "restrain")
 """The reward functions that need the starting model. A test compares them with their `requires`."""
-
-
-KEYS_PER_TOKEN = 4
-"""Keys of a micro-batch for each token, at most. As in srt_fast/packing/pieces.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
