@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from verl.models.transformers import dense_common, monkey_patch
 
+from srt_fast.model.lm_head import LMHeadParameters
 from srt_kernels import linear_logprob
 from srt_kernels.core.checks import expect
 
@@ -92,19 +93,14 @@ def _score(
     model: Any, hidden: Tensor, targets: Tensor, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies [N] of targets [N] at hidden rows [N, H]."""
-    config = model.config
-    softcap = getattr(config, "final_logit_softcapping", None)
-    granite_scale = getattr(config, "logits_scaling", None)  # divides logits
-    cohere_scale = getattr(config, "logit_scale", None) or 1.0  # multiplies them
-    # A model divides by the factor before its softcap. srt_kernels divides after the softcap.
-    factor = float(granite_scale or 1 / cohere_scale)
+    head = LMHeadParameters.of(model.config, model.lm_head.weight, model.lm_head.bias)
     return linear_logprob(
         hidden,
-        model.lm_head.weight,
+        head.weight,
         targets,
-        temperature=temperature * factor,
-        bias=model.lm_head.bias,
-        softcap=None if softcap is None else softcap * factor,
+        temperature=temperature * head.temperature_factor,
+        bias=head.bias,
+        softcap=head.op_softcap,
     )
 
 

@@ -38,14 +38,12 @@ def head_inputs(
     """
     hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.segments)
     head = policy.head  # after the forward pass: a sharded model's head is whole now
-    # A model divides by the factor before its softcap. srt_kernels divides after the softcap.
-    factor = head.temperature_factor
     options = HeadOptions(
         bias=head.bias,
-        softcap=None if head.softcap is None else head.softcap * factor,
+        softcap=head.op_softcap,
         row_index=batch.row_index,
         unique_rows=batch.unique_rows,
-        temperature=temperature * factor,
+        temperature=temperature * head.temperature_factor,
     )
     return (hidden, head.weight, batch.targets), options
 

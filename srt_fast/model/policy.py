@@ -150,16 +150,9 @@ class Policy:
     @property
     def head(self) -> LMHeadParameters:
         """The LM head's parameters. Not copied, but for a weight with an adapter."""
-        config = self.model.config
         lm_head: Any = self.model.get_output_embeddings()
-        granite_scale = getattr(config, "logits_scaling", None)
-        cohere_scale = getattr(config, "logit_scale", None) or 1.0
-        return LMHeadParameters(
-            weight=head_weight(lm_head),
-            bias=getattr(lm_head, "bias", None),
-            softcap=getattr(config, "final_logit_softcapping", None),
-            temperature_factor=float(granite_scale or 1 / cohere_scale),
-        )
+        bias = getattr(lm_head, "bias", None)
+        return LMHeadParameters.of(self.model.config, head_weight(lm_head), bias)
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, segments: Segments) -> Tensor:
         """Last hidden states [T, H] of packed tokens, in compute_dtype.
