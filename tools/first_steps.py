@@ -2,7 +2,8 @@
 
 `make transformers` runs it with the oldest and the newest transformers that pyproject.toml allows.
 The model is the embedded one with random weights, because a warm start takes minutes. The run
-samples, trains, evaluates, probes and saves checkpoints. Then it is resumed for one more step.
+samples, trains, evaluates, probes and saves checkpoints. Then it is resumed for one more step. A
+second run recomputes activations.
 
 What counts: warnings that something is deprecated, raised in srt_fast, srt_kernels, transformers or
 torch, and such lines in transformers' log. Other libraries' warnings are theirs.
@@ -91,17 +92,25 @@ def main() -> int:
 
 
 def run(folder: Path) -> int:
-    """Two steps, and a resumed third one. Returns the exit code of the command line."""
+    """Two steps, a resumed third one, and a run of its own. Returns the exit code."""
     config = recipes.quickstart()
     tokenizer = build_tokenizer()
     build_model(config, tokenizer).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    options = {"model.path": folder / "model", "run-dir": folder / "run", **OPTIONS}
+    options = {"model.path": folder / "model", **OPTIONS}
+    recomputed = {**options, "model.gradient-checkpointing": True}
+    return (
+        train(folder / "run", options)
+        or cli.main(["train", "--resume", str(folder / "run"), "--train.steps", "3"])
+        or train(folder / "recomputed", recomputed)
+    )
+
+
+def train(run_dir: Path, options: dict[str, object]) -> int:
+    """Train the quickstart with options. Returns the exit code."""
+    options = {**options, "run-dir": run_dir}
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    code = cli.main(["train", "quickstart", *arguments])
-    if code:
-        return code
-    return cli.main(["train", "--resume", str(folder / "run"), "--train.steps", "3"])
+    return cli.main(["train", "quickstart", *arguments])
 
 
 def our_line() -> str:

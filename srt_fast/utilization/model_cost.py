@@ -54,8 +54,13 @@ def model_cost(policy: Policy) -> ModelCost:
         head_weights=head.numel(),
         trained_head_weights=head.numel() if head.requires_grad else 0,
         attention=attention,
-        recomputes=model.is_gradient_checkpointing,
+        recomputes=_recomputes(model),
     )
+
+
+def _recomputes(model: nn.Module) -> bool:
+    """Whether backward recomputes activations. transformers 5.24 renamed its own property."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def largest_matrix(policy: Policy) -> tuple[int, int]:
