@@ -63,7 +63,7 @@ def make_case(name: str) -> Case:
         return Case(config=smollm(), prompts=8, steps=3)
     config = larger()
     if name == "larger":
-        return Case(config=config, prompts=8, steps=4)
+        return Case(config=config, prompts=8, steps=10)
     return Case(config=override(config, {"sampling.group_size": 32}), prompts=2, steps=0)
 
 
