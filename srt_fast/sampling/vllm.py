@@ -25,6 +25,9 @@ from srt_fast.model.policy import Policy
 
 DERIVED_PARAMETERS = (".W_UK_T", ".W_UV")
 """Endings of parameters that vLLM computes from others (MLA)."""
+CPU_BLOCK_SIZE = 32
+"""Tokens of a KV block on a CPU, the least that vLLM takes there. Its default is 128. Only whole
+blocks of a prompt are computed once for all completions of it."""
 
 
 class VLLMEngine:
@@ -72,6 +75,8 @@ class VLLMEngine:
                 "seed": 0,
                 "use_tqdm_on_load": False,
             }
+            if is_on_cpu:
+                defaults["block_size"] = CPU_BLOCK_SIZE
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # vLLM uses what torch has deprecated
@@ -93,12 +98,19 @@ class VLLMEngine:
     ) -> list[list[Any]]:
         """vLLM's completions of each prompt. Returns [] and drops all of them on `stop_requested`.
 
+        Empties the prefix cache first. It may be of older weights. And log-probs must not depend, to
+        the bit, on earlier calls: a resumed run has made none.
+
         settings: the arguments of vllm.SamplingParams for each prompt.
         """
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError(
+                "expected an idle engine, whose prefix cache can be reset, got a busy one"
+            )
         for index, (prompt, prompt_settings) in enumerate(zip(prompts, settings, strict=True)):
             params = SamplingParams(
                 **prompt_settings,
@@ -123,7 +135,7 @@ class VLLMEngine:
         return [outputs[index] for index in range(len(prompts))]
 
     def load_weights(self, policy: Policy) -> None:
-        """Copy the policy's weights into the engine, and empty its prefix cache.
+        """Copy the policy's weights into the engine.
 
         vLLM's layerwise reload reads the policy's own tensors and takes one layer at a time. There
         is no disk, no host copy and no staging buffer. vLLM itself merges projections and ties
@@ -141,10 +153,6 @@ class VLLMEngine:
             )
         if self.is_asleep:
             self._llm.wake_up(tags=["kv_cache"])
-        if not self._llm.reset_prefix_cache():
-            raise RuntimeError(
-                "expected an idle engine, whose prefix cache can be reset, got a busy one"
-            )
         self.is_asleep = False
 
     def sleep(self) -> None:

@@ -82,7 +82,7 @@ class VLLMSampler(VLLMSamplerBase):
             self._call(self._engine.sleep, "falling asleep")
 
     def sync(self, policy: Policy) -> None:
-        """See Sampler.sync. The engine forgets its prefix cache, which is of older weights."""
+        """See Sampler.sync. The engine empties its prefix cache before it samples."""
         self._call(lambda: self._engine.load_weights(policy), "loading weights")
 
     def close(self) -> None:

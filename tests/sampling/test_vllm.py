@@ -41,7 +41,7 @@ from srt_fast.rewards.teacher import Teacher
 from srt_fast.sampling import SamplerError, vllm_colocate
 from srt_fast.sampling.base import SamplingParams
 from srt_fast.sampling.logprob_check import MAX_MISMATCH_NATS, LogprobCheck
-from srt_fast.sampling.vllm import VLLMEngine
+from srt_fast.sampling.vllm import CPU_BLOCK_SIZE, VLLMEngine
 from srt_fast.sampling.vllm_colocate import VLLMSampler
 from srt_fast.train import Trainer
 from srt_kernels import AnswerReader
@@ -128,10 +128,14 @@ def train_rows(folder):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_samples_are_the_policys_after_every_sync(models, config, name):
-    """Merged projections, biases and tied embeddings arrive in the engine."""
+    """Merged projections, biases and tied embeddings arrive in the engine.
+
+    The last prompt fills a KV block, which its completions share.
+    """
     policy = load_policy(models[name], config.model)
     sampler = make_sampler(policy)
-    assert_samples_are_the_policys(sampler, policy, PROMPTS)
+    prompts = [*PROMPTS, [1, *range(20, 20 + CPU_BLOCK_SIZE)]]
+    assert_samples_are_the_policys(sampler, policy, prompts)
     random_state = torch.get_rng_state()
     assert sampler.check(policy, PROMPTS).cause is None
     assert random_state.equal(torch.get_rng_state())
