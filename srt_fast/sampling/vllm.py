@@ -98,8 +98,8 @@ class VLLMEngine:
     ) -> list[list[Any]]:
         """vLLM's completions of each prompt. Returns [] and drops all of them on `stop_requested`.
 
-        Empties the prefix cache first. It may be of older weights. And log-probs must not depend, to
-        the bit, on earlier calls: a resumed run has made none.
+        Empties the prefix cache first. It may be of older weights. And log-probs must not depend on
+        earlier calls, to the bit: a resumed run has made none.
 
         settings: the arguments of vllm.SamplingParams for each prompt.
         """
