@@ -15,6 +15,13 @@ from transformers import get_scheduler
 from srt_fast.config import Config
 from srt_fast.model.logprobs import head_inputs, rollout_logprobs
 from srt_fast.model.policy import Policy
+from srt_fast.model.routers import (
+    check_routers,
+    experts_per_token,
+    load_balancing_loss,
+    record_router_logits,
+    token_copies,
+)
 from srt_fast.optimizer import clip_gradients, make_optimizer
 from srt_fast.packing.micro_batches import count_tokens, pack_plan, select_rollouts
 from srt_fast.packing.pieces import Piece, count_planned_tokens, plan_micro_batches
@@ -33,6 +40,8 @@ class Learner:
     is before its first update. It may raise (a signal arrived).
 
     meter: gets the passes that are made here. None: nothing is measured.
+
+    Raises ValueError for train.router_aux_loss_coef with a model whose routers give no logits.
     """
 
     def __init__(
@@ -51,6 +60,11 @@ class Learner:
         self._policy = policy
         self._reference = reference
         self._world = policy.world
+        objective = self._objective
+        self._trains_every_token = objective.kl_coef > 0 or objective.entropy_coef != 0
+        self._router_coef = train.router_aux_loss_coef
+        if self._router_coef:
+            check_routers(policy, "train.router_aux_loss_coef")
         self.optimizer = make_optimizer(policy.model.parameters(), train)
         is_constant = train.lr_schedule == "constant"
         schedule = "constant_with_warmup" if is_constant else train.lr_schedule
@@ -68,18 +82,17 @@ class Learner:
         One host sync, for the rollouts that have a gradient.
         """
         train = self._config.train
-        objective = self._objective
         self._totals = StepTotals(reward.rewards.device)
         self._step_values = {"lr": self.optimizer.param_groups[0]["lr"]}
         advantages = self._advantages(rollouts, reward)
-        every_row = objective.kl_coef > 0 or objective.entropy_coef != 0
+        every_row = self._trains_every_token or self._router_coef > 0
         selection = select_rollouts(rollouts, advantages, reward.keep, every_row=every_row)
         active = selection.active
         all_tokens = count_tokens(rollouts, range(len(rollouts.truncated)))
         active_tokens = count_tokens(rollouts, active)
         packed_tokens = 0
         old = self._logprobs(self._policy, rollouts, active) if train.minibatches > 1 else None
-        ref = self._logprobs(self._reference, rollouts, active) if objective.kl_coef else None
+        ref = self._logprobs(self._reference, rollouts, active) if self._objective.kl_coef else None
         self._meter.count_training(rollouts, active)
         minibatches = []
         for part in _minibatch_slices(selection.kept, rollouts.layout, train.minibatches):
@@ -87,6 +100,7 @@ class Learner:
             if not indices:
                 continue
             normalizer = self._normalizer(rollouts.layout.lengths[part], selection.kept[part])
+            minibatch_tokens = count_tokens(rollouts, indices)
             plan = self._plan(rollouts, indices)
             packed_tokens += count_planned_tokens(plan)
             minibatches.append(
@@ -96,6 +110,7 @@ class Learner:
                         old_logprobs=None if old is None else old[batch.token_index],
                         ref_logprobs=None if ref is None else ref[batch.token_index],
                         normalizer=normalizer,
+                        minibatch_tokens=minibatch_tokens,
                     )
                     for batch in pack_plan(rollouts, advantages, plan[self._world.rank])
                 ]
@@ -109,12 +124,16 @@ class Learner:
         return minibatches
 
     def loss(self, batch: MicroBatch) -> Tensor:
-        """The policy loss of a micro-batch: a scalar, a part of the mini-batch's mean."""
+        """The loss of a micro-batch: a scalar, a part of the mini-batch's mean."""
         if not self._totals.updates:
             self._check()
 
-        def forward() -> tuple[Tensor, PolicyLoss]:
-            tensors, options = head_inputs(self._policy, batch, self._config.sampling.temperature)
+        coef = self._router_coef
+
+        def forward() -> tuple[Tensor, PolicyLoss, Tensor | None]:
+            temperature = self._config.sampling.temperature
+            with record_router_logits(self._policy.model, enabled=coef > 0) as router_logits:
+                tensors, options = head_inputs(self._policy, batch, temperature)
             result = linear_policy_loss(
                 *tensors,
                 batch.advantages,
@@ -124,13 +143,16 @@ class Learner:
                 ref_logprobs=batch.ref_logprobs,
                 sampler_logprobs=batch.sampler_logprobs,
                 normalizer=batch.normalizer,
-                all_rows=not self._may_mask(batch),
+                all_rows=not self._may_leave_out(batch),
                 **options,
             )
-            return result.loss, result
+            if not router_logits:
+                return result.loss, result, None
+            router_loss = self._router_loss(batch, router_logits)
+            return result.loss + coef * router_loss, result, router_loss
 
-        loss, result = self._policy.run(forward)
-        self._totals.add(result, batch, self._objective)
+        loss, result, router_loss = self._policy.run(forward)
+        self._totals.add(result, batch, self._objective, router_loss)
         return loss
 
     def step(self, also: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -235,12 +257,25 @@ class Learner:
             return sum(compress(lengths, kept))
         return sum(kept)
 
-    def _may_mask(self, batch: MicroBatch) -> bool:
+    def _router_loss(self, batch: MicroBatch, router_logits: Sequence[Tensor]) -> Tensor:
+        """The micro-batch's load-balancing loss, times its share of the mini-batch's tokens.
+
+        A shared prompt counts once for each of its completions.
+        """
+        assert batch.minibatch_tokens is not None
+        copies = token_copies(batch)
+        loss = load_balancing_loss(router_logits, experts_per_token(self._policy.model), copies)
+        return loss * (copies.sum() / batch.minibatch_tokens)
+
+    def _may_leave_out(self, batch: MicroBatch) -> bool:
         """Whether the loss may leave tokens of the batch out before it computes their log-probs.
 
-        Packing has left out all rollouts without a gradient. A sampler correction that is known
-        before the pass may mask single tokens. Only then does the loss ask the device for them.
+        Packing has left out rollouts with advantage 0, unless they are there for the router loss.
+        A sampler correction that is known before the pass may mask single tokens. Only then does
+        the loss ask the device for them.
         """
+        if self._router_coef and not self._trains_every_token:
+            return True
         return batch.old_logprobs is not None and self._objective.correction.endswith("mask")
 
     def _update(self, also: Sequence[Tensor]) -> tuple[float, list[Tensor]]:

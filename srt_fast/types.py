@@ -216,3 +216,4 @@ class MicroBatch(PackedSequences):
     old_logprobs: Tensor | None = None  # [n] fp32, before the step's first update. None: current
     ref_logprobs: Tensor | None = None  # [n] fp32, the reference model's. None: no KL term
     normalizer: int | None = None  # tokens or rollouts that the mini-batch's loss is divided by
+    minibatch_tokens: int | None = None  # that the mini-batch's rollouts compute without sharing

@@ -47,6 +47,11 @@ class TrainConfig:
     reward_kl_coef: NonNegativeFloat = 0.0
     """Weight of a KL penalty in the reward: the k3 estimate of the KL to the starting model, summed
     over the completion. 0: off."""
+    router_aux_loss_coef: NonNegativeFloat = 0.0
+    """Weight of the load-balancing loss of a mixture of experts (arXiv 2101.03961, in transformers'
+    form). 0: off. Otherwise all rollouts are trained on, those with advantage 0 too, but for those
+    that the reward function leaves out. Each micro-batch has a loss of its own, weighted by its
+    tokens. So this part depends on token_budget and on the number of ranks."""
     optimizer: OptimizerName = "adamw"
     """"adamw": PyTorch's AdamW, on CUDA in one kernel. "adamw_fused": on a CPU too, which
     dist.cpu_offload takes. "adamw_8bit": torchao's, with 2 bytes of state a parameter in place of

@@ -57,11 +57,18 @@ def check_trainer(trainer: GRPOTrainer) -> None:
     reader_type = type(trainer.processing_class).__name__
     expected = "a tokenizer, for prompts of text only"
     expect(not trainer._is_vlm, "processing_class", expected, reader_type)
-    has_router_loss = trainer.aux_loss_enabled
-    expected = "0.0: there is no load-balancing loss over packed rows"
-    expect(not has_router_loss, "router_aux_loss_coef", expected, trainer.router_aux_loss_coef)
+    _check_checkpointing(trainer)
     for name, module in model.named_modules():
         _check_dropout(name, module)
+
+
+def _check_checkpointing(trainer: GRPOTrainer) -> None:
+    """Refuse reentrant checkpoints with experts: their routers' logits would have no gradient."""
+    options: Any = trainer.args.gradient_checkpointing_kwargs or {}
+    is_reentrant = trainer.args.gradient_checkpointing and options.get("use_reentrant", False)
+    expected = "use_reentrant False with router_aux_loss_coef"
+    is_followed = not (trainer.aux_loss_enabled and is_reentrant)
+    expect(is_followed, "gradient_checkpointing_kwargs", expected, options)
 
 
 def _check_adapters(model: Any) -> None:

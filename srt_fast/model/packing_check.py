@@ -1,16 +1,23 @@
-"""Whether a model computes packed tokens as it computes sequences alone. Checked at load."""
+"""Whether a model computes packed tokens as it computes sequences alone. Checked at load.
+
+Numbers cannot show a part whose weights are zero or tiny: a new adapter, a branch that begins as 0,
+a convolution that has just been initialised. So the structure is checked too, whatever the values:
+a graph of gradients has a weight that is 0, and NaN passes through it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from typing import Protocol
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+import transformers
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.masking_utils import sdpa_mask
 
-from srt_fast.model.architecture import nan_embeddings, trained_beside, without_attention
 from srt_fast.model.attention import ATTENTION
 from srt_fast.model.lm_head import LMHeadParameters, head_logits
 from srt_fast.types import Segments
@@ -20,6 +27,7 @@ from srt_fast.types import Segments
 # them in each layer.
 PARITY_FLOAT32 = 1e-4
 PARITY_BFLOAT16 = 3e-2
+OWN_VALUE = "srt_own_value"
 
 
 class PackedModel(Protocol):
@@ -102,7 +110,7 @@ def _trained_beside_head(policy: PackedModel) -> list[str]:
         with policy.autocast():
             logits = policy.model(input_ids=ids[None], use_cache=False).logits
         hidden = torch.zeros(1, head.weight.shape[1], device=policy.device)
-        return trained_beside(policy.model, logits, head_logits(hidden, head))
+        return _names_beside(policy.model, logits, head_logits(hidden, head))
 
 
 @torch.no_grad()
@@ -115,7 +123,7 @@ def _mixes_sequences(policy: PackedModel) -> bool:
     cu_seqlens = torch.tensor([0, 3, 6, 9], dtype=torch.int32, device=device)
     segments = Segments.of_sequences([3, 3, 3], cu_seqlens)
     positions = torch.arange(3, device=device).repeat(3)
-    with without_attention(policy.model), nan_embeddings(policy.model, slice(3, 6)):
+    with _without_attention(policy.model), _nan_embeddings(policy.model, slice(3, 6)):
         hidden = policy.hidden(ids, positions, segments)
     return bool(hidden[:3].isnan().any() or hidden[6:].isnan().any())
 
@@ -163,3 +171,72 @@ def _shared_segments(device: torch.device) -> Segments:
         cu_keys=torch.tensor([0, 3, 8, 15], dtype=torch.int32, device=device),
         key_index=torch.tensor(keys, device=device),
     )
+
+
+def _own_value(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
+) -> tuple[Tensor, None]:
+    """Attention in which a token attends to itself alone, in transformers' form."""
+    return value.repeat_interleave(query.shape[1] // value.shape[1], 1).transpose(1, 2), None
+
+
+transformers.AttentionInterface.register(OWN_VALUE, _own_value)
+transformers.AttentionMaskInterface.register(OWN_VALUE, sdpa_mask)
+
+
+@contextlib.contextmanager
+def _without_attention(model: Any) -> Iterator[None]:
+    """Inside, attention carries nothing from one position to another."""
+    attention = model.config._attn_implementation
+    model.set_attn_implementation(OWN_VALUE)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(attention)
+
+
+@contextlib.contextmanager
+def _nan_embeddings(model: Any, rows: slice) -> Iterator[None]:
+    """Inside, the embeddings [1, T, H] of the tokens `rows` are NaN."""
+
+    def poison(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+        is_poisoned = torch.zeros(output.shape[-2], 1, dtype=torch.bool, device=output.device)
+        is_poisoned[rows] = True
+        return output.masked_fill(is_poisoned, float("nan"))
+
+    handle = model.get_input_embeddings().register_forward_hook(poison)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _names_beside(model: nn.Module, logits: Tensor, head_logits: Tensor) -> list[str]:
+    """Names of trainable parameters that `logits` depend on and `head_logits` do not.
+
+    Left out are those of model.base_model, which makes the hidden states.
+    """
+    body: Any = model.base_model
+    known = {id(parameter) for parameter in body.parameters()} | _leaves(head_logits)
+    reached = _leaves(logits)
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if id(parameter) in reached and id(parameter) not in known
+    ]
+
+
+def _leaves(tensor: Tensor) -> set[int]:
+    """Ids of the tensors that get a gradient from this one's."""
+    leaves = set()
+    nodes: list[Any] = [tensor.grad_fn]
+    seen = set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(id(node.variable))
+        nodes += [function for function, _ in node.next_functions]
+    return leaves

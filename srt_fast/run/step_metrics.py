@@ -206,6 +206,7 @@ SUMS = (
     "tokens_over_cap",
     "tokens_with_correction",
     "rows",
+    "router_aux_loss",
 )
 
 
@@ -220,11 +221,21 @@ class StepTotals:
         self.grad_norm = 0.0
         self.on_host: tuple[Tensor, Tensor] | None = None  # those of `tensors`
         self._has_correction = False
+        self._has_router_loss = False
         self._sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
         self._mismatch_max = torch.zeros((), dtype=torch.float64, device=device)
 
-    def add(self, result: PolicyLoss, batch: MicroBatch, objective: Objective) -> None:
-        """Add a micro-batch. Does not synchronise with the host."""
+    def add(
+        self,
+        result: PolicyLoss,
+        batch: MicroBatch,
+        objective: Objective,
+        router_loss: Tensor | None = None,
+    ) -> None:
+        """Add a micro-batch. Does not synchronise with the host.
+
+        router_loss: its part of the mini-batch's mean. None: there is no such loss.
+        """
         assert result.entropies is not None
         # Tokens that a correction masks have no entropy.
         values = {
@@ -240,6 +251,9 @@ class StepTotals:
             values["tokens_over_cap"] = is_over.sum()
             values["tokens_with_correction"] = torch.ones_like(is_over).sum()
             values["rows"] = result.rows
+        if router_loss is not None:
+            self._has_router_loss = True
+            values["router_aux_loss"] = router_loss
         zero = torch.zeros_like(self._mismatch_max)
         self._sums += torch.stack([values.get(name, zero).detach().double() for name in SUMS])
         # Later updates are off policy: a mismatch there is no error.
@@ -265,6 +279,8 @@ class StepTotals:
         if self._has_correction:
             values["correction"] = sums["correction"] / max(sums["rows"], 1)
             values["correction_clipped"] = sums["tokens_over_cap"] / sums["tokens_with_correction"]
+        if self._has_router_loss:
+            values["router_aux_loss"] = sums["router_aux_loss"] / self.updates
         return values | {
             "loss": sums["loss"] / self.updates,
             "grad_norm": self.grad_norm / self.updates,
