@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +48,26 @@ def override(config: Config, changes: dict[str, Any]) -> Config:
     return from_dict(values)
 
 
+def flatten(changes: dict[str, Any]) -> dict[str, Any]:
+    """Changes with one dotted name for each field: {"train": {"lr": 1}} is {"train.lr": 1}.
+
+    A table such as task.params stays one value. Raises ValueError for a section that is no table.
+    """
+    return dict(_flat_fields(changes, Config(), ""))
+
+
 def read_file(path: str | Path) -> dict[str, Any]:
-    """The values of a YAML or TOML file, for override. Raises ValueError, which names the file."""
+    """The values of a YAML or TOML file, for override.
+
+    Raises ValueError, which names the file, also for a name that comes twice in one table.
+    """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"expected a YAML or TOML file, got {str(path)!r}, which does not exist")
     is_toml = path.suffix == ".toml"
     try:
         text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text) if is_toml else yaml.safe_load(text)
+        values = tomllib.loads(text) if is_toml else yaml.load(text, _UniqueNames)
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         kind = "TOML" if is_toml else "YAML"
         raise ValueError(f"{path}: expected valid {kind}, got: {error}") from None
@@ -65,11 +78,41 @@ def read_file(path: str | Path) -> dict[str, Any]:
     return values
 
 
+class _UniqueNames(yaml.SafeLoader):
+    """YAML's safe loader. It refuses a name that comes twice in a table, where YAML takes the last.
+
+    TOML refuses it too.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        repeated = [name for name, count in names.items() if count > 1]
+        if repeated:
+            problem = f"{', '.join(repeated)} more than once in a table"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return node
+
+
 def _nest(path: list[str], value: Any) -> Any:
     """{"a": {"b": value}} for the path ["a", "b"]."""
     for name in reversed(path):
         value = {name: value}
     return value
+
+
+def _flat_fields(changes: dict[str, Any], section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in changes.items():
+        name, _, rest = str(key).partition(".")
+        inner = getattr(section, name, None)
+        if not dataclasses.is_dataclass(inner):
+            yield f"{prefix}{key}", value
+        elif rest:
+            yield from _flat_fields({rest: value}, inner, f"{prefix}{name}.")
+        elif isinstance(value, dict):
+            yield from _flat_fields(value, inner, f"{prefix}{name}.")
+        else:
+            raise ValueError(f"{prefix}{name}: expected a table of fields, got {value!r}")
 
 
 def _merge(values: dict[str, Any], changes: dict[str, Any], section: Any, prefix: str) -> None:

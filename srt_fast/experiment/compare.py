@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from srt_fast.experiment.grid import Arm
-from srt_fast.experiment.measure import ALARM, RunResult
+from srt_fast.experiment.measure import ALARM, Labels, RunResult
 from srt_fast.experiment.rules import RULES
 
 Row = dict[str, Any]
@@ -36,44 +36,74 @@ def rise(results: Sequence[RunResult]) -> list[Row]:
     return rows
 
 
-def compare_arms(arms: Iterable[Arm], results: Sequence[RunResult]) -> list[Row]:
-    """Per arm: peak and end of its runs, and the time of a step relative to the plain vote's.
+def compare_arms(
+    arms: Iterable[Arm], results: Sequence[RunResult], reference: str = "majority"
+) -> list[Row]:
+    """Per arm: start, peak and end of its runs, and the time of a step relative to that of the arm
+    `reference`.
 
-    An arm without runs has None there.
+    An arm without runs has None there. The arms are of one place.
     """
-    vote_seconds = _median_step_seconds(results, "majority")
+    reference_seconds = _median_step_seconds(results, reference)
     rows = []
     for arm in arms:
         runs = [result for result in results if result.arm == arm.name]
         seconds = _median_step_seconds(results, arm.name)
         relative_seconds = None
-        if seconds and vote_seconds and arm.group != "rise":  # those have other batches
-            relative_seconds = seconds / vote_seconds
+        if seconds and reference_seconds and arm.group != "rise":  # those have other batches
+            relative_seconds = seconds / reference_seconds
         rows.append(
             {
                 "arm": arm.name,
                 "group": arm.group,
                 "note": arm.note,
                 "runs": len(runs),
+                "start": _spread([run.start for run in runs]),
+                "rise": _spread([run.peak - run.start for run in runs]),
                 "peak": _spread([run.peak for run in runs]),
                 "end": _spread([run.end for run in runs]),
                 "maj_end": _spread([run.maj_end for run in runs]),
-                "collapses": sum(run.collapse_step is not None for run in runs),
-                "falls": sum(run.fall_step is not None for run in runs),
-                "ends_below_start": sum(run.end < run.start for run in runs),
+                **_failures(runs),
                 "relative_seconds": relative_seconds,
+                "tokens_per_step": _mean_of_known(run.tokens_per_step for run in runs),
             }
         )
     return rows
 
 
-def alarm_times(arms: Iterable[Arm], results: Sequence[RunResult]) -> list[Row]:
+def labels_over_time(arms: Iterable[Arm], results: Sequence[RunResult]) -> list[Row]:
+    """Per arm: the accuracy of the vote and of the labels after each quarter of its runs.
+
+    Means over the seeds, of the last evaluation at or before that quarter. None without a figure.
+    """
+    rows = []
+    for arm in arms:
+        runs = [result for result in results if result.arm == arm.name and result.labels]
+        row: Row = {"arm": arm.name, "vote": [], "label": []}
+        for quarter in (1, 2, 3, 4):
+            points = [_at_quarter(run.labels, quarter) for run in runs]
+            row["vote"].append(_mean_of_known(point.vote for point in points if point))
+            row["label"].append(_mean_of_known(point.label for point in points if point))
+        rows.append(row)
+    return rows
+
+
+def failures_by_arm(arms: Sequence[Arm], results: Sequence[RunResult]) -> list[Row]:
+    """Per name of an arm: in how many runs of all models and tasks the accuracy fails."""
+    rows = []
+    for name in dict.fromkeys(arm.name for arm in arms):
+        runs = [result for result in results if result.arm == name]
+        rows.append({"arm": name, "runs": len(runs), **_failures(runs)})
+    return rows
+
+
+def alarm_times(results: Sequence[RunResult]) -> list[Row]:
     """Per rule of RULES: how many steps before a fall it alarms, and its false alarms.
 
     All rules judge the same looks. Runs in which the monitor acted are left out, and so are runs
     whose rows do not have what a rule needs.
     """
-    runs = _runs_without_action(arms, results)
+    runs = _runs_without_action(results)
     rows = []
     for rule in RULES:
         judged = [run for run in runs if rule in run.rule_steps]
@@ -81,12 +111,12 @@ def alarm_times(arms: Iterable[Arm], results: Sequence[RunResult]) -> list[Row]:
     return rows
 
 
-def warning_times(arms: Iterable[Arm], results: Sequence[RunResult]) -> list[Row]:
+def warning_times(results: Sequence[RunResult]) -> list[Row]:
     """Per sign: how many steps before a fall it warned, and how often without a fall.
 
     Runs in which the monitor acted are left out.
     """
-    runs = _runs_without_action(arms, results)
+    runs = _runs_without_action(results)
     signs = {sign for run in runs for sign in run.warning_steps} - {ALARM}
     return [
         _lead_row(sign, runs, lambda run, sign=sign: run.warning_steps.get(sign))
@@ -94,10 +124,9 @@ def warning_times(arms: Iterable[Arm], results: Sequence[RunResult]) -> list[Row
     ]
 
 
-def _runs_without_action(arms: Iterable[Arm], results: Sequence[RunResult]) -> list[RunResult]:
-    """The runs in which the monitor could not act. A fall that it prevents would look false."""
-    action_arms = {arm.name for arm in arms if arm.group == "action"}
-    return [result for result in results if result.arm not in action_arms]
+def _runs_without_action(results: Sequence[RunResult]) -> list[RunResult]:
+    """The runs in which the monitor did not act. A fall that it prevents would look false."""
+    return [result for result in results if result.actions is None]
 
 
 def _lead_row(
@@ -181,6 +210,26 @@ def _stopping_loss(run: RunResult, step: int | None, pass1: float | None, best: 
         "best_pass1": best.peak,
         "loss": None if pass1 is None else best.peak - pass1,
     }
+
+
+def _failures(runs: Sequence[RunResult]) -> dict[str, int]:
+    """In how many of the runs the accuracy collapses, falls, and ends below its start."""
+    return {
+        "collapses": sum(run.collapse_step is not None for run in runs),
+        "falls": sum(run.fall_step is not None for run in runs),
+        "ends_below_start": sum(run.end < run.start for run in runs),
+    }
+
+
+def _at_quarter(points: Sequence[Labels], quarter: int) -> Labels | None:
+    """The last point in the first `quarter` quarters of a run."""
+    last_step = points[-1].step * quarter / 4
+    return next((point for point in reversed(points) if point.step <= last_step), None)
+
+
+def _mean_of_known(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def _median_step_seconds(results: Sequence[RunResult], arm: str) -> float | None:

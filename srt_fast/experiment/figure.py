@@ -1,4 +1,4 @@
-"""The two figures: rise and collapse as in the paper, and every arm's accuracy in small panels."""
+"""The figures of "collapse": rise and collapse as in the paper, and every arm's accuracy."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def collapse_figure(runs: Sequence[FinishedRun]) -> Figure:
         figure = Figure(figsize=(12.5, 3.9), layout="constrained")
         panels = figure.subplots(1, 3, sharex=True)
         for axes, (metric, title) in zip(panels, PANELS.items(), strict=True):
-            _style_axes(axes, title)
+            style_axes(axes, title)
             axes.set_xlabel("step")
             _draw_curves(axes, runs, metric)
         starts = [run.summary["pass1_start"] for run in runs if run.arm in CURVES]
@@ -111,10 +111,10 @@ def _draw_curves(axes: Axes, runs: Sequence[FinishedRun], metric: str) -> None:
     for arm, (colour, label) in CURVES.items():
         arm_runs = [run for run in runs if run.arm == arm]
         if metric == "pass1":
-            curves = [_accuracy(run) for run in arm_runs]
+            curves = [accuracy(run) for run in arm_runs]
         else:
-            curves = [_moving_mean(run, metric) for run in arm_runs]
-        _draw_band(axes, curves, colour, label)
+            curves = [moving_mean(run, metric) for run in arm_runs]
+        draw_band(axes, curves, colour, label)
     for arm, (colour, label) in CURVES.items():
         arm_runs = [run for run in runs if run.arm == arm]
         _draw_alarms(axes, arm_runs, colour, f"first alarm, {label}")
@@ -135,28 +135,31 @@ def _draw_collapse_level(axes: Axes) -> None:
 
 
 def _draw_arm(axes: Axes, arm: Arm, runs: Sequence[FinishedRun]) -> None:
-    _style_axes(axes, arm.name)
+    style_axes(axes, arm.name)
     for name, (linestyle, _) in BASELINES.items():
-        curves = [_accuracy(run) for run in runs if run.arm == name]
+        curves = [accuracy(run) for run in runs if run.arm == name]
         axes.plot(*_combine(curves, statistics.fmean), **BASELINE, linestyle=linestyle)
     arm_runs = [run for run in runs if run.arm == arm.name]
     colour = COLOURS[arm.group]
     for run in arm_runs:
-        steps, values = zip(*_accuracy(run), strict=True)
+        steps, values = zip(*accuracy(run), strict=True)
         axes.plot(steps, values, color=colour, linewidth=1.4, alpha=0.85)
         axes.plot(steps[-1], run.summary["pass1_end"], color=colour, marker="o", markersize=3.5)
     if not arm_runs:
         axes.text(0.5, 0.5, "not run", ha="center", va="center", transform=axes.transAxes)
 
 
-def _style_axes(axes: Axes, title: str) -> None:
+def style_axes(axes: Axes, title: str) -> None:
+    """Axes of a fraction over steps."""
     axes.set_title(title, loc="left")
     axes.set_ylim(-0.03, 1.03)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.grid(alpha=0.2)
 
 
-def _draw_band(axes: Axes, curves: Sequence[Curve], colour: str, label: str) -> None:
+def draw_band(
+    axes: Axes, curves: Sequence[Curve], colour: str, label: str, linestyle: str = "-"
+) -> None:
     """The mean over seeds, and the range from the lowest to the highest seed."""
     if not curves:
         return
@@ -164,7 +167,7 @@ def _draw_band(axes: Axes, curves: Sequence[Curve], colour: str, label: str) -> 
     lowest = _combine(curves, min)[1]
     highest = _combine(curves, max)[1]
     axes.fill_between(steps, lowest, highest, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(steps, mean, color=colour, linewidth=1.8, label=label)
+    axes.plot(steps, mean, color=colour, linewidth=1.8, label=label, linestyle=linestyle)
 
 
 def _draw_alarms(axes: Axes, runs: Sequence[FinishedRun], colour: str, label: str) -> None:
@@ -191,11 +194,12 @@ def _combine(
     return steps, [combine(values_at[step]) for step in steps]
 
 
-def _accuracy(run: FinishedRun) -> Curve:
+def accuracy(run: FinishedRun) -> Curve:
+    """Held-out pass@1."""
     return [(row["step"], row["pass1"]) for row in run.rows_of("eval")]
 
 
-def _moving_mean(run: FinishedRun, metric: str) -> Curve:
+def moving_mean(run: FinishedRun, metric: str) -> Curve:
     """The mean of the last WINDOW steps. A single step has too few prompts to say much."""
     rows = [row for row in run.rows_of("train") if row.get(metric) is not None]
     values = [row[metric] for row in rows]

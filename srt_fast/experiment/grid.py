@@ -1,18 +1,17 @@
-"""The runs of `srt-fast experiment`: the arms, and the configuration of each.
+"""The runs of `srt-fast experiment`: what a grid is, and the one that has a name, "collapse".
 
-Every arm is the quickstart recipe with some fields changed. All run on the hf sampler and the CPU,
-so that every machine runs the same.
+Every arm of "collapse" is the quickstart recipe with some fields changed. All run on the hf sampler
+and the CPU, so that every machine runs the same. grid_file.py reads other grids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from srt_fast.config import Config, override
-from srt_fast.config.recipes import quickstart
+from srt_fast.config.arguments import find_recipe
 
 BASE = {
     "model.device": "cpu",
@@ -41,11 +40,6 @@ COLLAPSE = {
 """Settings in which the plain vote collapses: five times the learning rate, fewer prompts per step,
 more steps."""
 LONG = {"train.steps": 320}
-LONG_RUNS = {
-    "train": COLLAPSE["train"] | {"steps": 1000},
-    "evaluation": COLLAPSE["evaluation"] | {"every": 20},
-}
-"""The same settings for 1,000 steps, for false alarms."""
 QUESTION = {"reward.params": {"question": "{prompt}{completion}?"}}
 """A short question for self_judge and verify. The embedded model knows only sums, so a question in
 words would say no more to it and be longer."""
@@ -57,7 +51,6 @@ GROUPS = {
     "action": "the plain vote with an action of the monitor",
     "paper": "what the paper found not to help",
     "curriculum": "the plain vote with a curriculum",
-    "long": "1,000 steps in the collapsing settings",
 }
 """The groups of arms. Those from "reward" to "curriculum" have the budget of the plain vote in
 "collapse"."""
@@ -156,60 +149,62 @@ COLLAPSE_ARMS: dict[str, list[tuple[str, str, str, dict[str, Any]]]] = {
     ],
 }
 """Name, reward kind, note and changes of each arm in the collapsing settings, by group."""
-LONG_ARMS = {
-    "oracle": "gold answers",
-    "ema": "labels of a moving-average teacher",
-}
-"""Reward kind and note of each arm of 1,000 steps."""
-Experiment = Literal["collapse", "alarm"]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A row of the grid. It is run once per seed."""
+    """A row of a grid. It is run once per seed."""
 
     name: str
     group: str
+    """Of GROUPS. "" in a grid of a file."""
     changes: dict[str, Any]
-    """Changes of the quickstart recipe and BASE, as srt_fast.override takes them."""
+    """Changes of the recipe, as srt_fast.override takes them."""
     note: str
+    recipe: str = "quickstart"
+    place: str = ""
+    """Model and task, in a grid of a file that has several: "smollm-chain_sum"."""
+
+    @property
+    def label(self) -> str:
+        """The arm in its place. It begins the names of its runs' folders: "smollm-gcd-ema"."""
+        return f"{self.place}-{self.name}" if self.place else self.name
 
     def config(self, seed: int, folder: Path) -> Config:
         """The whole configuration of the run with this seed, in this folder.
 
         Raises ValueError, which names the arm and the bad field.
         """
-        changes = BASE | self.changes | {"train.seed": seed, "run_dir": str(folder)}
+        changes = self.changes | {"train.seed": seed, "run_dir": str(folder)}
         try:
-            return override(quickstart(), changes)
+            return override(find_recipe(self.recipe), changes)
         except ValueError as error:
-            raise ValueError(f"arm {self.name}: {error}") from None
+            raise ValueError(f"arm {self.label}: {error}") from None
 
 
-def collapse_grid() -> tuple[Arm, ...]:
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What `srt-fast experiment` runs: arms x seeds, and the page that shows them."""
+
+    name: str
+    """Of the page's files, and of the runs' folder."""
+    page: Literal["collapse", "arms"]
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    title: str = ""
+    note: str = ""
+    values: dict[str, Any] = field(default_factory=dict)
+    """What the grid's file holds."""
+
+
+def collapse_grid() -> Grid:
     """Every arm, in the order of GROUPS."""
     arms = [
-        Arm(f"rise_{kind}", "rise", RISE | {"reward.kind": kind}, note)
+        Arm(f"rise_{kind}", "rise", BASE | RISE | {"reward.kind": kind}, note)
         for kind, note in RISE_ARMS.items()
     ]
     for group, rows in COLLAPSE_ARMS.items():
         for name, kind, note, changes in rows:
-            arms.append(Arm(name, group, COLLAPSE | {"reward.kind": kind} | changes, note))
-    return tuple(arms)
-
-
-def alarm_grid() -> tuple[Arm, ...]:
-    """Long healthy runs, and runs of the plain vote, which collapse."""
-    votes = [arm for arm in collapse_grid() if arm.name in ("majority", "majority_long")]
-    long = [
-        Arm(f"{kind}_1000", "long", LONG_RUNS | {"reward.kind": kind}, note)
-        for kind, note in LONG_ARMS.items()
-    ]
-    return (*votes, *long)
-
-
-GRIDS: dict[Experiment, Callable[[], tuple[Arm, ...]]] = {
-    "collapse": collapse_grid,
-    "alarm": alarm_grid,
-}
-"""The arms of each experiment."""
+            all_changes = BASE | COLLAPSE | {"reward.kind": kind} | changes
+            arms.append(Arm(name, group, all_changes, note))
+    return Grid(name="collapse", page="collapse", arms=tuple(arms))

@@ -16,7 +16,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from srt_fast.experiment.grid import Arm
 from srt_fast.experiment.rules import judge
@@ -44,10 +44,23 @@ class FinishedRun:
     seed: int
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
+    place: str = ""
+    """Model and task of the arm."""
 
     def rows_of(self, kind: str) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl of one kind: "train", "eval", "monitor" or "event"."""
         return [row for row in self.rows if row["kind"] == kind]
+
+
+class Labels(NamedTuple):
+    """Accuracy of the vote, and of the labels that a run trains on: a teacher's, if there is one.
+
+    Means over the WINDOW steps before `step`. None: not logged, or no gold answers.
+    """
+
+    step: int
+    vote: float | None
+    label: float | None
 
 
 @dataclass(frozen=True)
@@ -88,15 +101,22 @@ class RunResult:
     seconds_per_step: float
     evaluations: list[list[float]]
     """Step, pass@1 and maj@k of each evaluation."""
+    labels: list[Labels]
+    """At each evaluation after the first."""
+    tokens_per_step: float | None
+    """Mean of the tokens that a step samples, a teacher's too."""
+    place: str = ""
+    """Model and task of the arm."""
 
 
-def read_run(folder: Path, arm: str, seed: int) -> FinishedRun:
+def read_run(folder: Path, arm: Arm, seed: int) -> FinishedRun:
     """A finished run. Raises ValueError for a summary that is no JSON and for damaged metrics."""
     try:
         summary = json.loads((folder / "summary.json").read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{folder / 'summary.json'}: expected JSON, got: {error}") from None
-    return FinishedRun(arm, seed, read_rows(folder / "metrics.jsonl"), summary)
+    rows = read_rows(folder / "metrics.jsonl")
+    return FinishedRun(arm.name, seed, rows, summary, arm.place)
 
 
 def read_runs(root: Path, arms: Iterable[Arm], seeds: Sequence[int]) -> list[FinishedRun]:
@@ -104,9 +124,9 @@ def read_runs(root: Path, arms: Iterable[Arm], seeds: Sequence[int]) -> list[Fin
     runs = []
     for arm in arms:
         for seed in seeds:
-            folder = root / f"{arm.name}-seed{seed}"
+            folder = root / f"{arm.label}-seed{seed}"
             if (folder / "summary.json").is_file():
-                runs.append(read_run(folder, arm.name, seed))
+                runs.append(read_run(folder, arm, seed))
     return runs
 
 
@@ -146,6 +166,9 @@ def measure(run: FinishedRun) -> RunResult:
         best_probe_pass1=best_probe_pass1,
         seconds_per_step=statistics.median(row["seconds"] for row in train),
         evaluations=[[row["step"], row["pass1"], row["maj"]] for row in evaluations],
+        labels=_labels(run),
+        tokens_per_step=_mean(train, "sampled_tokens"),
+        place=run.place,
     )
 
 
@@ -179,6 +202,19 @@ def _collapse_step(run: FinishedRun) -> int | None:
             if pseudo_reward is not None and pseudo_reward > COLLAPSE_REWARD:
                 return row["step"]
     return None
+
+
+def _labels(run: FinishedRun) -> list[Labels]:
+    points = []
+    train = []
+    for row in run.rows:
+        if row["kind"] == "train":
+            train.append(row)
+        elif row["kind"] == "eval" and train:
+            window = train[-WINDOW:]
+            vote = _mean(window, "vote_accuracy")
+            points.append(Labels(row["step"], vote, _mean(window, "label_accuracy")))
+    return points
 
 
 def _best_probe_step(run: FinishedRun, alarm_step: int | None) -> int | None:

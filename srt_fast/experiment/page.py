@@ -1,4 +1,4 @@
-"""Writes what an experiment shows: a page, its numbers as JSON, and the figures of the collapse."""
+"""Writes what an experiment shows: a page, its numbers as JSON, and figures."""
 
 from __future__ import annotations
 
@@ -9,90 +9,81 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from srt_fast.experiment import compare, sentences, tables
+from srt_fast.experiment.document import Block, Document, Picture
 from srt_fast.experiment.figure import arms_figure, collapse_figure
-from srt_fast.experiment.grid import BASE, COLLAPSE, LONG_RUNS, RISE, Arm, Experiment
-from srt_fast.experiment.measure import (
-    COLLAPSE_REWARD,
-    FALL,
-    WINDOW,
-    RunResult,
-    measure,
-    read_runs,
-)
-
-ARMS_TEXT = (
-    "Held-out pass@1 in points: the mean over seeds (lowest to highest). Collapses: the accuracy "
-    f"is below the start after {WINDOW} steps with a mean pseudo-reward above "
-    f"{COLLAPSE_REWARD:g}. This means little for a reward on another scale. Falls: the accuracy is "
-    f"more than {100 * FALL:.0f} points below its peak until then. Time: of a step, relative to "
-    "the plain vote's."
-)
-LEAD_TEXT = (
-    "Steps from the first alarm or warning to the fall, in runs that fell, and how often there was "
-    "one in runs that did not. Runs in which the monitor acted are left out. The accuracy is known "
-    f"every {COLLAPSE['evaluation']['every']} steps in the runs of the collapse, and every "
-    f"{LONG_RUNS['evaluation']['every']} in the runs of the alarm."
-)
-RULES_TEXT = (
-    "Every rule judges the same logged looks. `10,000 looks` and `chance of 1 %`: the sequential "
-    "test with `monitor.false_alarm_looks` or `monitor.false_alarm_chance`. `best look`: 10 points "
-    "below the best of all looks, the rule before it."
-)
-STOPPING_TEXT = (
-    "majority: the accuracy at the step with the best agreement with the starting model's votes "
-    "before the first alarm, in a run that went on (its last evaluation at or before that step). "
-    "majority_stop: the weights that the monitor restored. Its best evaluation is the better of "
-    "its own and that of the plain vote's run with the same seed."
-)
+from srt_fast.experiment.file_figure import file_figure
+from srt_fast.experiment.grid import BASE, COLLAPSE, RISE, Arm, Grid
+from srt_fast.experiment.measure import FinishedRun, RunResult, measure, read_runs
+from srt_fast.files import write_atomically
 
 
-def write_page(
-    experiment: Experiment, arms: Sequence[Arm], seeds: Sequence[int], root: Path, out: Path
-) -> list[Path]:
+def write_page(grid: Grid, seeds: Sequence[int], root: Path, out: Path) -> list[Path]:
     """Read the finished runs in `root` and write page, numbers and figures to `out`.
 
     Returns the paths of the files. Raises ValueError if no run has finished.
     """
-    runs = read_runs(root, arms, seeds)
+    runs = read_runs(root, grid.arms, seeds)
     if not runs:
         raise ValueError(f"{root}: expected finished runs of the grid, got none")
-    numbers = findings(arms, seeds, [measure(run) for run in runs])
+    results = [measure(run) for run in runs]
+    if grid.page == "arms":
+        numbers = file_findings(grid, seeds, results)
+        document = file_document(grid, runs, numbers)
+    else:
+        numbers = collapse_findings(grid.arms, seeds, results)
+        document = collapse_document(grid, runs, numbers)
     out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"{experiment}.md", out / f"{experiment}.json"]
-    page = collapse_page if experiment == "collapse" else alarm_page
-    paths[0].write_text(page(numbers))
-    paths[1].write_text(json.dumps(numbers, indent=1) + "\n")
-    if experiment == "collapse":
-        figures = {
-            "collapse.png": collapse_figure(runs),
-            "designs.png": arms_figure(arms, runs),
-        }
-        for name, figure in figures.items():
-            paths.append(out / name)
-            figure.savefig(paths[-1])
-    return paths
+    numbers_file = out / f"{grid.name}.json"
+    write_atomically(numbers_file, json.dumps(numbers, indent=1, default=str) + "\n")
+    return [numbers_file, *document.write(out, grid.name)]
 
 
-def findings(
+def collapse_findings(
     arms: Sequence[Arm], seeds: Sequence[int], results: Sequence[RunResult]
 ) -> dict[str, Any]:
-    """The content of the JSON file."""
+    """The JSON of the grid "collapse"."""
     arm_rows = compare.compare_arms(arms, results)
     return {
         "environment": environment(),
-        "settings": {"base": BASE, "rise": RISE, "collapse": COLLAPSE, "long": LONG_RUNS},
+        "settings": {"base": BASE, "rise": RISE, "collapse": COLLAPSE},
         "seeds": list(seeds),
         "winner": compare.winner(arm_rows, len(seeds)),
         "rise": compare.rise(results),
         "arms": arm_rows,
-        "alarm": compare.alarm_times(arms, results),
-        "warning": compare.warning_times(arms, results),
+        "alarm": compare.alarm_times(results),
+        "warning": compare.warning_times(results),
         "early_stopping": compare.early_stopping(results),
+        "runs": [asdict(result) for result in results],
+    }
+
+
+def file_findings(grid: Grid, seeds: Sequence[int], results: Sequence[RunResult]) -> dict[str, Any]:
+    """The JSON of a file's grid. Times are relative to the arm "majority", else to the first."""
+    names = [arm.name for arm in grid.arms]
+    reference = "majority" if "majority" in names else names[0]
+    places = {}
+    for place in dict.fromkeys(arm.place for arm in grid.arms):
+        arms = [arm for arm in grid.arms if arm.place == place]
+        here = [result for result in results if result.place == place]
+        places[place] = {
+            "arms": compare.compare_arms(arms, here, reference),
+            "labels": compare.labels_over_time(arms, here),
+        }
+    return {
+        "environment": environment(),
+        "grid": grid.values,
+        "seeds": list(seeds),
+        "reference": reference,
+        "places": places,
+        "failures": compare.failures_by_arm(grid.arms, results),
+        "alarm": compare.alarm_times(results),
+        "warning": compare.warning_times(results),
         "runs": [asdict(result) for result in results],
     }
 
@@ -130,51 +121,79 @@ def _cpu_model() -> str:
     return platform.processor()
 
 
-def collapse_page(numbers: dict[str, Any]) -> str:
+def collapse_document(grid: Grid, runs: Sequence[FinishedRun], numbers: dict[str, Any]) -> Document:
     """The answers in sentences, then the tables that they come from."""
-    parts = [
-        "# Rise, collapse and rescue",
+    curves = Picture(
+        "collapse.png", "majority_long and oracle over steps", partial(collapse_figure, runs)
+    )
+    designs = Picture(
+        "designs.png", "held-out pass@1 of every arm", partial(arms_figure, grid.arms, runs)
+    )
+    return Document(
+        "Rise, collapse and rescue",
         sentences.introduction(numbers),
-        sentences.answers(numbers),
-        "![majority_long and oracle over steps](collapse.png)",
-        "## Rise",
-        tables.rise(numbers["rise"]),
-        "## Collapse and rescue",
-        ARMS_TEXT,
-        tables.arms(numbers["arms"]),
-        "![held-out pass@1 of every arm](designs.png)",
-        "A line is a seed, and a dot its end. Grey: the mean of the plain vote (solid) and of gold "
-        "answers (dashed).",
-        *_leads(numbers),
-        "## Early stopping without labels",
-        STOPPING_TEXT,
-        tables.early_stopping(numbers["early_stopping"]),
-        "## Every run",
-        tables.runs(numbers["runs"]),
-    ]
-    return "\n\n".join(parts) + "\n"
+        {
+            "Answers": [sentences.answers(numbers), curves],
+            "Rise": [tables.rise(numbers["rise"])],
+            "Collapse and rescue": [
+                sentences.ARMS,
+                tables.arms(numbers["arms"]),
+                designs,
+                "A line is a seed, and a dot its end. Grey: the mean of the plain vote (solid) and "
+                "of gold answers (dashed).",
+            ],
+            **_leads(numbers),
+            "Early stopping without labels": [
+                sentences.STOPPING,
+                tables.early_stopping(numbers["early_stopping"]),
+            ],
+            "Every run": [tables.runs(numbers["runs"])],
+        },
+    )
 
 
-def alarm_page(numbers: dict[str, Any]) -> str:
-    """The alarm's rules on long healthy runs and on runs that collapse."""
-    parts = [
-        "# The alarm on long runs",
-        sentences.machine(numbers["environment"]),
-        f"- {sentences.alarm(numbers['alarm'])}",
-        *_leads(numbers),
-        "## Every run",
-        tables.runs(numbers["runs"]),
-    ]
-    return "\n\n".join(parts) + "\n"
+def file_document(grid: Grid, runs: Sequence[FinishedRun], numbers: dict[str, Any]) -> Document:
+    """A section for each model and task of a file's grid, then the alarm and every run."""
+    curves = Picture(
+        f"{grid.name}.png",
+        "accuracy, vote and labels of each arm over steps",
+        partial(file_figure, grid.arms, runs),
+    )
+    places: dict[str, list[Block]] = {
+        place or "Arms": [
+            tables.file_arms(found["arms"]),
+            "The vote and the labels over time:",
+            tables.labels(found["labels"]),
+        ]
+        for place, found in numbers["places"].items()
+    }
+    if len(places) > 1:
+        places["All models and tasks"] = [tables.failures(numbers["failures"])]
+    return Document(
+        grid.title,
+        sentences.file_introduction(numbers, grid.note),
+        {
+            "Curves": [curves],
+            "Terms": [sentences.file_terms(numbers["reference"])],
+            **places,
+            **_leads(numbers),
+            "Every run": [tables.runs(numbers["runs"])],
+        },
+    )
 
 
-def _leads(numbers: dict[str, Any]) -> list[str]:
-    return [
-        "## Alarm",
-        LEAD_TEXT,
-        RULES_TEXT,
-        tables.leads("rule", numbers["alarm"]),
-        "## Warnings",
-        "What is shown and raises no alarm.",
-        tables.leads("sign", numbers["warning"]),
-    ]
+def _leads(numbers: dict[str, Any]) -> dict[str, list[Block]]:
+    """Nothing without looks of the monitor."""
+    if not any(run["looks"] for run in numbers["runs"]):
+        return {}
+    return {
+        "Alarm": [
+            sentences.LEADS,
+            sentences.RULES,
+            tables.leads("rule", numbers["alarm"]),
+        ],
+        "Warnings": [
+            "What is shown and raises no alarm.",
+            tables.leads("sign", numbers["warning"]) if numbers["warning"] else "There was none.",
+        ],
+    }

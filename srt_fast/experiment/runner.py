@@ -1,7 +1,8 @@
 """Runs a grid of arms and seeds, a few at a time, each as `srt-fast train` in its own process.
 
 Started again, it continues: a finished run (with summary.json) is left alone. Any other run
-continues from its last checkpoint, or from its beginning if there is none.
+continues from its last checkpoint, or from its beginning if there is none. A run that another
+process works on, such as one that outlived a killed experiment, is waited for.
 
 Each process has its own session. A terminal's Ctrl-C so reaches only this process, which passes it
 on once. A run that gets a second signal would leave without saving.
@@ -18,14 +19,16 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from srt_fast.config import Config, override, to_dict
+from srt_fast.config.overrides import flatten
 from srt_fast.experiment.grid import Arm
 from srt_fast.experiment.measure import measure, read_run
-from srt_fast.run.folder import load_config
+from srt_fast.rewards import make_reward_function
+from srt_fast.run.folder import LOCK, load_config
 from srt_fast.run.interrupts import InterruptHandler, RunInterrupted
 from srt_fast.run.progress import RunProgress
 
@@ -47,7 +50,7 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        return f"{self.arm.name}-seed{self.seed}"
+        return f"{self.arm.label}-seed{self.seed}"
 
     @property
     def folder(self) -> Path:
@@ -59,6 +62,16 @@ class PlannedRun:
 
     def has_begun(self) -> bool:
         return (self.folder / "config.json").is_file()
+
+    def is_running(self) -> bool:
+        """Whether a process holds the folder's lock."""
+        if not self.folder.is_dir():
+            return False
+        try:
+            with FileLock(self.folder / LOCK, timeout=0):
+                return False
+        except Timeout:
+            return True
 
     def has_finished(self) -> bool:
         """Whether the run's summary exists.
@@ -76,7 +89,7 @@ class PlannedRun:
         return (self.folder / "summary.json").is_file()
 
     def start(self, threads: int) -> subprocess.Popen:
-        """Start or resume the run. Raises ValueError if the arm's configuration is not valid."""
+        """Start or resume the run."""
         if self.has_begun():
             arguments = ["--resume", str(self.folder)]
         else:
@@ -95,13 +108,18 @@ class PlannedRun:
             )
 
 
-def run_grid(arms: Sequence[Arm], seeds: Sequence[int], root: Path, jobs: int) -> dict[str, str]:
+def run_grid(
+    arms: Sequence[Arm], seeds: Sequence[int], root: Path, jobs: int, threads: int | None = None
+) -> dict[str, str]:
     """Run what is not finished: all arms of a seed before the next seed.
 
-    jobs: runs at the same time. Returns the reason of each run that failed, by the run's name.
-    Raises ValueError, before anything starts, for a folder with another configuration. Raises
-    RunInterrupted for SIGINT or SIGTERM, after the runs have saved.
+    jobs: runs at the same time. threads: of each run. None: the cores divided by jobs. Returns the
+    reason of each run that failed, by the run's name. Raises ValueError, before anything starts,
+    for bad settings of an arm and for a folder with another configuration. Raises RunInterrupted
+    for SIGINT or SIGTERM, after the runs have saved.
     """
+    for arm in arms:
+        _check_reward(arm)
     runs = [PlannedRun(arm, seed, root) for seed in seeds for arm in arms]
     unfinished = [run for run in runs if not run.has_finished()]
     root.mkdir(parents=True, exist_ok=True)
@@ -111,21 +129,37 @@ def run_grid(arms: Sequence[Arm], seeds: Sequence[int], root: Path, jobs: int) -
             progress.note(f"{finished} of {len(runs)} runs have finished already")
         if not unfinished:
             return {}
-        return _Workers(unfinished, jobs, progress, signals).run_all()
+        threads = threads or max(1, (os.cpu_count() or 1) // jobs)
+        return _Workers(unfinished, jobs, threads, progress, signals).run_all()
+
+
+def _check_reward(arm: Arm) -> None:
+    """Raise ValueError for settings that the arm's reward function does not take."""
+    reward = arm.config(0, Path("run")).reward
+    try:
+        make_reward_function(reward.kind, reward.params)
+    except ValueError as error:
+        raise ValueError(f"arm {arm.label}: {error}") from None
 
 
 class _Workers:
     """The processes that run, and the queue of runs for them."""
 
     def __init__(
-        self, runs: list[PlannedRun], jobs: int, progress: RunProgress, signals: InterruptHandler
+        self,
+        runs: list[PlannedRun],
+        jobs: int,
+        threads: int,
+        progress: RunProgress,
+        signals: InterruptHandler,
     ) -> None:
         self.queue = deque(runs)
         self.total = len(runs)
         self.jobs = jobs
-        self.threads = max(1, (os.cpu_count() or 1) // jobs)
+        self.threads = threads
         self.running: list[tuple[PlannedRun, subprocess.Popen]] = []
         self.failures: dict[str, str] = {}
+        self.waited_for: set[str] = set()
         self.progress = progress
         self.signals = signals
 
@@ -146,15 +180,24 @@ class _Workers:
         return self.failures
 
     def _start_runs(self) -> None:
-        while self.queue and len(self.running) < self.jobs:
+        for _ in range(len(self.queue)):
+            if len(self.running) == self.jobs:
+                return
             run = self.queue.popleft()
-            try:
-                process = run.start(self.threads)
-            except ValueError as error:
-                self._report_failure(run, str(error))
-            else:
-                self.running.append((run, process))
+            if run.is_running():
+                self._wait_for(run)
+            elif run.has_finished():  # meanwhile, in another process
                 self._show_progress()
+            else:
+                self.running.append((run, run.start(self.threads)))
+                self._show_progress()
+
+    def _wait_for(self, run: PlannedRun) -> None:
+        """Come back to a run of another process after the others."""
+        self.queue.append(run)
+        if run.name not in self.waited_for:
+            self.waited_for.add(run.name)
+            self.progress.note(f"{run.name} is running in another process; waiting for it")
 
     def _collect_finished(self) -> None:
         for run, process in list(self.running):
@@ -188,7 +231,7 @@ class _Workers:
 
 
 def _outcome(run: PlannedRun) -> str:
-    result = measure(read_run(run.folder, run.arm.name, run.seed))
+    result = measure(read_run(run.folder, run.arm, run.seed))
     return (
         f"{run.name}: {result.seconds:.0f} s, pass@1 {result.start:.3f} -> {result.peak:.3f} "
         f"(step {result.peak_step}) -> {result.end:.3f}"
@@ -214,20 +257,9 @@ def _differences(folder: Path, expected: Config) -> str:
         config = override(load_config(folder), {"run_dir": expected.run_dir})
     except ValueError as error:  # fields of another version
         return str(error)
-    values = _flat_fields(config)
+    values = flatten(to_dict(config))
     return ", ".join(
         f"{name} is {values[name]!r}, not {value!r}"
-        for name, value in _flat_fields(expected).items()
+        for name, value in flatten(to_dict(expected)).items()
         if values[name] != value
     )
-
-
-def _flat_fields(config: Config) -> dict[str, Any]:
-    """The configuration with dotted names: {"train.lr": 1e-4}. Tables such as task.params stay."""
-    flat = {}
-    for name, value in to_dict(config).items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{field}": setting for field, setting in value.items()}
-        else:
-            flat[name] = value
-    return flat

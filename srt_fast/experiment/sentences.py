@@ -6,10 +6,52 @@ import statistics
 from typing import Any
 
 from srt_fast.experiment.grid import COLLAPSE, RISE
-from srt_fast.experiment.measure import COLLAPSE_REWARD
+from srt_fast.experiment.measure import COLLAPSE_REWARD, FALL, WINDOW
 from srt_fast.experiment.tables import points, spread
 
 Row = dict[str, Any]
+
+ARMS = (
+    "Held-out pass@1 in points: the mean over seeds (lowest to highest). Collapses: the accuracy "
+    f"is below the start after {WINDOW} steps with a mean pseudo-reward above "
+    f"{COLLAPSE_REWARD:g}. This means little for a reward on another scale. Falls: the accuracy is "
+    f"more than {100 * FALL:.0f} points below its peak until then. Time: of a step, relative to "
+    "the plain vote's."
+)
+LEADS = (
+    "Steps from the first alarm or warning to the fall, in runs that fell, and how often there was "
+    "one in runs that did not. Runs in which the monitor acted are left out. A fall is seen at an "
+    "evaluation."
+)
+RULES = (
+    "Every rule judges the same logged looks. `10,000 looks` and `chance of 1 %`: the sequential "
+    "test with `monitor.false_alarm_looks` or `monitor.false_alarm_chance`. `best look`: 10 points "
+    "below the best of all looks, the rule before it."
+)
+STOPPING = (
+    "majority: the accuracy at the step with the best agreement with the starting model's votes "
+    "before the first alarm, in a run that went on (its last evaluation at or before that step). "
+    "majority_stop: the weights that the monitor restored. Its best evaluation is the better of "
+    "its own and that of the plain vote's run with the same seed."
+)
+
+
+def file_terms(reference: str) -> str:
+    """What the columns of a file's grid mean. reference: the arm that times are relative to."""
+    return (
+        "- Accuracy is held-out pass@1 in points: the mean over seeds (lowest to highest).\n"
+        "- Rise: from the start to the peak.\n"
+        f"- Collapses: the accuracy is below the start after {WINDOW} steps with a mean "
+        f"pseudo-reward above {COLLAPSE_REWARD:g}. This means little for a reward on another "
+        "scale.\n"
+        f"- Falls: the accuracy is more than {100 * FALL:.0f} points below its peak until then.\n"
+        f"- Time: of a step, relative to `{reference}`: a ratio of medians.\n"
+        "- Tokens: what a step samples for training, a teacher's too.\n"
+        "- Vote and labels: accuracy in points on the prompts of training, by gold answers, over "
+        f"the {WINDOW} steps before the last evaluation until then. The vote is that of the "
+        "policy's rollouts. Labels are what the reward agrees with, where a rollout does: with "
+        "`ema` the teacher's."
+    )
 
 
 def introduction(numbers: dict[str, Any]) -> str:
@@ -23,6 +65,12 @@ def introduction(numbers: dict[str, Any]) -> str:
         f"recipe's own settings. All other arms: {collapse['steps']} steps of "
         f"{collapse['prompts_per_step']} prompts at lr {collapse['lr']:g}."
     )
+
+
+def file_introduction(numbers: dict[str, Any], note: str) -> str:
+    """What a file's grid is, and where it was run. note: the file's."""
+    seeds = f"Seeds: {_join(numbers['seeds'])}."
+    return " ".join([machine(numbers["environment"]), *note.split(), seeds])
 
 
 def machine(environment: Row) -> str:

@@ -1,18 +1,22 @@
-"""The experiment's tables in Markdown. Their rows are those of page.findings."""
+"""The experiment's tables. Their rows are those of page.findings."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from srt_fast.experiment.document import Table
 from srt_fast.experiment.grid import GROUPS
 from srt_fast.experiment.measure import ALARM
 
 Row = dict[str, Any]
 Cells = list[Any]
 
+FAILURES = ("collapses", "falls", "ends_below_start")
+"""What may happen to a run's accuracy."""
 
-def rise(rows: list[Row]) -> str:
+
+def rise(rows: list[Row]) -> Table:
     header = "seed | start | peak | peak with gold | share of its gain | maj@k at start | at end"
     lines = []
     for row in rows:
@@ -31,7 +35,7 @@ def rise(rows: list[Row]) -> str:
     return _table(header, lines)
 
 
-def arms(rows: list[Row]) -> str:
+def arms(rows: list[Row]) -> Table:
     header = (
         "arm | | runs | peak | end | maj@k at the end | collapses | falls | ends below start | time"
     )
@@ -57,14 +61,63 @@ def _arm_cells(row: Row) -> Cells:
         spread(row["peak"]),
         spread(row["end"]),
         spread(row["maj_end"]),
-        f"{row['collapses']}/{runs}",
-        f"{row['falls']}/{runs}",
-        f"{row['ends_below_start']}/{runs}",
+        *(f"{row[name]}/{runs}" for name in FAILURES),
         None if seconds is None else f"{seconds:.2f}",
     ]
 
 
-def leads(name: str, rows: list[Row]) -> str:
+def file_arms(rows: list[Row]) -> Table:
+    """The arms of a grid's file in one place."""
+    header = (
+        "arm | | runs | start | rise | peak | end | maj@k at the end | collapses | falls "
+        "| ends below start | time | tokens a step"
+    )
+    return _table(header, [_file_arm_cells(row) for row in rows])
+
+
+def _file_arm_cells(row: Row) -> Cells:
+    name, note, runs, *rest = _arm_cells(row)
+    if not row["runs"]:
+        return [name, note, runs]
+    tokens = row["tokens_per_step"]
+    return [
+        name,
+        note,
+        runs,
+        spread(row["start"]),
+        spread(row["rise"]),
+        *rest,
+        None if tokens is None else f"{tokens:,.0f}",
+    ]
+
+
+def labels(rows: list[Row]) -> Table:
+    """The accuracy of the vote and of the labels after each quarter of a run."""
+    quarters = ("25 %", "50 %", "75 %", "the end")
+    header = ["arm", *(f"{who}, {when}" for who in ("vote", "labels") for when in quarters)]
+    cells = [
+        [f"`{row['arm']}`", *map(points, row["vote"]), *map(points, row["label"])] for row in rows
+    ]
+    return Table(header, cells)
+
+
+def failures(rows: list[Row]) -> Table:
+    """In how many runs of all places each arm fails."""
+    return _table(
+        "arm | runs | collapses | falls | ends below start",
+        [
+            [
+                f"`{row['arm']}`",
+                row["runs"],
+                *(f"{row[name]}/{row['runs']}" for name in FAILURES),
+            ]
+            for row in rows
+            if row["runs"]
+        ],
+    )
+
+
+def leads(name: str, rows: list[Row]) -> Table:
     """How far ahead of a fall each signal is. name: the first column's."""
     header = (
         f"{name} | runs that fell | before | not before | never | steps ahead: median "
@@ -90,7 +143,7 @@ def leads(name: str, rows: list[Row]) -> str:
     return _table(header, lines)
 
 
-def early_stopping(rows: list[Row]) -> str:
+def early_stopping(rows: list[Row]) -> Table:
     header = (
         "arm | seed | first alarm | step chosen | pass@1 there | best evaluation | at step "
         "| loss in points"
@@ -111,14 +164,14 @@ def early_stopping(rows: list[Row]) -> str:
     return _table(header, lines)
 
 
-def runs(rows: list[Row]) -> str:
+def runs(rows: list[Row]) -> Table:
     header = (
         "arm | seed | start | peak | at step | end | pseudo-reward | commonest answer "
         "| label accuracy | collapse at | fall at | first alarm | monitor | s"
     )
     lines = [
         [
-            f"`{run['arm']}`",
+            f"`{run['place']}-{run['arm']}`" if run["place"] else f"`{run['arm']}`",
             run["seed"],
             points(run["start"]),
             points(run["peak"]),
@@ -152,13 +205,5 @@ def _fraction(value: float | None) -> str | None:
     return None if value is None else f"{value:.3f}"
 
 
-def _table(header: str, lines: Sequence[Cells]) -> str:
-    """A Markdown table. A cell of None is a dash. A line may be shorter than the header."""
-    if not lines:
-        return "Not run."
-    names = [name.strip() for name in header.split("|")]
-    rows = [names, ["---"] * len(names)]
-    for line in lines:
-        cells = ["-" if cell is None else str(cell) for cell in line]
-        rows.append(cells + [""] * (len(names) - len(cells)))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def _table(header: str, lines: Sequence[Cells]) -> Table:
+    return Table([name.strip() for name in header.split("|")], lines)

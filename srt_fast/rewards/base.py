@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -53,11 +53,14 @@ class EMATeacher:
 
     decay, final_decay: the decay at the start and at the end of the run.
     samples: the teacher's completions of a prompt. 0: as many as the policy's.
+    ask: "all" prompts, or those on which the policy's rollouts differ ("undecided"). The others
+    have no teacher's answers. Their rewards are equal under any label, so they have no gradient.
     """
 
     decay: float
     final_decay: float
     samples: int
+    ask: Literal["all", "undecided"] = "all"
 
     def __post_init__(self) -> None:
         is_decay = 0 <= self.decay <= 1 and 0 <= self.final_decay <= 1
@@ -190,6 +193,18 @@ def label_agreement(groups: Groups, labels: Tensor) -> Tensor:
     """
     agrees = groups.keys == labels[group_index(groups)]
     return (agrees & (groups.keys != 0)).float()
+
+
+def is_undecided(keys: Tensor, cu_groups: Tensor) -> Tensor:
+    """[P] bool: whether a group's rollouts differ in their answers. No answer is one of them.
+
+    keys [R] int64, cu_groups [P+1].
+    """
+    group = segment_ids(cu_groups, len(keys))
+    last = len(keys) - 1
+    first = keys[cu_groups[:-1].long().clamp(max=last)]  # an empty group has no rollout to differ
+    differs = (keys != first[group]).double()
+    return segment_reduce(differs, "max", cu_groups) > 0
 
 
 def mean_over_tokens(groups: Groups, values: Tensor) -> Tensor:

@@ -19,12 +19,13 @@ from srt_fast.rewards.base import (
     StartLabels,
     TokenCertainty,
     TokenEntropies,
+    is_undecided,
 )
 from srt_fast.rewards.self_verification import judge_rollouts
 from srt_fast.rewards.teacher import Teacher, decay_at
 from srt_fast.sampling import Sampler
 from srt_fast.tasks.base import Task
-from srt_fast.transfer import send
+from srt_fast.transfer import fetch, send
 from srt_fast.types import Prompts, Rollouts
 from srt_fast.utilization.meter import StepMeter
 from srt_kernels import AnswerReader, majority_vote
@@ -73,9 +74,16 @@ class RewardInputs:
         self._file_labels: dict[str, int] = {}  # prompt -> answer key
 
     def gather(
-        self, requirements: Sequence[Requirement], prompts: Prompts, rollouts: Rollouts
+        self,
+        requirements: Sequence[Requirement],
+        prompts: Prompts,
+        rollouts: Rollouts,
+        keys: Tensor,
     ) -> dict[str, Tensor]:
-        """The fields of Groups that these requirements name. The pipeline adds gold answers."""
+        """The fields of Groups that these requirements name. The pipeline adds gold answers.
+
+        keys [R] int64: the answers of the rollouts.
+        """
         inputs: dict[str, Tensor] = {}
         needs_statistics = False
         for requirement in requirements:
@@ -85,9 +93,15 @@ class RewardInputs:
                 inputs["start_shares"] = shares
             elif isinstance(requirement, EMATeacher):
                 assert self._ema_teacher is not None
-                keys, cu_groups = self._ema_teacher.answers(prompts.token_ids, requirement.samples)
-                inputs["teacher_keys"] = keys
-                inputs["cu_teacher"] = cu_groups
+                asked = None
+                if requirement.ask == "undecided":
+                    [is_asked] = fetch(is_undecided(keys, rollouts.cu_groups))
+                    asked = is_asked.tolist()
+                teacher_keys, cu_teacher = self._ema_teacher.answers(
+                    prompts.token_ids, requirement.samples, asked
+                )
+                inputs["teacher_keys"] = teacher_keys
+                inputs["cu_teacher"] = cu_teacher
             elif isinstance(requirement, SelfJudgement):
                 inputs["judge_scores"] = judge_rollouts(
                     requirement.question,

@@ -64,14 +64,15 @@ class RewardPipeline:
     def vote(self, prompts: Prompts, rollouts: Rollouts) -> Groups:
         """The majority vote of each group, and what the reward function requires beside it.
 
-        Without requirements there is no host sync. Gold answers take one.
+        Without requirements there is no host sync. Gold answers take one, and so does a teacher
+        that is asked about some of the prompts.
         """
         settings = self._config.reward
         keys = self._reader.keys(rollouts.tokens, rollouts.cu_seqlens)
         if settings.truncated != "vote":
             keys = keys.masked_fill(rollouts.truncated, 0)
         vote = majority_vote(keys, rollouts.cu_groups, share_over=settings.share_over)
-        inputs = self._inputs.gather(self.function.requires, prompts, rollouts)
+        inputs = self._inputs.gather(self.function.requires, prompts, rollouts, keys)
         if find_requirement(self.function, GoldAnswers):
             tokens, truncated = fetch(rollouts.tokens, rollouts.truncated)
             groups = range(len(prompts.problems))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,10 @@ from srt_fast.config import Config
 from srt_fast.distributed.sharding import local_part
 from srt_fast.model.policy import Policy
 from srt_fast.sampling import Sampler
-from srt_fast.sampling.base import SamplingParams
+from srt_fast.sampling.base import SamplingParams, draw_seeds
 from srt_fast.sampling.hf import HFSampler
 from srt_fast.sampling.ranks import over_ranks
+from srt_fast.transfer import send
 from srt_fast.utilization.meter import StepMeter
 from srt_kernels import AnswerReader
 
@@ -48,20 +49,37 @@ class Teacher:
             own_sampler = HFSampler(model, config.sampling.max_sequences, stop_sampling)
             self._hf_sampler = over_ranks(own_sampler, model.world)
 
-    def answers(self, prompts: list[list[int]], samples: int) -> tuple[Tensor, Tensor]:
-        """[R'] answer keys of `samples` completions of each prompt, and [P+1] cu_groups.
+    def answers(
+        self, prompts: list[list[int]], samples: int, asked: Sequence[bool] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """[R'] answer keys of `samples` completions of each prompt, and [P+1] int32 cu_groups.
 
         samples 0: as many as sampling.group_size. reward.truncated holds for the teacher too.
+        asked: one for each prompt. A prompt that is not asked about has no completions. What is
+        drawn for the others, and by later calls, does not depend on it. None: all are.
         """
+        seeds = draw_seeds(len(prompts))
+        if asked is None:
+            asked = [True] * len(prompts)
+        places = [place for place, is_asked in enumerate(asked) if is_asked]
+        if not places:
+            keys = torch.zeros(0, dtype=torch.int64, device=self._policy.device)
+            return keys, torch.zeros(len(prompts) + 1, dtype=torch.int32, device=keys.device)
         sampling = self._config.sampling
         params = SamplingParams.of_training(sampling, n=samples or sampling.group_size)
         with self._meter.part("sample"), self._sampler() as sampler:
-            rollouts = sampler.sample(prompts, params)
+            rollouts = sampler.sample(
+                [prompts[place] for place in places],
+                params,
+                seeds=[seeds[place] for place in places],
+            )
         self._meter.count_sampling(rollouts)
         keys = self._reader.keys(rollouts.tokens, rollouts.cu_seqlens)
         if self._config.reward.truncated != "vote":
             keys = keys.masked_fill(rollouts.truncated, 0)
-        return keys, rollouts.cu_groups
+        counts = params.n * torch.tensor([0, *asked]).cumsum(0)
+        [cu_groups] = send([counts.int()], keys.device)
+        return keys, cu_groups
 
     @contextlib.contextmanager
     def _sampler(self) -> Iterator[Sampler]:

@@ -2,13 +2,14 @@
 
 The PNG has the first six panels in one figure. The report has one SVG per panel.
 
-Draws on Figure objects, as experiment/figure.py does: no pyplot state and no display is touched.
-These two files are the only ones that import matplotlib.
+Draws on Figure objects, as the figures of srt_fast/experiment do: no pyplot state and no display is
+touched. No other room imports matplotlib.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib
@@ -67,6 +68,15 @@ def panel_svg(panel: Panel, rows: list[Row]) -> str:
         figure = Figure(figsize=(4.6, 3), layout="constrained")
         _draw(figure.subplots(), panel, rows)
         return _as_element(figure)
+
+
+def figure_svg(draw: Callable[[], Figure], salt: str) -> str:
+    """A figure as an <svg> element. Its text and axes take the page's colour.
+
+    salt: keeps the ids of the element apart from those of others on the page.
+    """
+    with matplotlib.rc_context(_svg_style(salt)):
+        return _as_element(draw())
 
 
 def bar_svg(parts: dict[str, float]) -> str:

@@ -27,6 +27,9 @@ from srt_fast.run.metrics import MetricsWriter, NoMetrics
 from srt_fast.run.progress import RunProgress
 from srt_fast.run.report import write_report
 
+LOCK = ".lock"
+"""The file that a run locks."""
+
 
 class RunFolder:
     """A run's folder, and the parts of a run that do not learn.
@@ -233,7 +236,7 @@ class RunFolder:
 
     def _lock(self, resources: contextlib.ExitStack) -> None:
         try:
-            resources.enter_context(FileLock(self.folder / ".lock", timeout=0))
+            resources.enter_context(FileLock(self.folder / LOCK, timeout=0))
         except Timeout:
             raise ValueError(
                 f"run_dir: another process is using {self.folder}; "

@@ -12,12 +12,14 @@ metrics.jsonl has one JSON object per line:
         top_answer_share      largest fraction of the prompts with one and the same majority
         answer_entropy        entropy of the majorities over prompts, divided by its largest value
         pass1                 rollouts that agree with gold
+        vote_accuracy         majorities that agree with gold
         label_accuracy        labels that agree with gold
         reward_accuracy       rollouts whose reward is the one that gold would give
     Rewards and completions:
         pseudo_reward         mean reward
         truncated             completions that reached sampling.max_new_tokens
         completion_tokens     mean length of a completion
+        sampled_tokens        tokens of all completions of the step, a teacher's too
         repetition            8-token windows that came before in the same completion
         rounds                batches that were sampled for this step (with reward.resample)
         judge_failures        rollouts that the judge could not grade (reward.kind self_judge)

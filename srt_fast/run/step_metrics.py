@@ -97,9 +97,10 @@ def vote_metrics(vote: Vote, correct: Tensor | None, cu_groups: Tensor, rewards:
     answer_entropy: the entropy of the majorities over prompts, as a fraction of its largest value.
     It is 1 if no two prompts share a majority, 0 if all do.
 
-    With gold: pass1, the accuracy of the samples; reward_accuracy, how often the reward is the one
-    that gold would give; label_accuracy, the accuracy of the labels that have reward 1 in a group.
-    If the rewards [R] are not 0 and 1, there are no labels: both figures are then of the vote.
+    With gold: pass1, the accuracy of the samples; vote_accuracy, that of the majorities;
+    reward_accuracy, how often the reward is the one that gold would give; label_accuracy, the
+    accuracy of the labels that have reward 1 in a group. If the rewards [R] are not 0 and 1, there
+    are no labels: the last two figures are then of the vote.
     """
     counts = vote.majority[vote.majority != 0].unique(return_counts=True)[1].double()
     values: dict[str, float | None] = {
@@ -113,15 +114,24 @@ def vote_metrics(vote: Vote, correct: Tensor | None, cu_groups: Tensor, rewards:
         return values
     are_labels = bool(((rewards == 0) | (rewards == 1)).all())
     agrees = rewards.bool() if are_labels else vote.rewards.bool()
-    group = segment_ids(cu_groups, len(rewards))
-    zeros = torch.zeros(len(vote.majority), device=correct.device)
-    has_label = zeros.index_add(0, group, agrees.float()) > 0
-    is_right = zeros.index_add(0, group, (agrees & correct).float()) > 0
     return values | {
         "pass1": correct.float().mean().item(),
-        "label_accuracy": is_right[has_label].float().mean().item(),
+        "vote_accuracy": _label_accuracy(vote.rewards.bool(), correct, cu_groups),
+        "label_accuracy": _label_accuracy(agrees, correct, cu_groups),
         "reward_accuracy": (agrees == correct).float().mean().item(),
     }
+
+
+def _label_accuracy(agrees: Tensor, correct: Tensor, cu_groups: Tensor) -> float:
+    """How often a group's label is correct, of the groups in which a rollout agrees with it.
+
+    agrees, correct [R] bool. NaN if there is no such group.
+    """
+    group = segment_ids(cu_groups, len(agrees))
+    zeros = torch.zeros(len(cu_groups) - 1, device=correct.device)
+    has_label = zeros.index_add(0, group, agrees.float()) > 0
+    is_right = zeros.index_add(0, group, (agrees & correct).float()) > 0
+    return is_right[has_label].float().mean().item()
 
 
 def _relative_entropy(counts: Tensor) -> float | None:

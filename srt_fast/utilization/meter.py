@@ -91,6 +91,7 @@ class StepMeter:
         self._start_time = time.perf_counter()
         self._outer: str | None = None  # the part under way
         self._spans: list[tuple[str, str | None, Timer]] = []
+        self._sampled_tokens = 0
         self._flops: Counter[str] = Counter()
         self._sample_limit = 0.0
 
@@ -110,6 +111,7 @@ class StepMeter:
 
     def count_sampling(self, rollouts: Rollouts) -> None:
         """These rollouts were sampled, in one call of the sampler."""
+        self._sampled_tokens += sum(rollouts.layout.lengths)
         if self.limit is None:
             return
         cost, rates = self.limit.cost, self.limit.rates
@@ -143,8 +145,8 @@ class StepMeter:
     # ---- figures ----
 
     def metrics(self) -> Metrics:
-        """seconds_PART of each part, and seconds, the whole step. With a limit also, for each of
-        KINDS, KIND_flops and KIND_mfu, and sample_limit_seconds and limit_share.
+        """seconds_PART of each part, and seconds, the whole step; sampled_tokens. With a limit
+        also, for each of KINDS, KIND_flops and KIND_mfu, and sample_limit_seconds and limit_share.
 
         On CUDA the step must have waited for the device after its last scoring.
         """
@@ -152,6 +154,7 @@ class StepMeter:
         total = time.perf_counter() - self._start_time
         values: Metrics = {f"seconds_{part}": value for part, value in seconds.items()}
         values["seconds"] = total
+        values["sampled_tokens"] = self._sampled_tokens
         return values | (self._utilization(self.limit, seconds, total) if self.limit else {})
 
     def _seconds_of_parts(self) -> dict[str, float]:

@@ -3,33 +3,42 @@ from pathlib import Path
 import pytest
 
 from srt_fast.experiment.command import main
-from srt_fast.experiment.grid import GRIDS, GROUPS
+from srt_fast.experiment.grid import GROUPS, collapse_grid
+
+GRID = """
+tasks: {one: {task.params: {max_digits: 1}}, two: {task.params: {max_digits: 2}}}
+arms: {majority: {reward.kind: majority}}
+"""
 
 
-def test_the_grids_name_each_arm_once_and_their_configurations_are_valid():
-    grids = [grid() for grid in GRIDS.values()]
-    for grid in grids:
-        assert len({arm.name for arm in grid}) == len(grid)
-        for arm in grid:
-            arm.config(seed=0, folder=Path("run"))
-    assert {arm.group for grid in grids for arm in grid} == set(GROUPS)
+def test_the_grid_names_each_arm_once_and_its_configurations_are_valid():
+    arms = collapse_grid().arms
+    assert len({arm.name for arm in arms}) == len(arms)
+    for arm in arms:
+        arm.config(seed=0, folder=Path("run"))
+    assert {arm.group for arm in arms} == set(GROUPS)
 
 
 def test_help_lists_the_arms(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     output = capsys.readouterr().out
-    assert all(f" {arm.name} " in output for grid in GRIDS.values() for arm in grid())
+    assert all(f" {arm.name} " in output for arm in collapse_grid().arms)
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--jobs", "0"], "--jobs: expected at least 1, got 0"),
-        (["--seeds", "1", "1"], "--seeds: expected different numbers from 0 up, got 1 1"),
-        (["--arms", "frozen", "soft"], "--arms: expected some of majority, .*, got frozen, soft"),
+        (["collapse", "--jobs", "0"], "--jobs: expected at least 1, got 0"),
+        (["collapse", "--threads", "0"], "--threads: expected at least 1, got 0"),
+        (["collapse", "--seeds", "1", "1"], "--seeds: expected different numbers from 0 up, got 1"),
+        (["collapse", "--arms", "no"], "--arms: expected some of rise_majority, .*, got no"),
+        (["grid.yaml", "--arms", "two"], "some of majority, one-majority, two-majority, got two"),
+        (["nowhere.yaml"], "expected collapse or a YAML or TOML file, got 'nowhere.yaml'"),
     ],
 )
-def test_bad_arguments_are_named(argv, message):
+def test_bad_arguments_are_named(argv, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("grid.yaml").write_text(GRID)
     with pytest.raises(ValueError, match=message):
-        main(["alarm", *argv])
+        main(argv)

@@ -15,6 +15,11 @@ def test_a_run_that_rises_falls_and_collapses():
     assert (result.best_probe_step, result.best_probe_pass1) == (10, 0.70)
     assert result.pseudo_reward == pytest.approx(0.97)
     assert result.label_accuracy == 0.5
+    # Means of the ten steps before each evaluation: of 0.41 to 0.50, and so on.
+    assert [point.step for point in result.labels] == [10, 20, 30]
+    assert [point.vote for point in result.labels] == pytest.approx([0.455, 0.555, 0.655])
+    assert [point.label for point in result.labels] == [0.5] * 3
+    assert result.tokens_per_step == 115.5  # of 101 to 130
     assert result.actions is None
 
 

@@ -1,8 +1,10 @@
 import json
+from html.parser import HTMLParser
 
 import pytest
 
-from srt_fast.experiment.grid import alarm_grid, collapse_grid
+from srt_fast.experiment.document import Document, Table
+from srt_fast.experiment.grid import Arm, Grid, collapse_grid
 from srt_fast.experiment.page import write_page
 from support.experiment import FALLING, RISING, WARNINGS, make_run, save_run
 
@@ -19,33 +21,95 @@ def test_the_page_shows_finished_runs_and_names_missing_ones(tmp_path):
     ]
     for run in runs:
         save_run(tmp_path / "runs", run)
-    page, numbers_file, *figures = write_page(
-        "collapse", grid, [0], tmp_path / "runs", tmp_path / "out"
-    )
+    numbers_file, page, html, *figures = write_page(grid, [0], tmp_path / "runs", tmp_path / "out")
     text = page.read_text()
     assert "| `majority` | the plain vote | 1 | 70.0 (70.0 to 70.0) | 40.0 (40.0 to 40.0) |" in text
-    assert text.count("| not run |") == len(grid) - len(runs)
+    assert text.count("| not run |") == len(grid.arms) - len(runs)
     assert "Rise: not run." in text
     assert "1 of 1 long runs of the plain vote (at step 30)" in text
     assert "rule `10,000 looks` it came before the fall in 1 of 1 runs that fell" in text
     numbers = json.loads(numbers_file.read_text())
     assert [run["fall_step"] for run in numbers["runs"]] == [20, None, 20]
     assert numbers["winner"]["arm"] == "majority"
-    assert len(figures) == 2
+    assert html.read_text().count("<svg") == len(figures) == 2
     for figure in figures:
         assert figure.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_page_of_the_alarm(tmp_path):
-    save_run(tmp_path, make_run("majority", FALLING, events=WARNINGS, probe_scores=SCORES))
-    save_run(tmp_path, make_run("ema_1000", RISING, probe_scores={0: 0.9, 2: 0.9, 4: 0.6}))
-    page, numbers_file = write_page("alarm", alarm_grid(), [0], tmp_path, tmp_path)
-    assert "| best look | 1 | 1 | 0 | 0 | 10 | 10 to 10 | 1 | 3 | 1 |" in page.read_text()
+def test_the_page_of_a_file(tmp_path):
+    """Two tasks. One arm was not run on the second."""
+    arms = [
+        Arm(name, "", {}, f"note of {name}", place=place)
+        for place in ("gcd", "lcm")
+        for name in ("majority", "ema")
+    ]
+    grid = Grid(name="grid", page="arms", arms=tuple(arms), title="A grid", values={"a": 1})
+    looks = {"probe_scores": {0: 0.9, 2: 0.9, 4: 0.6}}
+    for run in (
+        make_run("majority", FALLING, place="gcd", events=WARNINGS, probe_scores=SCORES),
+        make_run("ema", RISING, place="gcd", seconds=2.0, **looks),
+        make_run("majority", FALLING, place="lcm"),
+    ):
+        save_run(tmp_path, run)
+    numbers_file, page, html, figure = write_page(grid, [0], tmp_path, tmp_path)
+    text = page.read_text()
+    ema = "90.0 (90.0 to 90.0)"
+    rise = "40.0 (40.0 to 40.0)"
+    start = "50.0 (50.0 to 50.0)"
+    maj = "95.0 (95.0 to 95.0)"
+    row = f"| `ema` | note of ema | 1 | {start} | {rise} | {ema} | {ema} | {maj} |"
+    assert f"{row} 0/1 | 0/1 | 0/1 | 2.00 | 116 |" in text
+    assert "| `ema` | note of ema | not run |" in text.split("## lcm")[1]
+    assert "| `majority` | - | 45.5 | 55.5 | 65.5 | - | 50.0 | 50.0 | 50.0 |" in text
+    assert "| `majority` | 2 | 2/2 | 2/2 | 2/2 |" in text.split("## All models and tasks")[1]
+    assert "| best look | 1 | 1 | 0 | 0 | 10 | 10 to 10 | 1 | 3 | 1 |" in text
+    assert text.startswith("# A grid\n")
     numbers = json.loads(numbers_file.read_text())
+    assert (numbers["grid"], numbers["reference"]) == ({"a": 1}, "majority")
     assert [row["false_alarms"] for row in numbers["alarm"]] == [0, 0, 1]
+    assert html.read_text().count("<svg") == 1
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+class Texts(HTMLParser):
+    """The texts of each kind of element."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        self.open.pop()
+
+    def handle_data(self, data):
+        self.texts.append((self.open[-1], data))
+
+
+def test_a_page_shows_texts_as_texts():
+    """Of a title, a heading, a paragraph, a list, a head and cells. `code` and **bold** are marked.
+
+    A Markdown cell may hold no bar and no line break.
+    """
+    hostile = "<script>a|b\n\x1b</script>"
+    document = Document(
+        hostile,
+        hostile,
+        {hostile: [hostile, f"- {hostile}\n- `x` **y**", Table([hostile], [[hostile], [None]])]},
+    )
+    texts = Texts(document.html().partition("<body>")[2].partition("</body>")[0]).texts
+    assert not [text for tag, text in texts if tag == "script"]
+    assert {"h1", "h2", "p", "li", "th", "td"} <= {tag for tag, text in texts if "script" in text}
+    assert ("code", "x") in texts and ("b", "y") in texts and ("td", "-") in texts
+    table = document.markdown().rpartition("\n\n")[2].splitlines()
+    assert [line.replace("\\|", "").count("|") for line in table] == [2] * 4
 
 
 def test_without_finished_runs_there_is_no_page(tmp_path):
     with pytest.raises(ValueError, match="expected finished runs of the grid, got none"):
-        write_page("collapse", collapse_grid(), [0], tmp_path / "runs", tmp_path / "out")
+        write_page(collapse_grid(), [0], tmp_path / "runs", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -4,13 +4,16 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
+from filelock import FileLock
 
 from srt_fast.config import to_dict
 from srt_fast.experiment import runner
 from srt_fast.experiment.grid import Arm
 from srt_fast.experiment.runner import PlannedRun, run_grid
+from srt_fast.files import read_rows
 from srt_fast.run.interrupts import RunInterrupted
 
 
@@ -25,12 +28,10 @@ def tiny_arm(tiny_config) -> Arm:
 def test_a_grid_runs_once_and_failures_do_not_end_it(tiny_arm, tmp_path, monkeypatch, capfd):
     task = {"kind": "jsonl", "name": str(tmp_path / "missing.jsonl"), "params": {}}
     without_data = Arm("without_data", "reward", tiny_arm.changes | {"task": task}, "")
-    unknown = Arm("unknown", "reward", {"reward.kind": "no such kind"}, "")
-    failures = run_grid([without_data, unknown, tiny_arm], [3], tmp_path, jobs=2)
-    assert sorted(failures) == ["unknown-seed3", "without_data-seed3"]
+    failures = run_grid([without_data, tiny_arm], [3], tmp_path, jobs=2)
+    assert sorted(failures) == ["without_data-seed3"]
     assert failures["without_data-seed3"].startswith("error: ")
     assert "missing.jsonl" in failures["without_data-seed3"]
-    assert failures["unknown-seed3"].startswith("arm unknown: reward.kind: expected")
     summary = json.loads((tmp_path / "tiny-seed3" / "summary.json").read_text())
     assert (summary["steps"], summary["seed"]) == (2, 3)
     assert "tiny-seed3: " in capfd.readouterr().err
@@ -44,6 +45,55 @@ def test_a_grid_runs_once_and_failures_do_not_end_it(tiny_arm, tmp_path, monkeyp
     message = r"tiny-seed3 holds .* another configuration \(train.lr is 0.001, not 0.5\); delete it"
     with pytest.raises(ValueError, match=message):
         run_grid([other], [3], tmp_path, jobs=1)
+
+
+def test_bad_settings_of_a_reward_start_nothing(tiny_arm, tmp_path):
+    bad = Arm("bad", "reward", tiny_arm.changes | {"reward.params": {"tau": 1}}, "", place="gcd")
+    message = "arm gcd-bad: reward.params: expected none for 'majority', got tau"
+    with pytest.raises(ValueError, match=message):
+        run_grid([tiny_arm, bad], [0], tmp_path, jobs=1)
+    assert not list(tmp_path.glob("*-seed0*"))
+
+
+def test_a_killed_run_continues(tiny_arm, tmp_path):
+    """SIGKILL in the middle. The next call goes on from the last checkpoint."""
+    changes = {"train.steps": 20, "checkpoint.every": 2, "monitor.every": 0}
+    arm = Arm("tiny", "", tiny_arm.changes | changes, "")
+    run = PlannedRun(arm, 0, tmp_path)
+    process = run.start(threads=1)
+    deadline = time.monotonic() + 60
+    while not list(run.folder.glob("checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert run.is_running()
+    process.kill()
+    process.wait()
+    assert not run.is_running() and not run.has_finished()
+    assert run_grid([arm], [0], tmp_path, jobs=1) == {}
+    assert "resumed from" in run.log.read_text()
+    rows = read_rows(run.folder / "metrics.jsonl")
+    assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, 21))
+
+
+def test_a_run_of_another_process_is_waited_for(tiny_arm, tmp_path, monkeypatch, capfd):
+    """Such as one that outlived a killed experiment. It is not started a second time."""
+    run = PlannedRun(tiny_arm, 0, tmp_path)
+    run.folder.mkdir()
+    lock = FileLock(run.folder / ".lock", thread_local=False)  # a timer releases it
+    lock.acquire()
+
+    def finish() -> None:
+        config = tiny_arm.config(0, run.folder)
+        (run.folder / "config.json").write_text(json.dumps(to_dict(config)))
+        (run.folder / "summary.json").write_text("{}")
+        lock.release()
+
+    def fail(*_, **__):
+        pytest.fail("the run was started")
+
+    monkeypatch.setattr(subprocess, "Popen", fail)
+    threading.Timer(0.5, finish).start()
+    assert run_grid([tiny_arm], [0], tmp_path, jobs=1) == {}
+    assert capfd.readouterr().err.count("tiny-seed0 is running in another process") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Every reward function on one batch that was worked out by hand, and in a run."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -8,7 +9,10 @@ import torch
 from srt_fast.config import REWARD_KINDS, override
 from srt_fast.files import read_rows
 from srt_fast.rewards import make_reward_function
+from srt_fast.rewards.base import is_undecided
 from srt_fast.train import Trainer
+from srt_kernels import group_advantage
+from srt_kernels.groups.group_advantage import AdvantageKind
 from support.paths import ROOT
 from support.rollouts import make_groups
 
@@ -115,6 +119,37 @@ def test_a_batch_worked_out_by_hand(kind, params):
             torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float32))
 
 
+@pytest.mark.parametrize("kind", get_args(AdvantageKind))
+def test_a_teacher_of_undecided_prompts_gives_the_same_advantages(kind):
+    """Of 400 groups, many of which agree, some without an answer. Exactly: they are no estimate."""
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randint(3, (1200,), generator=generator).tolist()
+    cu_groups = list(range(0, 1201, 3))
+    teacher = torch.randint(3, (400, 2), generator=generator)
+    asked = is_undecided(torch.tensor(keys), torch.tensor(cu_groups))
+    some = {
+        "teacher_keys": teacher[asked].flatten().tolist(),
+        "cu_teacher": (2 * torch.tensor([0, *asked.tolist()]).cumsum(0)).tolist(),
+    }
+    every = {"teacher_keys": teacher.flatten().tolist(), "cu_teacher": list(range(0, 801, 2))}
+    assert 200 < asked.sum() < 390
+    advantages = []
+    for inputs in (every, some):
+        groups = make_groups(keys, cu_groups, **inputs)
+        rewards = make_reward_function("ema", {})(groups).rewards
+        advantages.append(group_advantage(rewards, groups.cu_groups, kind=kind))
+    assert advantages[0].equal(advantages[1])
+
+
+def test_the_policy_labels_what_the_teacher_is_not_asked():
+    """The third group, whose rollouts agree. Without an answer there is no reward."""
+    inputs = {"teacher_keys": [B, B, D, D], "cu_teacher": [0, 2, 4, 4, 4]}
+    groups = make_groups([*KEYS, 0, 0], [*CU_GROUPS, 12], **inputs)
+    assert is_undecided(groups.keys, groups.cu_groups).tolist() == [True, True, False, False]
+    rewards = make_reward_function("ema", {"ask": "undecided"})(groups).rewards
+    assert rewards.tolist() == [0, 0, 0, 1, 0, 0, 1, 0, 1, 1, 0, 0]
+
+
 def test_the_example_of_contributing():
     """The file and the row of CONTRIBUTING.md agree."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
@@ -175,6 +210,7 @@ def test_the_constant_answer_has_weight_zero_in_base_rate():
             "samples: expected at least 0, and 0 with",
         ),
         ("ema", {"decay": 2.0}, "expected decay and final_decay from 0 to 1"),
+        ("ema", {"ask": "some"}, "ask: expected 'all' or 'undecided', got 'some'"),
         ("verify", {"question": "{prompt}"}, "question: expected {completion} exactly once"),
         ("verify", {"samples": 1}, "expected at least 1 solution and 2 samples"),
     ],

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from srt_fast.config import REWARD_KINDS, REWARDS_WITH_GOLD, REWARDS_WITH_TEACHER, override
+from srt_fast.files import read_rows
 from srt_fast.model.loading import load_policy
 from srt_fast.model.logprobs import rollout_statistics
 from srt_fast.rewards import make_reward_function
@@ -27,6 +28,7 @@ from srt_fast.types import Problem
 from srt_fast.utilization.meter import StepMeter
 from srt_kernels import AnswerReader
 from srt_kernels.answers.canonical import answer_key
+from support.models import sharpen
 from support.rollouts import random_rollouts
 from support.utilization import make_limit
 
@@ -121,12 +123,14 @@ def test_verification_asks_about_both_kinds(tiny_policy, tiny_config, agreeing, 
 
 
 class CountingSampler(HFSampler):
-    """Counts the prompts that it samples."""
+    """Counts the prompts and the completions that it samples."""
 
     prompts_sampled = 0
+    completions = 0
 
     def sample(self, prompts, params, *, seeds=None):
         self.prompts_sampled += len(prompts)
+        self.completions += len(prompts) * params.n
         return super().sample(prompts, params, seeds=seeds)
 
 
@@ -152,14 +156,14 @@ def test_the_starting_model_votes_once_on_a_prompt(tiny_policy, tiny_config, tin
     """A resumed run keeps the labels."""
     requires = (StartLabels(samples=5),)
     inputs, counter = inputs_with_counter(tiny_policy, tiny_config, tiny_model)
-    first = inputs.gather(requires, prompts_of(tiny_policy, "1+2=", "2+2="), None)
-    second = inputs.gather(requires, prompts_of(tiny_policy, "2+2=", "3+3=", "1+2="), None)
+    first = inputs.gather(requires, prompts_of(tiny_policy, "1+2=", "2+2="), None, None)
+    second = inputs.gather(requires, prompts_of(tiny_policy, "2+2=", "3+3=", "1+2="), None, None)
     assert counter.prompts_sampled == 3
     for name in ("start_labels", "start_shares"):
         assert second[name][[2, 0]].tolist() == first[name].tolist()
     resumed, counter = inputs_with_counter(tiny_policy, tiny_config, tiny_model)
     resumed.load_state_dict(inputs.state_dict())
-    third = resumed.gather(requires, prompts_of(tiny_policy, "3+3="), None)
+    third = resumed.gather(requires, prompts_of(tiny_policy, "3+3="), None, None)
     assert counter.prompts_sampled == 0
     assert third["start_labels"][0] == second["start_labels"][1]
 
@@ -170,7 +174,7 @@ def test_labels_from_a_file(tiny_policy, tiny_config, tmp_path):
 
     def gather(*texts: str) -> dict[str, torch.Tensor]:
         inputs = RewardInputs(tiny_config, tiny_policy, None, None, lambda: None, lambda: None)
-        return inputs.gather(requires, prompts_of(tiny_policy, *texts), None)
+        return inputs.gather(requires, prompts_of(tiny_policy, *texts), None, None)
 
     rows = '{"prompt": "1+2=", "label": 3}\n{"prompt": "2+2=", "label": "\\\\frac{8}{2}"}\n'
     file.write_text(rows)
@@ -181,6 +185,78 @@ def test_labels_from_a_file(tiny_policy, tiny_config, tmp_path):
     message = r"expected prompt and label in every row of .*, got a row without \(line 2\)"
     with pytest.raises(ValueError, match=message):
         gather("1+2=")
+
+
+@pytest.mark.parametrize(
+    ("keys", "asked"),
+    [([7, 7, 7, 8, 7, 0, 0, 0], [1, 2]), ([7] * 8, []), ([7, 8] * 4, [0, 1, 2, 3])],
+    ids=["some", "none", "all"],
+)
+def test_a_teacher_is_asked_where_the_policy_is_undecided(
+    tiny_policy, tiny_config, tiny_model, keys, asked
+):
+    """Four prompts with two rollouts each. A prompt's answers do not depend on which are asked."""
+    reader = AnswerReader(tiny_policy.tokenizer, "last_number")
+    ema = load_policy(tiny_model, tiny_config.model)
+    meter = StepMeter()
+    inputs = RewardInputs(
+        tiny_config,
+        tiny_policy,
+        HFSampler(tiny_policy, 64),
+        reader,
+        lambda: None,
+        lambda: None,
+        ema=ema,
+        meter=meter,
+    )
+    counter = CountingSampler(ema, 64)
+    inputs._ema_teacher._hf_sampler = counter
+    prompts = prompts_of(tiny_policy, "1+2=", "2+2=", "3+3=", "4+4=")
+    rollouts = SimpleNamespace(cu_groups=torch.arange(0, 9, 2, dtype=torch.int32))
+
+    def gather(ask: str) -> tuple[list[list[int]], int, float]:
+        requires = (EMATeacher(decay=0.9, final_decay=0.9, samples=40, ask=ask),)
+        torch.manual_seed(3)
+        meter.start()
+        counter.completions = 0
+        values = inputs.gather(requires, prompts, rollouts, torch.tensor(keys))
+        bounds = values["cu_teacher"].tolist()
+        assert values["cu_teacher"].dtype == torch.int32
+        answers = [values["teacher_keys"][a:b].tolist() for a, b in itertools.pairwise(bounds)]
+        assert torch.rand(1) == next_number
+        return answers, counter.completions, meter.metrics()["sampled_tokens"]
+
+    torch.manual_seed(3)
+    torch.randint(2**31, (4,))
+    next_number = torch.rand(1)  # the run's next random number is the same, too
+    every, all_completions, all_tokens = gather("all")
+    some, completions, tokens = gather("undecided")
+    assert (all_completions, completions) == (160, 40 * len(asked))
+    assert some == [answers if place in asked else [] for place, answers in enumerate(every)]
+    assert len(set(map(tuple, every))) > 1  # else any answers would pass
+    assert (tokens < all_tokens) == (len(asked) < 4)
+
+
+def test_a_run_that_asks_less_takes_the_same_steps(tiny_config, tiny_model, tmp_path):
+    """To the bits: the same advantages, and the same rollouts of the policy."""
+    model = sharpen(tiny_model, tmp_path / "sharp")
+    runs = {}
+    for ask in ("all", "undecided"):
+        changes = {
+            "model.path": model,
+            "run_dir": str(tmp_path / ask),
+            "sampling.temperature": 0.4,  # some groups agree
+            "monitor.every": 0,
+            "reward": {"kind": "ema", "params": {"ask": ask}},
+        }
+        Trainer(override(tiny_config, changes), quiet=True).train()
+        rows = read_rows(tmp_path / ask / "metrics.jsonl")
+        runs[ask] = [row for row in rows if row["kind"] == "train"]
+    for every, some in zip(runs["all"], runs["undecided"], strict=True):
+        for name in ("loss", "grad_norm", "pass1", "unanimous", "updates"):
+            assert every.get(name) == some.get(name)
+        assert (some["sampled_tokens"] < every["sampled_tokens"]) == (every["unanimous"] > 0)
+    assert any(row["updates"] and row["unanimous"] > 0 for row in runs["all"]), runs["all"]
 
 
 def test_a_teacher_trails_the_policy(tiny_policy, tiny_config, tiny_model):

@@ -1,14 +1,14 @@
-"""Repeated text, and tokens whose sampler correction is over its cap."""
+"""Accuracy of vote and labels, repeated text, and tokens whose correction is over its cap."""
 
 import math
 
 import pytest
 import torch
 
-from srt_fast.run.step_metrics import WINDOW_TOKENS, over_cap, repetition
+from srt_fast.run.step_metrics import WINDOW_TOKENS, over_cap, repetition, vote_metrics
 from srt_fast.sampling.base import Completion, pack_completions
 from srt_fast.types import MicroBatch, Segments
-from srt_kernels import Objective
+from srt_kernels import Objective, majority_vote
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
@@ -38,6 +38,21 @@ def test_over_cap(level, action):
         "sequence": [True, True, True, False, False, False],
     }
     assert over_cap(objective, log_corrections - 3.0, batch).tolist() == expected[level]
+
+
+def test_the_vote_and_the_labels_have_accuracies_of_their_own():
+    """Vote right and label wrong, the reverse, vote right and no rollout with the label, and no
+    answers.
+    """
+    keys = torch.tensor([1, 1, 2, 3, 3, 4, 5, 5, 0, 0])
+    cu_groups = torch.tensor([0, 3, 6, 8, 10], dtype=torch.int32)
+    correct = torch.tensor([1, 1, 0, 0, 0, 1, 1, 1, 0, 0]).bool()
+    rewards = torch.tensor([0, 0, 1, 0, 0, 1, 0, 0, 0, 0]).float()
+    values = vote_metrics(majority_vote(keys, cu_groups), correct, cu_groups, rewards)
+    assert values["vote_accuracy"] == pytest.approx(2 / 3)
+    assert values["label_accuracy"] == 1 / 2
+    of_vote = vote_metrics(majority_vote(keys, cu_groups), correct, cu_groups, rewards / 2)
+    assert of_vote["label_accuracy"] == of_vote["vote_accuracy"]
 
 
 def repetition_of(completions: list[list[int]]) -> float | None:

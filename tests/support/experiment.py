@@ -30,6 +30,7 @@ def make_run(
     events: Sequence[Event] = (),
     probe_scores: dict[int, float] | None = None,
     seconds: float = 1.0,
+    place: str = "",
 ) -> FinishedRun:
     """A run with an evaluation at each step of `accuracy`.
 
@@ -62,7 +63,7 @@ def make_run(
         "maj_start": first + 0.05,
         "maj_end": last + 0.05,
     }
-    return FinishedRun(arm, seed, rows, summary)
+    return FinishedRun(arm, seed, rows, summary, place)
 
 
 def look_row(step: int, score: float) -> dict[str, Any]:
@@ -84,14 +85,16 @@ def _train_row(step: int, pseudo_reward: float, seconds: float) -> dict[str, Any
         "kind": "train",
         "pseudo_reward": pseudo_reward,
         "top_answer_share": 0.25,
+        "vote_accuracy": 0.4 + step / 100,
         "label_accuracy": 0.5,
+        "sampled_tokens": 100 + step,
         "seconds": seconds,
     }
 
 
 def save_run(root: Path, run: FinishedRun) -> None:
     """Write the run's folder."""
-    folder = root / f"{run.arm}-seed{run.seed}"
+    folder = root / f"{f'{run.place}-' if run.place else ''}{run.arm}-seed{run.seed}"
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in run.rows))
     (folder / "summary.json").write_text(json.dumps(run.summary))

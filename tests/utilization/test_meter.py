@@ -62,6 +62,7 @@ def test_parts_are_disjoint(clock):
         "seconds_train": 5,
         "seconds_sync": 7,
         "seconds": 25,
+        "sampled_tokens": 0,
     }
 
 
@@ -103,6 +104,7 @@ def test_utilization(clock):
     score = 200 * 4 + 10 * 10 + 100 * 3
     train = 3 * (200 * 4 + 10 * 6 + 100 * 3)
     values = meter.metrics()
+    assert values["sampled_tokens"] == 6
     sample_limit = prefill / 1000 + read / 500
     assert read / 500 > decoding / 1000
     assert values["sample_flops"] == prefill + decoding

@@ -6,12 +6,17 @@ Co-rewarding-II (arXiv 2508.00410): theta_T <- a theta_T + (1 - a) theta after e
 from 0.99 to 0.9999 by a cosine over the run. The label is the vote of the teacher's own rollouts.
 Reported as stable where the vote collapses (Qwen3-8B on DAPO-14k: MATH500 80.6 against 78.6). The
 teacher lags by about 1 / (1 - a) steps. That delays the loop that collapses, and does not cut it.
-The cost is a second sampling of every prompt and a copy of the weights.
+The cost is a second sampling of every prompt and a copy of the weights. `samples` and `ask` lower
+it.
+
+A group whose rollouts all give one answer, or all give none, has equal rewards under any label. So
+its advantages are exactly 0, and the teacher need not be asked.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from srt_fast.rewards.base import EMATeacher, Requirement, keep_all, label_agreement
 from srt_fast.types import Groups, Reward
@@ -23,18 +28,29 @@ class Ema:
     """Reward 1 for the teacher's majority. `decay`, `final_decay`: a at the start and at the end of
     the run.
 
-    `samples`: the teacher's completions of a prompt. 0: as many as the policy's.
+    `samples`: the teacher's completions of a prompt. 0: as many as the policy's. `ask`: the teacher
+    votes on all prompts, or on those on which the policy's rollouts differ ("undecided"). The
+    policy's own answer is the label of the others.
     """
 
     decay: float = 0.99
     final_decay: float = 0.9999
     samples: int = 0
+    ask: Literal["all", "undecided"] = "all"
 
     @property
     def requires(self) -> tuple[Requirement, ...]:
-        return (EMATeacher(decay=self.decay, final_decay=self.final_decay, samples=self.samples),)
+        teacher = EMATeacher(
+            decay=self.decay,
+            final_decay=self.final_decay,
+            samples=self.samples,
+            ask=self.ask,
+        )
+        return (teacher,)
 
     def __call__(self, groups: Groups) -> Reward:
         assert groups.teacher_keys is not None and groups.cu_teacher is not None
-        labels = majority_vote(groups.teacher_keys, groups.cu_teacher).majority
+        votes = majority_vote(groups.teacher_keys, groups.cu_teacher).majority
+        is_asked = groups.cu_teacher.diff() > 0
+        labels = votes.where(is_asked, groups.vote.majority)
         return Reward(rewards=label_agreement(groups, labels), keep=keep_all(groups))
