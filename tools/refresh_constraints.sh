@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Writes constraints/{train,oldest,test,verl}.txt: the newest versions that pyproject.toml allows, of
-# what make train, make test and make verl-run install, and for oldest.txt the oldest transformers.
+# Writes constraints/{train,oldest,test,verl}.txt: the newest versions that pyproject.toml allows
+# of what make train, make test and make verl-run install. oldest.txt has the oldest transformers.
 # Test after it.
 #
 # The Makefile pins torch and triton, because a CUDA build of torch brings its own triton. It also
