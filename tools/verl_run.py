@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -32,6 +33,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -109,9 +111,11 @@ def main() -> int:
         shared = options.shared_steps
         ours, ours_seconds = _run(folder, "ours", sizes, options.steps, shared)
         verls, verl_seconds = _run(folder, "verl", sizes, shared, shared)
-        rise = _rise(folder / "held_out", options.steps)
+        rise = read_rise(folder / "held_out", options.steps)
     steps = [_shared_step(step, ours[step], verls[step]) for step in range(1, shared + 1)]
-    gaps = [row["training/rollout_probs_diff_max"] for row in ours.values() if _is_train(row)]
+    probability_gap = _worst(
+        row["training/rollout_probs_diff_max"] for row in ours.values() if _is_train(row)
+    )
     result = {
         "environment": _environment(),
         "sizes": asdict(sizes),
@@ -119,17 +123,17 @@ def main() -> int:
         "seconds": {"ours": ours_seconds, "verl": verl_seconds},
         "seconds_per_step": _seconds_per_step(ours),
         "shared_steps": [asdict(step) for step in steps],
-        "probability_gap": max(gaps),
+        "probability_gap": probability_gap,
         "rise": asdict(rise),
     }
-    checks = _checks(steps, max(gaps), rise)
-    tables = [_step_table(steps), checks]
+    check_table = checks(steps, probability_gap, rise)
+    tables = [_step_table(steps), check_table]
     for table in tables:
         show(*table)
     if options.out:
         save(options.out, result, tables)
     print(json.dumps(result))
-    return int(any(line[-1] != "holds" for line in checks[2]))
+    return int(any(line[-1] != "holds" for line in check_table[2]))
 
 
 # ---- the runs ----
@@ -184,7 +188,7 @@ def _shared_step(step: int, ours: dict[str, Any], verls: dict[str, Any]) -> Shar
     )
 
 
-def _rise(folder: Path, steps: int) -> Rise:
+def read_rise(folder: Path, steps: int) -> Rise:
     """From verl's files of held-out samples: step 0 and the last step."""
     before, after = (_pass1_of_prompts(folder / f"{step}.jsonl") for step in (0, steps))
     assert before.keys() == after.keys(), "held-out prompts differ"
@@ -235,12 +239,18 @@ def _step_table(steps: list[SharedStep]) -> Table:
     return "Our loss and verl's, on the same rollouts", columns, lines
 
 
-def _checks(steps: list[SharedStep], probability_gap: float, rise: Rise) -> Table:
-    loss_gap = max(step.loss_gap for step in steps)
-    gradient_gap = max(step.gradient_gap for step in steps)
+def _worst(gaps: Iterable[float]) -> float:
+    """The largest, and nan before all."""
+    return max(gaps, key=lambda gap: (math.isnan(gap), gap))
+
+
+def checks(steps: list[SharedStep], probability_gap: float, rise: Rise) -> Table:
+    """What must hold, a line each. The last cell of a line says whether it does."""
+    loss_gap = _worst(step.loss_gap for step in steps)
+    gradient_gap = _worst(step.gradient_gap for step in steps)
     clip_fraction = max(step.clip_fraction for step in steps)
     error = f"{rise.standard_errors:.1f} standard errors of {rise.standard_error:.4f}"
-    checks = [
+    rows = [
         ("loss, ours - verl", f"{loss_gap:.1e}", f"<= {TOLERANCE}", loss_gap <= TOLERANCE),
         (
             "gradient norm, ours / verl - 1",
@@ -262,7 +272,7 @@ def _checks(steps: list[SharedStep], probability_gap: float, rise: Rise) -> Tabl
             rise.standard_errors > LEAST_RISE,
         ),
     ]
-    lines = [[*cells, "holds" if holds else "**FAILS**"] for *cells, holds in checks]
+    lines = [[*cells, "holds" if holds else "**FAILS**"] for *cells, holds in rows]
     return "Checks", ["what", "measured", "wanted", ""], lines
 
 
