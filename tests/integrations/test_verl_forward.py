@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import (
     Cohere2Config,
     Gemma2Config,
@@ -74,6 +80,31 @@ def test_logprobs_are_those_of_the_models_own_logits(config):
     for expected_part, actual_part in zip(expected, actual, strict=True):
         scale = expected_part.abs().max().item()
         assert_close("result", actual_part, expected_part, atol=TERMS * 2**-24 * max(1, scale))
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[DeviceMesh]:
+    """One process."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_a_head_that_is_sharded_on_its_own(mesh):
+    """verl wraps an untied head in FSDP2 by itself: its weight is a DTensor beside the call."""
+    model = make_verl_model(HEADS["plain"])
+    monkey_patch.patch_forward_with_backends(model, True, "triton")
+    output = model(IDS, return_dict=True, temperature=TEMPERATURE)
+    expected = results(model, output.log_probs, output.entropy)
+
+    for module in (*model.model.layers, model.lm_head, model):
+        fully_shard(module, mesh=mesh)
+    del model.has_checked_head
+    output = model(IDS, return_dict=True, temperature=TEMPERATURE)
+    logprobs, entropies, *grads = results(model, output.log_probs, output.entropy)
+    actual = [logprobs, entropies, *(grad.full_tensor() for grad in grads)]
+    for expected_part, actual_part in zip(expected, actual, strict=True):
+        assert torch.equal(actual_part, expected_part)
 
 
 def scaled_head(model: PreTrainedModel) -> None:
