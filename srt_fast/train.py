@@ -24,8 +24,8 @@ from srt_fast.evaluation.evaluate import evaluate
 from srt_fast.model.loading import check_path, load_policy, quiet_transformers
 from srt_fast.parts import RunParts, make_parts, measure_limit, starting_model
 from srt_fast.rewards import make_reward_function
-from srt_fast.rewards.base import GoldAnswers, StartLabels, find_requirement
-from srt_fast.rewards.inputs import check_labels
+from srt_fast.rewards.base import GoldAnswers, find_requirement
+from srt_fast.rewards.inputs import check_labels, label_files
 from srt_fast.run.checkpoint import load_training_state
 from srt_fast.run.checkpoint_writer import Contents
 from srt_fast.run.folder import RunFolder
@@ -74,9 +74,8 @@ class Trainer:
                 f"reward.kind: {config.reward.kind!r} needs gold answers, expected one for every "
                 "training prompt, got prompts without"
             )
-        labels = find_requirement(self.reward_function, StartLabels)
-        if labels and labels.file:
-            check_labels(labels.file, self.task)
+        for file in label_files(self.reward_function):
+            check_labels(file, self.task)
         if config.monitor.labels == "gold" and not self.task.has_gold:
             raise ValueError(
                 "monitor.labels: 'gold' needs gold answers, expected one for every held-out "
