@@ -118,7 +118,7 @@ class Trainer:
             batch: Batch | None = None
             while batch is None or parts.rewards.needs_prompts(batch):
                 with meter.part("sample"):
-                    prompts, rollouts = parts.prefetcher.next_batch()
+                    prompts, rollouts = parts.prefetcher.next_batch(self._round_end - self.step)
                 with meter.part("reward"):
                     groups = parts.rewards.vote(prompts, rollouts)
                     batch = parts.rewards.reward(batch, prompts, rollouts, groups)
@@ -137,7 +137,7 @@ class Trainer:
                     read = parts.learner.step(also)
         with meter.part("train"):
             self.step += 1
-            values = parts.learner.end_step() | self._supervised_step(batch)
+            values = parts.learner.end_step() | self._supervised_step(batch) | self._round_figures
             parts.rewards.end_step(self.step)
         try:
             with meter.part("sync"):
@@ -193,6 +193,31 @@ class Trainer:
             values["check_mismatch_max"] = mismatch.max
             values["check_mismatch_mean"] = mismatch.mean
             mismatch.raise_for_cause()
+
+    # ---- offline rounds ----
+
+    @property
+    def _round_bounds(self) -> list[int]:
+        """The steps that offline rounds end at, in order."""
+        train = self.config.train
+        return [number * train.steps // train.rounds for number in range(1, train.rounds + 1)]
+
+    @property
+    def _round_end(self) -> int:
+        """The step that the present offline round ends at: its first step samples up to there.
+
+        Without rounds it is the next step.
+        """
+        if not self.config.train.rounds:
+            return self.step + 1
+        return next(bound for bound in self._round_bounds if bound > self.step)
+
+    @property
+    def _round_figures(self) -> dict[str, float]:
+        """The number of the step's offline round, from 1."""
+        if not self.config.train.rounds:
+            return {}
+        return {"round": 1 + sum(bound < self.step for bound in self._round_bounds)}
 
     # ---- between steps ----
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -77,6 +78,13 @@ EXPECTED = {
     ("majority", ()): (VOTE, ALL, None),
     ("oracle", ()): (CORRECT, ALL, None),
     ("soft", ()): ([0.75, 0.75, 0.75, 0.25, 0.5, 0, 0.25, 0.5, 1, 1], ALL, None),
+    ("soft", (("tau", 0.6),)): (
+        [0.75, 0.75, 0.75, 0.25, 0.5, 0, 0.25, 0.5, 1, 1],
+        [1] * 4 + [0] * 4 + [1] * 2,
+        None,
+    ),
+    ("raw", ()): (ALL, ALL, None),
+    ("sharpen", ()): ([-0.75] * 4 + [-0.5] * 6, ALL, None),
     # The first draws of torch.rand after manual_seed(0), below 1/2:
     # 0.50- 0.77 0.09 0.13 0.31 0.63 0.49 0.90 0.46 0.63
     ("random", ()): ([1, 0, 1, 1, 1, 0, 1, 0, 1, 0], ALL, None),
@@ -130,7 +138,9 @@ def test_a_batch_worked_out_by_hand(kind, params):
     """Values are exact fractions rounded to fp32 once or twice: assert_close's fp32 default."""
     rewards, keep, optional = EXPECTED[kind, params]
     torch.manual_seed(0)
-    reward = make_reward_function(kind, dict(params))(make_groups(KEYS, CU_GROUPS, **INPUTS))
+    groups = make_groups(KEYS, CU_GROUPS, **INPUTS)
+    groups = replace(groups, logprobs=torch.tensor([-0.5, -0.25] * 4 + [-0.25] * 12))
+    reward = make_reward_function(kind, dict(params))(groups)
     assert reward.rewards.dtype == torch.float32
     assert reward.keep.dtype == torch.bool
     torch.testing.assert_close(reward.rewards, torch.tensor(rewards, dtype=torch.float32))
@@ -178,7 +188,7 @@ def test_groups_without_answers_have_no_gradient(kind, cu_groups):
     )
     reward = make_reward_function(kind, required_params(kind))(groups)
     if kind != "random":
-        assert (reward.rewards == (-7 if kind == "entropy" else 0)).all()
+        assert (reward.rewards == {"entropy": -7, "raw": 1}.get(kind, 0)).all()
     assert reward.weights is None or reward.weights.isfinite().all()
     assert reward.advantages is None or (reward.advantages == 0).all()
 

@@ -9,7 +9,7 @@ too, with A = 1.
 
 Ours: a group without any answer has A = 0 (in the source's code -1). In a tie of two answers only
 the majority's rollouts count as the most frequent. Left out: the source's second stage, supervised
-steps on the majority's completions.
+steps on the majority's completions. train.objective "sft" does that.
 """
 
 from __future__ import annotations
