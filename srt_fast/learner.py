@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from srt_fast.config import Config
+from srt_fast.config.train import PAIR_OBJECTIVES, SUPERVISED_OBJECTIVES
 from srt_fast.model.logprobs import head_inputs, rollout_logprobs
 from srt_fast.model.policy import Policy
 from srt_fast.model.routers import (
@@ -25,7 +26,14 @@ from srt_fast.model.routers import (
 from srt_fast.optimizer import clip_gradients, make_optimizer
 from srt_fast.packing.micro_batches import count_tokens, pack_plan, select_rollouts
 from srt_fast.packing.pieces import Piece, count_planned_tokens, plan_micro_batches
+from srt_fast.rewards.preferences import (
+    PairTargets,
+    choose_completions,
+    choose_pairs,
+    pair_targets,
+)
 from srt_fast.run.step_metrics import Figures, StepTotals
+from srt_fast.transfer import fetch, send
 from srt_fast.types import Layout, MicroBatch, Reward, Rollouts
 from srt_fast.utilization.meter import StepMeter
 from srt_kernels import PolicyLoss, group_advantage, linear_logprob, linear_policy_loss
@@ -55,6 +63,10 @@ class Learner:
         train = config.train
         self._config = config
         self._objective = config.objective()
+        self._is_supervised = train.objective in SUPERVISED_OBJECTIVES
+        self._has_pairs = train.objective in PAIR_OBJECTIVES
+        # Supervised objectives are of the model itself, whatever the sampler's temperature.
+        self._temperature = 1.0 if self._is_supervised else config.sampling.temperature
         self._check = check
         self._meter = meter or StepMeter()
         self._policy = policy
@@ -84,7 +96,10 @@ class Learner:
         train = self._config.train
         self._totals = StepTotals(reward.rewards.device)
         self._step_values = {"lr": self.optimizer.param_groups[0]["lr"]}
-        advantages = self._advantages(rollouts, reward)
+        if self._is_supervised:
+            advantages, reward = self._supervised_targets(rollouts, reward)
+        else:
+            advantages = self._advantages(rollouts, reward)
         every_row = self._trains_every_token or self._router_coef > 0
         selection = select_rollouts(rollouts, advantages, reward.keep, every_row=every_row)
         active = selection.active
@@ -131,9 +146,8 @@ class Learner:
         coef = self._router_coef
 
         def forward() -> tuple[Tensor, PolicyLoss, Tensor | None]:
-            temperature = self._config.sampling.temperature
             with record_router_logits(self._policy.model, enabled=coef > 0) as router_logits:
-                tensors, options = head_inputs(self._policy, batch, temperature)
+                tensors, options = head_inputs(self._policy, batch, self._temperature)
             result = linear_policy_loss(
                 *tensors,
                 batch.advantages,
@@ -177,9 +191,22 @@ class Learner:
             # torch warns if the first steps had no update. The schedule counts those too.
             warnings.simplefilter("ignore")
             self._scheduler.step()
-        return self._step_values | self._totals.metrics()
+        values = self._totals.metrics()
+        if self._is_supervised:
+            values.pop("train_mismatch_max", None)  # the log-probs are not the sampler's
+        return values | self._step_values
 
     # ---- other updates ----
+
+    def set_reference(self, rollouts: Rollouts) -> Rollouts:
+        """The rollouts, with the log-probs of the present policy in place of the sampler's.
+
+        It is the reference of their preference pairs. Without pairs nothing is computed.
+        """
+        if not self._has_pairs:
+            return rollouts
+        logprobs = self._logprobs(self._policy, rollouts, range(len(rollouts.truncated)))
+        return replace(rollouts, logprobs=logprobs)
 
     def supervised_step(self, rollouts: Rollouts) -> Figures:
         """One update on the cross-entropy of these completions, in nats a token."""
@@ -241,6 +268,50 @@ class Learner:
             advantages = advantages * reward.weights
         return advantages
 
+    def _supervised_targets(self, rollouts: Rollouts, reward: Reward) -> tuple[Tensor, Reward]:
+        """The slopes [R] fp32 of a supervised objective, and the reward with what trains kept.
+
+        A slope stands where an advantage would: the gradient is that of the objective.
+        """
+        if self._has_pairs:
+            slopes, keep, figures = self._pair_targets(rollouts, reward)
+            self._step_values |= figures
+        else:
+            keep = choose_completions(reward, rollouts.cu_groups)
+            slopes = keep.float()
+        if reward.weights is not None:
+            slopes = slopes * reward.weights
+        return slopes, replace(reward, keep=keep)
+
+    def _pair_targets(self, rollouts: Rollouts, reward: Reward) -> PairTargets:
+        """What trains on preference pairs, at the present policy.
+
+        One host sync, for the pairs. One pass without gradient scores them.
+        """
+        train = self._config.train
+        pairs = choose_pairs(reward, rollouts.cu_groups)
+        exists, chosen, rejected = fetch(pairs.exists, pairs.chosen, pairs.rejected)
+        [prompts] = exists.nonzero(as_tuple=True)
+        chosen, rejected = chosen[prompts], rejected[prompts]
+        scored = sorted(chosen.tolist() + rejected.tolist())
+        logprobs = rollouts.logprobs
+        if scored:
+            logprobs = self._logprobs(self._policy, rollouts, scored)
+        device = reward.rewards.device
+        prompts, chosen, rejected = send([prompts, chosen, rejected], device)
+        weights = pairs.weights[prompts]
+        is_scpo = train.objective == "scpo"
+        return pair_targets(
+            chosen,
+            rejected,
+            logprobs,
+            rollouts.logprobs,
+            rollouts.cu_seqlens,
+            beta=train.dpo_beta,
+            weights=weights if is_scpo else torch.ones_like(weights),
+            nll=train.scpo_nll if is_scpo else 0.0,
+        )
+
     def _plan(self, rollouts: Rollouts, indices: Sequence[int]) -> list[list[list[Piece]]]:
         """What each rank's micro-batches of these rollouts hold."""
         return plan_micro_batches(
@@ -300,7 +371,7 @@ class Learner:
                 policy,
                 rollouts,
                 indices,
-                temperature=self._config.sampling.temperature,
+                temperature=self._temperature,
                 token_budget=self._config.train.token_budget,
                 check=self._check,
             )

@@ -110,7 +110,7 @@ def make_parts(
     rewards = RewardPipeline(config, task, policy, sampler, reader, inputs, function)
     replay = SupervisedReplay(config.curriculum)
     stream = PromptStream(task, config.train.seed)
-    prefetcher = BatchPrefetcher(config, stream, policy, sampler)
+    prefetcher = BatchPrefetcher(config, stream, policy, sampler, learner.set_reference)
     resources.callback(prefetcher.close)
     probe = None
     if config.monitor.every:
@@ -180,6 +180,7 @@ def measure_limit(config: Config, policy: Policy, run: RunFolder, step: int) -> 
     figures = {"gemm_flops_per_second": rates.flops, "copy_bytes_per_second": rates.bandwidth}
     run.event(step, "device_rates", message, **figures)
     samples_elsewhere = bool(config.vllm.urls) or config.vllm.one_step_off
+    samples_ahead = config.train.rounds > 0
     tensor_parallel = config.vllm.engine_args.get("tensor_parallel_size", 1)
     return Limit(
         cost=cost,
@@ -187,7 +188,9 @@ def measure_limit(config: Config, policy: Policy, run: RunFolder, step: int) -> 
         element_bytes=dtype.itemsize,
         copies=max(1, run.world.size // tensor_parallel),
         shares_prompts=policy.shares_prompts,
-        times_sampling=not (config.sampling.engine == "vllm" and samples_elsewhere),
+        times_sampling=not (
+            samples_ahead or (config.sampling.engine == "vllm" and samples_elsewhere)
+        ),
     )
 
 

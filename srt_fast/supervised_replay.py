@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from srt_fast.config import CurriculumConfig
 from srt_fast.sampling.base import Completion, pack_completions
 from srt_fast.transfer import fetch
 from srt_fast.types import Groups, Rollouts
+from srt_kernels.core.segments import segment_ids, segment_reduce
 
 MAX_PAIRS = 256
 """Pairs that wait for a supervised step. Older ones are dropped."""
@@ -22,6 +24,9 @@ class SupervisedReplay:
     majority's own, of prompts whose vote is strong but rare: the policy rarely says what it agrees
     on most. Strong: the majority has at least supervised_lead times the votes of the next answer.
     Rare: its share is at most supervised_share.
+
+    With supervised_pick "likeliest" it is SFT-Sharpening (arXiv 2412.01951): the completion of each
+    prompt that the policy itself finds likeliest, whatever the vote says.
     """
 
     def __init__(self, settings: CurriculumConfig) -> None:
@@ -29,27 +34,36 @@ class SupervisedReplay:
         self._pairs: list[Pair] = []
 
     def collect(self, rollouts: Rollouts, groups: Groups) -> None:
-        """Keep the first completion with the majority's answer of each group that qualifies.
+        """Keep the first completion that is picked of each group that qualifies.
 
         One host sync if there are supervised steps.
         """
         settings = self._settings
         if not settings.supervised_every:
             return
+        if settings.supervised_pick == "majority":
+            qualifies, is_picked = self._majority(groups)
+        else:
+            qualifies, is_picked = _likeliest(rollouts)
+        qualifies, is_picked, tokens = fetch(qualifies, is_picked, rollouts.tokens)
+        offsets = rollouts.layout.offsets
+        group_bounds = rollouts.layout.group_bounds
+        picked = is_picked.tolist()
+        for group in qualifies.nonzero()[:, 0].tolist():
+            index = picked.index(True, group_bounds[group])
+            completion = tokens[offsets[index] : offsets[index + 1]].tolist()
+            self._pairs.append((rollouts.prompts[group], completion))
+        self._pairs = self._pairs[-MAX_PAIRS:]
+
+    def _majority(self, groups: Groups) -> tuple[Tensor, Tensor]:
+        """[P] bool: the vote is strong but rare. [R] bool: the rollout agrees with the majority."""
+        settings = self._settings
         vote = groups.vote
         votes = groups.cu_groups.diff() * vote.share
         qualifies = votes > 1.5  # at least two rollouts agree
         qualifies &= vote.share <= settings.supervised_share
         qualifies &= vote.share >= settings.supervised_lead * vote.runner_up
-        qualifies, rewards, tokens = fetch(qualifies, vote.rewards, rollouts.tokens)
-        offsets = rollouts.layout.offsets
-        group_bounds = rollouts.layout.group_bounds
-        agrees = rewards.tolist()
-        for group in qualifies.nonzero()[:, 0].tolist():
-            index = agrees.index(1.0, group_bounds[group])
-            completion = tokens[offsets[index] : offsets[index + 1]].tolist()
-            self._pairs.append((rollouts.prompts[group], completion))
-        self._pairs = self._pairs[-MAX_PAIRS:]
+        return qualifies, vote.rewards.bool()
 
     def take(self, step: int) -> list[Pair]:
         """The pairs of the supervised step after this step. Empty if none is due."""
@@ -69,6 +83,14 @@ class SupervisedReplay:
 
     def load_state_dict(self, state: list[Pair]) -> None:
         self._pairs = list(state)
+
+
+def _likeliest(rollouts: Rollouts) -> tuple[Tensor, Tensor]:
+    """[P] bool, all True. [R] bool: none of the group is likelier, by the sampler's log-probs."""
+    logprobs = segment_reduce(rollouts.logprobs, "sum", rollouts.cu_seqlens)
+    highest = segment_reduce(logprobs, "max", rollouts.cu_groups, initial=-float("inf"))
+    group = segment_ids(rollouts.cu_groups, len(logprobs))
+    return torch.ones_like(highest, dtype=torch.bool), logprobs == highest[group]
 
 
 def pack_pairs(pairs: list[Pair], device: torch.device) -> Rollouts:

@@ -24,8 +24,8 @@ from srt_fast.evaluation.evaluate import evaluate
 from srt_fast.model.loading import check_path, load_policy, quiet_transformers
 from srt_fast.parts import RunParts, make_parts, measure_limit, starting_model
 from srt_fast.rewards import make_reward_function
-from srt_fast.rewards.base import GoldAnswers, StartLabels, find_requirement
-from srt_fast.rewards.inputs import check_labels
+from srt_fast.rewards.base import GoldAnswers, find_requirement
+from srt_fast.rewards.inputs import check_labels, label_files
 from srt_fast.run.checkpoint import load_training_state
 from srt_fast.run.checkpoint_writer import Contents
 from srt_fast.run.folder import RunFolder
@@ -74,9 +74,8 @@ class Trainer:
                 f"reward.kind: {config.reward.kind!r} needs gold answers, expected one for every "
                 "training prompt, got prompts without"
             )
-        labels = find_requirement(self.reward_function, StartLabels)
-        if labels and labels.file:
-            check_labels(labels.file, self.task)
+        for file in label_files(self.reward_function):
+            check_labels(file, self.task)
         if config.monitor.labels == "gold" and not self.task.has_gold:
             raise ValueError(
                 "monitor.labels: 'gold' needs gold answers, expected one for every held-out "
@@ -119,7 +118,7 @@ class Trainer:
             batch: Batch | None = None
             while batch is None or parts.rewards.needs_prompts(batch):
                 with meter.part("sample"):
-                    prompts, rollouts = parts.prefetcher.next_batch()
+                    prompts, rollouts = parts.prefetcher.next_batch(self._round_end - self.step)
                 with meter.part("reward"):
                     groups = parts.rewards.vote(prompts, rollouts)
                     batch = parts.rewards.reward(batch, prompts, rollouts, groups)
@@ -138,7 +137,7 @@ class Trainer:
                     read = parts.learner.step(also)
         with meter.part("train"):
             self.step += 1
-            values = parts.learner.end_step() | self._supervised_step(batch)
+            values = parts.learner.end_step() | self._supervised_step(batch) | self._round_figures
             parts.rewards.end_step(self.step)
         try:
             with meter.part("sync"):
@@ -194,6 +193,31 @@ class Trainer:
             values["check_mismatch_max"] = mismatch.max
             values["check_mismatch_mean"] = mismatch.mean
             mismatch.raise_for_cause()
+
+    # ---- offline rounds ----
+
+    @property
+    def _round_bounds(self) -> list[int]:
+        """The steps that offline rounds end at, in order."""
+        train = self.config.train
+        return [number * train.steps // train.rounds for number in range(1, train.rounds + 1)]
+
+    @property
+    def _round_end(self) -> int:
+        """The step that the present offline round ends at: its first step samples up to there.
+
+        Without rounds it is the next step.
+        """
+        if not self.config.train.rounds:
+            return self.step + 1
+        return next(bound for bound in self._round_bounds if bound > self.step)
+
+    @property
+    def _round_figures(self) -> dict[str, float]:
+        """The number of the step's offline round, from 1."""
+        if not self.config.train.rounds:
+            return {}
+        return {"round": 1 + sum(bound < self.step for bound in self._round_bounds)}
 
     # ---- between steps ----
 

@@ -103,6 +103,8 @@ class Groups:
     start_shares: Tensor | None = (
         None  # StartLabels: [P] fp32, the labels' shares of the starting model's vote
     )
+    peer_labels: Tensor | None = None  # PeerVotes: [P, K] int64, answer keys, 0 for no label
+    peer_shares: Tensor | None = None  # PeerVotes: [P, K] fp32, the labels' shares of their votes
     teacher_keys: Tensor | None = (
         None  # EMATeacher: [R'] int64, answer keys of the teacher's rollouts
     )

@@ -36,6 +36,20 @@ def test_supervised_steps_take_strong_but_rare_votes():
     assert replay.take(6) == []
 
 
+def test_supervised_steps_take_the_likeliest_completion():
+    """Of every prompt, by the sum of its tokens' log-probs: the first of two that are equal."""
+    policy = SimpleNamespace(tokenizer=lambda text: {"input_ids": [5, 6]})
+    # Completions of 1, 2, 3 and of 4, 5, 6 tokens.
+    rollouts = random_rollouts(policy, 3, ("a", "b"))
+    logprobs = [[-3.0], [-1.0, -0.5], [-0.5] * 3, [-1.0] * 4, [-0.5] * 5, [-2.0] * 6]
+    rollouts = replace(rollouts, logprobs=torch.tensor(sum(logprobs, [])))
+    settings = CurriculumConfig(supervised_every=1, supervised_pick="likeliest")
+    replay = SupervisedReplay(settings)
+    replay.collect(rollouts, make_groups([0] * 6, [0, 3, 6]))
+    tokens = [tokens.tolist() for tokens in rollouts.tokens.split([1, 2, 3, 4, 5, 6])]
+    assert replay.take(1) == [([5, 6], tokens[1]), ([5, 6], tokens[4])]
+
+
 def test_pack_pairs():
     rollouts = pack_pairs([([5, 6], [101, 102]), ([7], [103])], torch.device("cpu"))
     assert rollouts.tokens.tolist() == [101, 102, 103]

@@ -86,7 +86,12 @@ def test_a_run_writes_its_files(tiny_config, tmp_path):
     assert read_record(tmp_path / "run").damage == []
 
 
-def test_gold_answers_change_no_step(tiny_config, tmp_path):
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"train.objective": "dpo", "train.rounds": 2}],
+    ids=["policy gradient", "offline rounds"],
+)
+def test_gold_answers_change_no_step(tiny_config, tmp_path, changes):
     """Right, wrong and no gold answers give the same weights, bit for bit."""
     summaries = {}
     final_weights = {}
@@ -102,7 +107,7 @@ def test_gold_answers_change_no_step(tiny_config, tmp_path):
             "params": {},
             "gold_column": "answer" if answers else None,
         }
-        config = override(tiny_config, {"task": task})
+        config = override(tiny_config, {"task": task, **changes})
         summaries[name], final_weights[name], _ = run(config, tmp_path / name)
     assert_equal(final_weights["right"], final_weights["wrong"])
     assert_equal(final_weights["right"], final_weights["none"])

@@ -67,8 +67,12 @@ class CurriculumConfig:
     """Weight a prompt by (1 - vote share) to this power, so that hard prompts count more. 0:
     off."""
     supervised_every: NonNegative = 0
-    """Take one supervised step every so many steps, on the majority's completions of prompts whose
-    vote was strong but rare. 0: never."""
+    """Take one supervised step every so many steps, on completions that supervised_pick names. 0:
+    never."""
+    supervised_pick: Literal["majority", "likeliest"] = "majority"
+    """What a supervised step trains on. "majority": the majority's completion, of prompts whose
+    vote was strong but rare. "likeliest": of every prompt the completion with the highest log-prob,
+    summed over its tokens (SFT-Sharpening)."""
     supervised_share: Fraction = 0.5
     """A vote is rare if the majority's share is at most this."""
     supervised_lead: PositiveFloat = 2.0

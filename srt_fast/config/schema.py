@@ -24,7 +24,13 @@ from srt_fast.config.reward import (
 )
 from srt_fast.config.sampling import SamplingConfig, VLLMConfig
 from srt_fast.config.task import TaskConfig
-from srt_fast.config.train import CheckpointConfig, EvalConfig, LogConfig, TrainConfig
+from srt_fast.config.train import (
+    SUPERVISED_OBJECTIVES,
+    CheckpointConfig,
+    EvalConfig,
+    LogConfig,
+    TrainConfig,
+)
 
 if TYPE_CHECKING:
     from srt_kernels import Objective
@@ -57,22 +63,27 @@ class Config:
         _check_model(self)
         _check_gold(self)
         _check_train(self)
+        _check_rounds(self)
 
     def objective(self) -> Objective:
         """The loss that train.objective and train.objective_overrides describe.
 
         "dr_grpo" divides by sampling.max_new_tokens. vllm.one_step_off corrects by token_truncate.
-        Overrides of these fields come first.
+        Overrides of these fields come first. "sft" is a mean over tokens. "dpo" and "scpo" are a
+        mean over completions of the sum over their tokens.
         """
         # Imports torch, which takes seconds. `srt-fast --help` must not need it.
         from srt_kernels import Objective
 
+        name = self.train.objective
+        if name in SUPERVISED_OBJECTIVES:
+            return Objective.preset("reinforce" if name == "sft" else "rloo")
         changes = dict(self.train.objective_overrides)
-        if self.train.objective == "dr_grpo":
+        if name == "dr_grpo":
             changes.setdefault("max_length", self.sampling.max_new_tokens)
         if self.vllm.one_step_off:
             changes.setdefault("correction", "token_truncate")
-        return Objective.preset(self.train.objective, **changes)
+        return Objective.preset(name, **changes)
 
 
 def _check_model(config: Config) -> None:
@@ -127,4 +138,34 @@ def _check_train(config: Config) -> None:
         raise ValueError(
             "train.minibatches: expected at most train.prompts_per_step "
             f"({config.train.prompts_per_step}), got {config.train.minibatches}"
+        )
+
+
+def _check_rounds(config: Config) -> None:
+    train = config.train
+    if train.objective not in SUPERVISED_OBJECTIVES:
+        if train.rounds:
+            raise ValueError(
+                f"train.rounds: expected 0 with train.objective {train.objective!r}, got "
+                f"{train.rounds}; rounds are of {', '.join(SUPERVISED_OBJECTIVES)}"
+            )
+        return
+    for name, value, expected in (
+        ("train.minibatches", train.minibatches, 1),
+        ("train.objective_overrides", train.objective_overrides, {}),
+        ("train.reward_kl_coef", train.reward_kl_coef, 0.0),
+        ("vllm.one_step_off", config.vllm.one_step_off, False),
+    ):
+        if value != expected:
+            raise ValueError(
+                f"{name}: expected {expected} with train.objective {train.objective!r}, got {value}"
+            )
+    if train.rounds > train.steps:
+        raise ValueError(
+            f"train.rounds: expected at most train.steps ({train.steps}), got {train.rounds}"
+        )
+    if train.rounds and config.reward.resample:
+        raise ValueError(
+            "reward.resample: expected 0 with train.rounds, whose prompts are sampled ahead, got "
+            f"{config.reward.resample}"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
@@ -16,10 +16,17 @@ from srt_fast.config.fields import (
     section,
 )
 
-ObjectiveName = Literal[
+PolicyGradientName = Literal[
     "grpo", "dapo", "dr_grpo", "bnpo", "gspo", "cispo", "sapo", "rloo", "reinforce", "srt"
 ]
 """The presets of srt_kernels.Objective."""
+PairName = Literal["dpo", "scpo"]
+"""The objectives of preference pairs."""
+ObjectiveName = Literal[PolicyGradientName, "sft", PairName]
+"""What train.objective can be."""
+PAIR_OBJECTIVES = get_args(PairName)
+SUPERVISED_OBJECTIVES = ("sft", *PAIR_OBJECTIVES)
+"""The objectives that train on what the reward prefers, not on advantages."""
 AdvantageKind = Literal["grpo", "mean", "rloo", "batch"]
 """The kinds of srt_kernels.group_advantage."""
 OptimizerName = Literal["adamw", "adamw_fused", "adamw_8bit"]
@@ -28,7 +35,7 @@ OptimizerName = Literal["adamw", "adamw_fused", "adamw_8bit"]
 
 @section("train.")
 class TrainConfig:
-    """The policy-gradient step."""
+    """The training step."""
 
     steps: Positive = 100
     """Steps to train for. One step samples one batch."""
@@ -37,8 +44,10 @@ class TrainConfig:
     minibatches: Positive = 1
     """Optimizer updates per step. 1 is on-policy: the ratio is exactly 1."""
     objective: ObjectiveName = "srt"
-    """The loss, a preset of srt_kernels.Objective. Its means are over the whole mini-batch, also
-    over several micro-batches, and also for "bnpo"."""
+    """The loss. A preset of srt_kernels.Objective: its means are over the whole mini-batch, also
+    over several micro-batches, and also for "bnpo". Or without advantages: "sft", cross-entropy of
+    the completions with the highest reward; "dpo", preference pairs of the highest and the lowest
+    reward; "scpo", the same with weights and a cross-entropy term (docs/rewards.md)."""
     objective_overrides: Table = Field(default_factory=dict)
     """Fields of the preset to change, such as clip_high=0.28 or kl=k3 kl_coef=0.001."""
     advantage: AdvantageKind = "rloo"
@@ -75,6 +84,14 @@ class TrainConfig:
     """Compute a prompt once for all of its completions in a micro-batch, in every pass over
     rollouts. The results are the same up to rounding. A model that cannot do that computes it for
     each completion, and the run says so."""
+    rounds: NonNegative = 0
+    """Offline rounds of objectives "sft", "dpo" and "scpo": the steps are cut into so many rounds,
+    and the first step of a round samples for all of its steps. 0: every step samples its own."""
+    dpo_beta: PositiveFloat = 0.1
+    """Beta of "dpo" and "scpo": how strongly the reference holds the policy. The reference is the
+    policy that sampled the pairs."""
+    scpo_nll: NonNegativeFloat = 1.0
+    """Weight of the cross-entropy of the preferred completion in "scpo"."""
     seed: NonNegative = 0
     """Seed of prompts and sampling."""
 

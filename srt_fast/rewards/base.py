@@ -48,6 +48,21 @@ class StartLabels:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PeerVotes:
+    """Groups.peer_labels and peer_shares: other models' votes on each prompt.
+
+    files: one for each of K peers, with rows of `srt-fast vote --out` ("group", "majority",
+    "share") or of labels ("prompt", "label", and optionally "share").
+    """
+
+    files: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise ValueError("reward.params: files: expected at least one file of votes, got none")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EMATeacher:
     """Groups.teacher_keys and cu_teacher: answers of a moving average of the policy's weights.
 
@@ -120,6 +135,7 @@ class VerificationTask:
 Requirement = (
     GoldAnswers
     | StartLabels
+    | PeerVotes
     | EMATeacher
     | TokenEntropies
     | TokenCertainty
@@ -139,8 +155,9 @@ def _check_question(question: str) -> None:
 class RewardFunction(Protocol):
     """A dataclass whose fields are its settings (reward.params).
 
-    It is a pure function. The trainer remembers labels and teacher weights, and saves them in
-    checkpoints. A call must not synchronise with the device.
+    It has no state. The trainer remembers labels and teacher weights, and saves them in
+    checkpoints. It may draw from torch's generator on the CPU, which checkpoints hold too. A call
+    must not synchronise with the device.
     """
 
     @property
@@ -211,6 +228,21 @@ def mean_over_tokens(groups: Groups, values: Tensor) -> Tensor:
     """[R] fp32: the mean of values [N] over each rollout's tokens."""
     lengths = groups.cu_seqlens.diff().clamp_min(1)
     return (segment_reduce(values, "sum", groups.cu_seqlens) / lengths).float()
+
+
+def group_quantile(groups: Groups, values: Tensor, fraction: float) -> Tensor:
+    """[P] fp32: this quantile of values [R] fp32 in each group, which has a rollout at least.
+
+    Interpolates linearly between order statistics, as torch.quantile does.
+    """
+    order = torch.argsort(values, stable=True)
+    ordered = values[order[torch.argsort(group_index(groups)[order], stable=True)]]
+    last = groups.cu_groups.diff() - 1
+    place = fraction * last.double()
+    below = place.long()
+    first = groups.cu_groups[:-1] + below
+    second = groups.cu_groups[:-1] + (below + 1).minimum(last)
+    return torch.lerp(ordered[first], ordered[second], (place - below).float())
 
 
 def keep_all(groups: Groups) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,14 @@ from srt_fast.model.logprobs import rollout_statistics
 from srt_fast.model.policy import Policy
 from srt_fast.rewards.base import (
     EMATeacher,
+    PeerVotes,
     Requirement,
+    RewardFunction,
     SelfJudgement,
     StartLabels,
     TokenCertainty,
     TokenEntropies,
+    find_requirement,
     is_undecided,
 )
 from srt_fast.rewards.self_verification import judge_rollouts
@@ -30,6 +33,11 @@ from srt_fast.types import Prompts, Rollouts
 from srt_fast.utilization.meter import StepMeter
 from srt_kernels import AnswerReader, majority_vote
 from srt_kernels.answers.canonical import answer_key
+
+FileLabels = dict[str, tuple[int, float]]
+"""Answer key and share of a file's labels, by prompt."""
+COLUMNS = (("prompt", "label"), ("group", "majority"))
+"""Columns of labels: those of a file made by hand, and those of `srt-fast vote --out`."""
 
 
 class RewardInputs:
@@ -71,7 +79,7 @@ class RewardInputs:
         self._start_teacher = make_teacher(start)
         self._ema_teacher = make_teacher(ema)
         self._labels: dict[str, tuple[int, float]] = {}  # problem id -> answer key and vote share
-        self._file_labels: dict[str, int] = {}  # prompt -> answer key
+        self._files: dict[str, FileLabels] = {}  # those that were read, by their paths
 
     def gather(
         self,
@@ -91,6 +99,10 @@ class RewardInputs:
                 labels, shares = self._start_labels(requirement, prompts)
                 inputs["start_labels"] = labels
                 inputs["start_shares"] = shares
+            elif isinstance(requirement, PeerVotes):
+                labels, shares = self._peer_votes(requirement, prompts)
+                inputs["peer_labels"] = labels
+                inputs["peer_shares"] = shares
             elif isinstance(requirement, EMATeacher):
                 assert self._ema_teacher is not None
                 asked = None
@@ -142,16 +154,34 @@ class RewardInputs:
     def _start_labels(self, requirement: StartLabels, prompts: Prompts) -> tuple[Tensor, Tensor]:
         """[P] answer keys and [P] vote shares. A prompt keeps the label of its first vote."""
         if requirement.file:
-            self._file_labels = self._file_labels or read_labels(requirement.file)
-            keys = [self._file_labels.get(problem.prompt, 0) for problem in prompts.problems]
-            shares = [float(key != 0) for key in keys]
+            labels = self._labels_of_file(requirement.file, prompts)
+            labels = [(key, float(key != 0)) for key, _ in labels]
         else:
             self._vote_on_new(requirement, prompts)
             labels = [self._labels[problem.id] for problem in prompts.problems]
-            keys = [key for key, _ in labels]
-            shares = [share for _, share in labels]
-        labels, shares = send([torch.tensor(keys), torch.tensor(shares)], self._policy.device)
-        return labels, shares
+        return self._send_labels([labels], (-1,))
+
+    def _peer_votes(self, requirement: PeerVotes, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """[P, K] answer keys and [P, K] vote shares of the peers. 0 where a peer has no vote."""
+        columns = [self._labels_of_file(file, prompts) for file in requirement.files]
+        rows = zip(*columns, strict=True)
+        return self._send_labels(rows, (-1, len(requirement.files)))
+
+    def _labels_of_file(self, file: str, prompts: Prompts) -> list[tuple[int, float]]:
+        """[P] answer keys and shares. 0 and 0 for a prompt without a label."""
+        if file not in self._files:
+            self._files[file] = read_labels(file)
+        return [self._files[file].get(problem.prompt, (0, 0.0)) for problem in prompts.problems]
+
+    def _send_labels(
+        self, labels: Iterable[Sequence[tuple[int, float]]], shape: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Answer keys and shares of this shape on the policy's device."""
+        pairs = [pair for row in labels for pair in row]
+        keys = torch.tensor([key for key, _ in pairs]).view(shape)
+        shares = torch.tensor([share for _, share in pairs]).view(shape)
+        keys, shares = send([keys, shares], self._policy.device)
+        return keys, shares
 
     def _vote_on_new(self, requirement: StartLabels, prompts: Prompts) -> None:
         """Let the starting model vote on the prompts without a label."""
@@ -182,19 +212,38 @@ class RewardInputs:
         self._labels = dict(state["labels"])
 
 
-def read_labels(file: str) -> dict[str, int]:
-    """Answer keys of a file's labels, by prompt.
+def read_labels(file: str) -> FileLabels:
+    """A file's labels. A label of null is none. A row without "share" has share 1.
 
-    Raises ValueError for a missing file, or a row without prompt or label.
+    Raises ValueError for a missing file, a row without prompt or label, or a share that is no
+    number from 0 to 1.
     """
-    rows = read_rows(file)
-    for number, row in enumerate(rows, 1):
-        if not {"prompt", "label"} <= set(row):
+    labels: FileLabels = {}
+    for number, row in enumerate(read_rows(file), 1):
+        columns = next((pair for pair in COLUMNS if set(pair) <= set(row)), None)
+        if columns is None:
             raise ValueError(
                 f"reward.params: file: expected prompt and label in every row of {file}, "
                 f"got a row without (line {number})"
             )
-    return {str(row["prompt"]): answer_key(str(row["label"])) for row in rows}
+        prompt, label = (row[column] for column in columns)
+        share = row.get("share", 1.0)
+        if not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise ValueError(
+                f"reward.params: file: expected a share from 0 to 1 in every row of {file}, "
+                f"got {share!r} (line {number})"
+            )
+        key = 0 if label is None else answer_key(str(label))
+        labels[str(prompt)] = (key, float(share) if key else 0.0)
+    return labels
+
+
+def label_files(function: RewardFunction) -> tuple[str, ...]:
+    """The files that this reward function's labels come from."""
+    labels = find_requirement(function, StartLabels)
+    peers = find_requirement(function, PeerVotes)
+    own = (labels.file,) if labels and labels.file else ()
+    return own + (peers.files if peers else ())
 
 
 def check_labels(file: str, task: Task) -> None:

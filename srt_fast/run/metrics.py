@@ -22,6 +22,7 @@ metrics.jsonl has one JSON object per line:
         sampled_tokens        tokens of all completions of the step, a teacher's too
         repetition            8-token windows that came before in the same completion
         rounds                batches that were sampled for this step (with reward.resample)
+        round                 number of the offline round, from 1 (with train.rounds)
         judge_failures        rollouts that the judge could not grade (reward.kind self_judge)
         label_coverage        prompts that have a label (labels from the starting model or a file)
     The training pass:
@@ -32,10 +33,13 @@ metrics.jsonl has one JSON object per line:
         tokens_saved          tokens of rollouts without a gradient, which the pass leaves out
         tokens_shared         tokens of prompts that the pass computes once, not once a completion
         kl                    mean KL to the starting model (with train.reward_kl_coef)
+        pairs                 preference pairs (with train.objective dpo or scpo)
+        pair_margin           mean of beta d, what the pairs gained over the reference
+        pair_accuracy         pairs whose margin is above 0
         supervised, supervised_loss   completions of a supervised step, and its loss (nats a token)
     The sampler's log-probs compared with the trainer's, differences in nats:
         check_mismatch_max, check_mismatch_mean   largest and mean of the check after each sync
-        train_mismatch_max    largest over the trained tokens
+        train_mismatch_max    largest over the trained tokens (not with sft, dpo and scpo)
         correction            mean sampler correction (with a correction in the objective)
         correction_clipped    tokens whose correction is over its cap
     Time, in seconds:

@@ -39,6 +39,7 @@ class LoggedBatch:
     repetition: Tensor | None = None  # 0-dim. None: no completion is long enough
     correct: Tensor | None = None  # [R] bool
     start_labels: Tensor | None = None  # [P] int64
+    peer_labels: Tensor | None = None  # [P, K] int64
     judge_scores: Tensor | None = None  # [R] fp32
     tokens: Tensor | None = None  # [N] int64. None: no text is read
 
@@ -54,6 +55,7 @@ def tensors_of(batch: Batch, *, texts: bool) -> dict[str, Tensor]:
         "repetition": repetition(batch.rollouts),
         "correct": groups.correct,
         "start_labels": groups.start_labels,
+        "peer_labels": groups.peer_labels,
         "judge_scores": groups.judge_scores,
         "tokens": batch.rollouts.tokens if texts else None,
     }
@@ -79,6 +81,8 @@ def batch_metrics(batch: LoggedBatch, correct: Tensor | None) -> Numbers:
         values["judge_failures"] = batch.judge_scores.isnan().float().mean().item()
     if batch.start_labels is not None:
         values["label_coverage"] = (batch.start_labels != 0).float().mean().item()
+    if batch.peer_labels is not None:
+        values["label_coverage"] = (batch.peer_labels != 0).any(1).float().mean().item()
     cu_groups = torch.tensor(batch.layout.group_bounds)
     values |= vote_metrics(batch.vote, correct, cu_groups, batch.rewards)
     return values | {

@@ -1,7 +1,12 @@
-"""Prompts and rollouts, step after step. Prepares the next batch while the current one trains."""
+"""Prompts and rollouts, step after step.
+
+Prepares the next batch while the current one trains, or samples those of an offline round ahead.
+"""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -31,34 +36,48 @@ class BatchPrefetcher:
 
     Prefetching changes neither the order of the prompts nor the seeds: `state_dict` is that of a
     run that prefetches nothing.
+
+    when_sampled: called with the rollouts of each batch. Returns those that the step gets.
     """
 
     def __init__(
-        self, config: Config, stream: PromptStream, policy: Policy, sampler: Sampler
+        self,
+        config: Config,
+        stream: PromptStream,
+        policy: Policy,
+        sampler: Sampler,
+        when_sampled: Callable[[Rollouts], Rollouts] = lambda rollouts: rollouts,
     ) -> None:
         self._config = config
         self._stream = stream
         self._policy = policy
         self._sampler = sampler
+        self._when_sampled = when_sampled
         self._params = SamplingParams.of_training(config.sampling)
         self.max_prompt_tokens = longest_prompt(policy, config.sampling)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="prompts")
         self._prompts: Future[Prompts] | None = None  # the next ones, being prepared
-        self._batch: tuple[Prompts, Rollouts] | None = None  # the next one
-        self._pending: tuple[Prompts, PendingRollouts] | None = None  # the same, being sampled
+        self._batches: deque[tuple[Prompts, Rollouts]] = deque()  # the next ones
+        # The next one, being sampled.
+        self._pending: tuple[Prompts, PendingRollouts] | None = None
 
-    def next_batch(self) -> tuple[Prompts, Rollouts]:
-        """A step's prompts and their rollouts. Samples them now if they were not prefetched."""
+    def next_batch(self, ahead: int = 1) -> tuple[Prompts, Rollouts]:
+        """A step's prompts and their rollouts.
+
+        If none is ready, samples as many batches as `ahead` says. The next calls give the others.
+        """
         self.wait()
-        batch = self._batch
-        self._batch = None
-        if batch:
-            return batch
-        prompts = self._next_prompts()
-        return prompts, self._sampler.sample(prompts.token_ids, self._params)
+        if not self._batches:
+            for _ in range(ahead):
+                prompts = self._next_prompts()
+                rollouts = self._sampler.sample(prompts.token_ids, self._params)
+                self._batches.append((prompts, self._when_sampled(rollouts)))
+        return self._batches.popleft()
 
     def prefetch(self) -> None:
-        """Start to prepare the batch after the last one of `next_batch`."""
+        """Start to prepare the batch after the last one of `next_batch`, if it is not ready."""
+        if self._batches:
+            return
         if self._config.vllm.one_step_off:
             # The configuration checks that the engine is vLLM.
             assert isinstance(self._sampler, VLLMSamplerBase | RankSampler)
@@ -75,34 +94,38 @@ class BatchPrefetcher:
             return
         prompts, pending = self._pending
         try:
-            self._batch = prompts, pending.result()
+            rollouts = pending.result()
         except SamplerError:
             self._restart_at(prompts)
             raise
+        self._batches.append((prompts, self._when_sampled(rollouts)))
         self._pending = None
 
     def discard(self) -> None:
-        """Drop prefetched rollouts. Their prompts become the next ones again.
+        """Drop rollouts that are ready. Their prompts become the next ones again.
 
         Call it before the sampler takes weights that the rollouts must come from.
         """
         self.wait()
-        if self._batch:
-            prompts, _ = self._batch
+        if self._batches:
+            prompts, _ = self._batches[0]
             self._restart_at(prompts)
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to give the same batches.
 
-        "prompts": the place of the next ones in the stream. "rollouts": the tensors of prefetched
-        ones, or None.
+        "prompts": the place of the next ones in the stream. "rollouts": the tensors of each batch
+        that is ready.
         """
         self.wait()
-        if self._batch:
-            prompts, rollouts = self._batch
-            return {"prompts": prompts.position, "rollouts": rollout_tensors(rollouts)}
-        position = self._prompts.result().position if self._prompts else self._stream.state_dict()
-        return {"prompts": position, "rollouts": None}
+        if self._batches:
+            position = self._batches[0][0].position
+        elif self._prompts:
+            position = self._prompts.result().position
+        else:
+            position = self._stream.state_dict()
+        rollouts = [rollout_tensors(rollouts) for _, rollouts in self._batches]
+        return {"prompts": position, "rollouts": rollouts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Drop what is being prepared, and continue from `state`."""
@@ -113,19 +136,19 @@ class BatchPrefetcher:
             self._prompts.result()
         self._pending = None
         self._prompts = None
-        self._batch = None
+        self._batches.clear()
         self._stream.load_state_dict(state["prompts"])
-        if state["rollouts"]:
+        for tensors in state["rollouts"]:
             prompts = self._next_prompts()
-            rollouts = restore_rollouts(state["rollouts"], prompts.token_ids, self._policy.device)
-            self._batch = prompts, rollouts
+            rollouts = restore_rollouts(tensors, prompts.token_ids, self._policy.device)
+            self._batches.append((prompts, rollouts))
 
     def close(self) -> None:
         """End the thread."""
         self._executor.shutdown(cancel_futures=True)
 
     def _restart_at(self, prompts: Prompts) -> None:
-        self.load_state_dict({"prompts": prompts.position, "rollouts": None})
+        self.load_state_dict({"prompts": prompts.position, "rollouts": []})
 
     def _next_prompts(self) -> Prompts:
         future = self._prompts

@@ -9,7 +9,11 @@ from srt_fast.config import Config, TrainConfig, from_dict, override, to_dict
 from srt_fast.config.fields import field_docs
 from srt_fast.config.recipes import quickstart
 from srt_fast.config.task import AnswerRule
-from srt_fast.config.train import AdvantageKind, ObjectiveName
+from srt_fast.config.train import (
+    SUPERVISED_OBJECTIVES,
+    AdvantageKind,
+    PolicyGradientName,
+)
 from srt_kernels.answers.extract import ANSWER_RULES
 from srt_kernels.groups.group_advantage import KINDS
 from srt_kernels.objective.objective import PRESETS
@@ -62,6 +66,27 @@ FILE_TASK = {
             {"vllm.mode": "server", "vllm.urls": ["a:1"]},
             r"vllm\.urls: expected http://host:port, got a:1",
         ),
+        ({"train.rounds": 2}, r"train\.rounds: expected 0 with train\.objective '\w+', got 2"),
+        (
+            {"train.rounds": 61, "train.objective": "dpo"},
+            r"train\.rounds: expected at most train\.steps \(60\), got 61",
+        ),
+        (
+            {"train.minibatches": 2, "train.objective": "sft"},
+            r"train\.minibatches: expected 1 with train\.objective 'sft', got 2",
+        ),
+        (
+            {"train.objective_overrides": {"kl_coef": 0.1}, "train.objective": "scpo"},
+            r"train\.objective_overrides: expected \{\} with train\.objective 'scpo'",
+        ),
+        (
+            {"vllm.one_step_off": True, "sampling.engine": "vllm", "train.objective": "dpo"},
+            r"vllm\.one_step_off: expected False with train\.objective 'dpo'",
+        ),
+        (
+            {"train.rounds": 1, "train.objective": "dpo", "reward.resample": 1},
+            r"reward\.resample: expected 0 with train\.rounds, .* got 1",
+        ),
         (
             {"vllm.one_step_off": True, "sampling.engine": "hf"},
             r"vllm\.one_step_off: expected sampling\.engine='vllm'",
@@ -93,14 +118,16 @@ def test_override_takes_nested_and_dotted_names_and_copies():
 
 def test_allowed_values_are_those_of_the_kernels():
     """The schema spells them again: an import of srt_kernels brings torch."""
-    assert get_args(ObjectiveName) == tuple(PRESETS)
+    assert get_args(PolicyGradientName) == tuple(PRESETS)
     assert get_args(AdvantageKind) == KINDS
     assert get_args(AnswerRule) == ANSWER_RULES
 
 
-@pytest.mark.parametrize("name", get_args(ObjectiveName))
+@pytest.mark.parametrize("name", (*PRESETS, *SUPERVISED_OBJECTIVES))
 @pytest.mark.parametrize("one_step_off", [False, True])
 def test_every_objective_is_valid_without_overrides(name, one_step_off):
+    if name in SUPERVISED_OBJECTIVES:
+        one_step_off = False
     changes = {"train.objective": name, "vllm.one_step_off": one_step_off}
     override(quickstart(), changes).objective()
 

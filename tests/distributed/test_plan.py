@@ -30,6 +30,7 @@ from srt_fast.distributed.plan.shape import MODEL_TYPES, PRESETS, ModelShape, fi
 from srt_fast.rewards import make_reward_function
 from srt_fast.rewards.base import StartLabels, find_requirement
 from support.models import SMALL
+from support.rollouts import required_params
 
 ROUND = Device(
     name="round figures",
@@ -129,7 +130,8 @@ def test_models_beside_the_policy():
 def test_kinds_with_labels_of_the_starting_model():
     kinds = set()
     for kind in REWARD_KINDS:
-        if find_requirement(make_reward_function(kind, {}), StartLabels):
+        function = make_reward_function(kind, required_params(kind))
+        if find_requirement(function, StartLabels):
             kinds.add(kind)
     assert kinds == set(KINDS_WITH_START_LABELS)
 

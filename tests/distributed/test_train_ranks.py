@@ -46,6 +46,8 @@ RUNS = {
         "sampling.temperature": 0.5,
     },
     "supervised": {"curriculum": {"supervised_every": 2, "supervised_lead": 1.0}},
+    # The two of a pair in two micro-batches, perhaps on two ranks.
+    "offline rounds": {"train": {"objective": "scpo", "rounds": 2, "token_budget": 12}},
 }
 
 

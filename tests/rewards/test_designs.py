@@ -1,6 +1,9 @@
 """Every reward function on one batch that was worked out by hand, and in a run."""
 
+import itertools
+import json
 import math
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -9,12 +12,12 @@ import torch
 from srt_fast.config import REWARD_KINDS, override
 from srt_fast.files import read_rows
 from srt_fast.rewards import make_reward_function
-from srt_fast.rewards.base import is_undecided
+from srt_fast.rewards.base import group_quantile, is_undecided
 from srt_fast.train import Trainer
 from srt_kernels import group_advantage
 from srt_kernels.groups.group_advantage import AdvantageKind
 from support.paths import ROOT
-from support.rollouts import make_groups
+from support.rollouts import make_groups, required_params
 
 A, B, C, D = 11, 22, 33, 44
 # Three prompts of 4, 4 and 2 rollouts. Majority shares are 3/4, 2/4 (a tie: the earlier answer
@@ -32,8 +35,12 @@ INPUTS = {
     "entropies": [0.25, 0.75] * 10,
     "certainty": [1.0, 3.0] * 10,
     "judge_scores": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
+    # A has 0.9, B 0.5 + 0.3. A tie of D and C: the earlier file wins. No vote.
+    "peer_labels": [[B, A, B], [D, C, 0], [0, 0, 0]],
+    "peer_shares": [[0.5, 0.9, 0.3], [0.5, 0.5, 0.0], [0.0, 0.0, 0.0]],
 }
 """What a reward function may require beside the vote."""
+PEERS = (("files", ("1.jsonl", "2.jsonl", "3.jsonl")),)
 
 
 def gaussian(share: float) -> float:
@@ -74,6 +81,34 @@ EXPECTED = {
     ("majority", ()): (VOTE, ALL, None),
     ("oracle", ()): (CORRECT, ALL, None),
     ("soft", ()): ([0.75, 0.75, 0.75, 0.25, 0.5, 0, 0.25, 0.5, 1, 1], ALL, None),
+    ("soft", (("tau", 0.6),)): (
+        [0.75, 0.75, 0.75, 0.25, 0.5, 0, 0.25, 0.5, 1, 1],
+        [1] * 4 + [0] * 4 + [1] * 2,
+        None,
+    ),
+    ("raw", ()): (ALL, ALL, None),
+    ("sharpen", ()): ([-0.75] * 4 + [-0.5] * 6, ALL, None),
+    # The first draws of torch.rand after manual_seed(0), below 1/2:
+    # 0.50- 0.77 0.09 0.13 0.31 0.63 0.49 0.90 0.46 0.63
+    ("random", ()): ([1, 0, 1, 1, 1, 0, 1, 0, 1, 0], ALL, None),
+    ("random", (("probability", 0.1),)): ([0, 0, 1, 0, 0, 0, 0, 0, 0, 0], ALL, None),
+    # One of the majority and one of the rarest. No answer is the rarest of all. Of two rollouts
+    # one trains, and it is the rarest.
+    ("ddrl", ()): (
+        VOTE,
+        [1, 0, 0, 1, 1, 1, 0, 0, 0, 1],
+        {"advantages": [1, 1, 1, -1, 1, -1, -1, 1, 1, 1]},
+    ),
+    ("ddrl", (("fraction", 1.0),)): (
+        VOTE,
+        ALL,
+        {"advantages": [1, 1, 1, -1, 1, -1, -1, 1, 1, 1]},
+    ),
+    ("scrl", ()): (VOTE, ALL, None),
+    # 2/4 is not clear any more, and 1/4 is rare. All are equally uncertain.
+    ("scrl", (("tau_pos", 0.6), ("tau_low", 0.3))): ([1, 1, 1, -1, 0, 0, -1, 0, 1, 1], ALL, None),
+    ("scrl", (("tau_margin", 0.5),)): ([0] * 8 + [1, 1], ALL, None),
+    ("peers", PEERS): ([1, 1, 1, 0, 0, 0, 1, 0, 0, 0], ALL, None),
     ("threshold", ()): (VOTE, [1] * 4 + [0] * 4 + [1] * 2, None),
     ("threshold", (("tau", 0.5),)): (VOTE, ALL, None),
     ("easiest", ()): (VOTE, [0] * 8 + [1] * 2, None),
@@ -105,7 +140,10 @@ def test_every_reward_function_has_an_expected_batch():
 def test_a_batch_worked_out_by_hand(kind, params):
     """Values are exact fractions rounded to fp32 once or twice: assert_close's fp32 default."""
     rewards, keep, optional = EXPECTED[kind, params]
-    reward = make_reward_function(kind, dict(params))(make_groups(KEYS, CU_GROUPS, **INPUTS))
+    torch.manual_seed(0)
+    groups = make_groups(KEYS, CU_GROUPS, **INPUTS)
+    groups = replace(groups, logprobs=torch.tensor([-0.5, -0.25] * 4 + [-0.25] * 12))
+    reward = make_reward_function(kind, dict(params))(groups)
     assert reward.rewards.dtype == torch.float32
     assert reward.keep.dtype == torch.bool
     torch.testing.assert_close(reward.rewards, torch.tensor(rewards, dtype=torch.float32))
@@ -165,7 +203,7 @@ def test_the_example_of_contributing():
 @pytest.mark.parametrize("kind", REWARD_KINDS)
 @pytest.mark.parametrize("cu_groups", [[0, 2, 4], [0, 2]])
 def test_groups_without_answers_have_no_gradient(kind, cu_groups):
-    """The rewards of confidence alone are equal for all rollouts here."""
+    """The rewards of confidence alone are equal for all rollouts here. A coin's are not."""
     count = cu_groups[-1]
     prompts = len(cu_groups) - 1
     groups = make_groups(
@@ -179,11 +217,50 @@ def test_groups_without_answers_have_no_gradient(kind, cu_groups):
         entropies=[1.0] * 2 * count,
         certainty=[0.0] * 2 * count,
         judge_scores=[1.0] * count,
+        peer_labels=[[A]] * prompts,
+        peer_shares=[[1.0]] * prompts,
     )
-    reward = make_reward_function(kind, {})(groups)
-    assert (reward.rewards == (-7 if kind == "entropy" else 0)).all()
+    reward = make_reward_function(kind, required_params(kind))(groups)
+    if kind != "random":
+        assert (reward.rewards == {"entropy": -7, "raw": 1}.get(kind, 0)).all()
     assert reward.weights is None or reward.weights.isfinite().all()
     assert reward.advantages is None or (reward.advantages == 0).all()
+
+
+def test_scrl_prunes_rare_answers_only_if_they_are_uncertain():
+    """B and C are rare. The group's mean entropy is (0.6 + 0.1 + 0.9) / 5 = 0.32."""
+    entropies = [0.2, 0.2, 0.2, 0.1, 0.9]
+    groups = make_groups(
+        [A, A, A, B, C], [0, 5], entropies=[value for value in entropies for _ in range(2)]
+    )
+    reward = make_reward_function("scrl", {"tau_low": 0.3})(groups)
+    assert reward.rewards.tolist() == [1, 1, 1, 0, -1]
+
+
+def test_pool_drops_rollouts_of_low_entropy():
+    """First group: quartiles 1 and 1.2, so below 1 - 0.75 x 0.2 = 0.85. Second: 0.4 - 0.3 = 0.1."""
+    entropies = [0.84, 1.0, 1.1, 1.2, 1.3, 0.2, 1.0]
+    groups = make_groups(
+        [A] * 7,
+        [0, 5, 7],
+        teacher_keys=[A, A],
+        cu_teacher=[0, 1, 2],
+        entropies=[value for value in entropies for _ in range(2)],
+    )
+    function = make_reward_function("pool", {"low_entropy": 0.75})
+    assert function(groups).keep.tolist() == [False] + [True] * 6
+    assert len(function.requires) == len(make_reward_function("pool", {}).requires) + 1
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 0.9, 1.0])
+def test_group_quantile_is_that_of_torch(fraction):
+    """Groups of 1 to 5 rollouts. Both interpolate between the same two fp32 values."""
+    torch.manual_seed(1)
+    cu_groups = [0, 1, 3, 6, 10, 15]
+    groups = make_groups([A] * 15, cu_groups)
+    values = torch.rand(15)
+    expected = [values[a:b].quantile(fraction) for a, b in itertools.pairwise(cu_groups)]
+    torch.testing.assert_close(group_quantile(groups, values, fraction), torch.stack(expected))
 
 
 def test_the_constant_answer_has_weight_zero_in_base_rate():
@@ -200,6 +277,12 @@ def test_the_constant_answer_has_weight_zero_in_base_rate():
     [
         ("majority", {"tau": 0.5}, "expected none for 'majority', got tau"),
         ("threshold", {"rho": 0.5}, "expected tau for 'threshold', got rho"),
+        ("ddrl", {"fraction": 1.5}, "fraction: expected more than 0, at most 1, got 1.5"),
+        ("scrl", {"tau_low": -1}, "expected tau_pos, tau_margin and tau_low from 0 to 1, got"),
+        ("pool", {"low_entropy": -1}, "low_entropy: expected at least 0 or none, got -1"),
+        ("random", {"probability": 2}, "probability: expected 0 to 1, got 2"),
+        ("peers", {}, "files: expected at least one file of votes, got none"),
+        ("peers", {"files": "votes.jsonl"}, "files: .* valid tuple, got 'votes.jsonl'"),
         ("threshold", {"tau": 1.5}, "tau: expected 0 to 1, got 1.5"),
         ("threshold", {"tau": "high"}, "tau: expected a valid number.*'high'"),
         ("easiest", {"fraction": 0}, "fraction: expected more than 0, at most 1, got 0"),
@@ -222,8 +305,13 @@ def test_bad_settings(kind, params, message):
 
 @pytest.mark.parametrize("kind", REWARD_KINDS)
 def test_a_run_with_each_reward_function(tiny_config, tmp_path, kind):
+    params = required_params(kind)
+    if kind == "peers":
+        params = {"files": [str(tmp_path / "votes.jsonl")]}
+        rows = [{"prompt": f"{left}+1=", "label": left + 1} for left in range(10)]
+        (tmp_path / "votes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     changes = {
-        "reward.kind": kind,
+        "reward": {"kind": kind, "params": params},
         "task.answer_rule": "last_number",
         "train.prompts_per_step": 12,
     }
@@ -231,3 +319,4 @@ def test_a_run_with_each_reward_function(tiny_config, tmp_path, kind):
     rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"]
     assert len(rows) == 4
     assert all(row["updates"] in (0, 1) for row in rows)
+    assert kind != "peers" or all(0 < row["label_coverage"] < 1 for row in rows)

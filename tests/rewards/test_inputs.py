@@ -14,6 +14,7 @@ from srt_fast.rewards import make_reward_function
 from srt_fast.rewards.base import (
     EMATeacher,
     GoldAnswers,
+    PeerVotes,
     StartLabels,
     VerificationTask,
     find_requirement,
@@ -29,7 +30,7 @@ from srt_fast.utilization.meter import StepMeter
 from srt_kernels import AnswerReader
 from srt_kernels.answers.canonical import answer_key
 from support.models import sharpen
-from support.rollouts import random_rollouts
+from support.rollouts import random_rollouts, required_params
 from support.utilization import make_limit
 
 PROMPTS = ("1+2=", "30+4=")
@@ -259,6 +260,25 @@ def test_a_run_that_asks_less_takes_the_same_steps(tiny_config, tiny_model, tmp_
     assert any(row["updates"] and row["unanimous"] > 0 for row in runs["all"]), runs["all"]
 
 
+def test_votes_of_peers_from_files(tiny_policy, tiny_config, tmp_path):
+    """One file of `srt-fast vote --out`, one made by hand. 0 where a peer has no vote."""
+    files = (str(tmp_path / "voted.jsonl"), str(tmp_path / "labels.jsonl"))
+    (tmp_path / "voted.jsonl").write_text(
+        '{"group": "1+2=", "majority": "3", "share": 0.75, "runner_up": 0.25}\n'
+        '{"group": "9+9=", "majority": null, "share": 0.0, "runner_up": 0.0}\n'
+    )
+    (tmp_path / "labels.jsonl").write_text('{"prompt": "9+9=", "label": 18}\n')
+    inputs = RewardInputs(tiny_config, tiny_policy, None, None, lambda: None, lambda: None)
+    prompts = prompts_of(tiny_policy, "9+9=", "1+2=")
+    votes = inputs.gather((PeerVotes(files=files),), prompts, None)
+    assert votes["peer_labels"].tolist() == [[0, answer_key("18")], [answer_key("3"), 0]]
+    assert votes["peer_shares"].tolist() == [[0, 1], [0.75, 0]]
+    (tmp_path / "labels.jsonl").write_text('{"prompt": "9+9=", "label": 18, "share": 2}\n')
+    inputs = RewardInputs(tiny_config, tiny_policy, None, None, lambda: None, lambda: None)
+    with pytest.raises(ValueError, match=r"expected a share from 0 to 1 .* got 2 \(line 1\)"):
+        inputs.gather((PeerVotes(files=files),), prompts, None)
+
+
 def test_a_teacher_trails_the_policy(tiny_policy, tiny_config, tiny_model):
     model = load_policy(tiny_model, tiny_config.model)
     sampler = HFSampler(tiny_policy, 8)
@@ -315,7 +335,7 @@ def test_a_file_that_labels_other_prompts_is_an_error(tiny_config, tmp_path):
 
 def test_kinds_of_the_configuration_agree_with_the_reward_functions():
     """srt_fast.config names the kinds that need gold answers or an EMA teacher."""
-    functions = {kind: make_reward_function(kind, {}) for kind in REWARD_KINDS}
+    functions = {kind: make_reward_function(kind, required_params(kind)) for kind in REWARD_KINDS}
     needs_gold = {kind for kind in functions if find_requirement(functions[kind], GoldAnswers)}
     needs_ema = {kind for kind in functions if find_requirement(functions[kind], EMATeacher)}
     assert set(REWARDS_WITH_GOLD) == needs_gold

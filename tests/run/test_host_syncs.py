@@ -79,7 +79,7 @@ def documented_places() -> set[str]:
 
 
 def test_a_step_waits_where_the_docs_say(tiny_config, tiny_model, tmp_path, monkeypatch):
-    """A plain step has two waits, however many micro-batches it has."""
+    """A plain step has two waits, however many micro-batches it has. One of pairs has three."""
     model = sharpen(tiny_model, tmp_path / "sharp")
     config = override(tiny_config, {"model.path": model, **SETTINGS})
     plain, micro_batches = traced_step(config, monkeypatch)
@@ -88,12 +88,22 @@ def test_a_step_waits_where_the_docs_say(tiny_config, tiny_model, tmp_path, monk
     assert plain - tables == {"select_rollouts": 1, "clip_gradients": 1}
 
     monkeypatch.undo()
+    plain_config = config
     config = override(config, {"run_dir": str(tmp_path / "everything"), **EVERYTHING})
     every, micro_batches = traced_step(config, monkeypatch)
     assert every["linear_policy_loss"] == micro_batches > 2
     assert every["clip_gradients"] == 3  # two mini-batches and a supervised step
     assert every["select_rollouts"] == 1
-    assert set(every) == documented_places()
+
+    monkeypatch.undo()
+    dpo = {"run_dir": str(tmp_path / "dpo"), "train.objective": "dpo", "reward.kind": "sharpen"}
+    pairs, _ = traced_step(override(plain_config, dpo), monkeypatch)
+    assert pairs - tables == {
+        "select_rollouts": 1,
+        "clip_gradients": 1,
+        "Learner._pair_targets": 1,
+    }
+    assert {*every, *pairs} == documented_places()
 
 
 WAITS = {

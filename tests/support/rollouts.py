@@ -1,11 +1,18 @@
 """Rollouts and groups for tests of rewards."""
 
+from typing import Any
+
 import torch
 
 from srt_fast.model.policy import Policy
 from srt_fast.sampling.base import Completion, pack_completions
 from srt_fast.types import Groups, Rollouts
 from srt_kernels import majority_vote
+
+
+def required_params(kind: str) -> dict[str, Any]:
+    """The settings without which there is no reward function of this kind."""
+    return {"peers": {"files": ["votes.jsonl"]}}.get(kind, {})
 
 
 def make_groups(keys: list[int], cu_groups: list[int], **inputs: list) -> Groups:
