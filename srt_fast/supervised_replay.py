@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from srt_fast.config import CurriculumConfig
 from srt_fast.sampling.base import Completion, pack_completions
@@ -21,7 +22,8 @@ class SupervisedReplay:
     ReLIFT collects gold solutions of prompts that no rollout solves. Here the completions are the
     majority's own, of prompts whose vote is strong but rare: the policy rarely says what it agrees
     on most. Strong: the majority has at least supervised_lead times the votes of the next answer.
-    Rare: its share is at most supervised_share.
+    Rare: its share is at most supervised_share. A reward function of episodes may mark completions
+    itself (Reward.supervised).
     """
 
     def __init__(self, settings: CurriculumConfig) -> None:
@@ -49,6 +51,21 @@ class SupervisedReplay:
             index = agrees.index(1.0, group_bounds[group])
             completion = tokens[offsets[index] : offsets[index + 1]].tolist()
             self._pairs.append((rollouts.prompts[group], completion))
+        self._pairs = self._pairs[-MAX_PAIRS:]
+
+    def collect_marked(self, rollouts: Rollouts, marks: Tensor) -> None:
+        """Keep the completions that a reward function marks. marks [R] bool.
+
+        One host sync if there are supervised steps.
+        """
+        if not self._settings.supervised_every:
+            return
+        tokens, marks = fetch(rollouts.tokens, marks)
+        offsets = rollouts.layout.offsets
+        groups = rollouts.layout.groups
+        for index in marks.nonzero()[:, 0].tolist():
+            completion = tokens[offsets[index] : offsets[index + 1]].tolist()
+            self._pairs.append((rollouts.prompts[groups[index]], completion))
         self._pairs = self._pairs[-MAX_PAIRS:]
 
     def take(self, step: int) -> list[Pair]:

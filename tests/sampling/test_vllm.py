@@ -229,6 +229,18 @@ def test_bfloat16(models, config, policy):
     sampler.close()
 
 
+def test_every_turn_of_an_episode_comes_from_the_engine(config, tmp_path):
+    """Three turns, two steps. The mismatch is over the trained tokens of all turns."""
+    params = {"question": "?", "revise": "!", "limit": 8}
+    changes = {"reward": {"kind": "critique", "params": params}, "train.steps": 2}
+    Trainer(override(config, changes), quiet=True).train()
+    rows = train_rows(tmp_path / "run")
+    assert [row["updates"] for row in rows] == [1, 1]
+    for row in rows:
+        assert (row["turn2_asked"], row["turn3_asked"]) == (8, 16)
+        assert row["train_mismatch_max"] < MAX_MISMATCH_NATS
+
+
 FAULTS = {
     7: "stale weights: the sampler repeats",
     11: "corrupted ones",
