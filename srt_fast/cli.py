@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from safetensors import SafetensorError
 
-from srt_fast.config import override, to_dict
+from srt_fast.config import Config, override, to_dict
 from srt_fast.config.arguments import configure, find_recipe, override_fields, split_arguments
 from srt_fast.config.recipes import RECIPES
 from srt_fast.errors import PrintableFormatter, first_line, print_text
@@ -56,8 +56,9 @@ usage: srt-fast recipes [NAME]
 
 List the recipes, or print one as YAML. The output is a file for srt-fast train."""
 
-WITHOUT_REWARD = {"reward.kind": "majority"}
-"""For `srt-fast eval`, which needs no reward: this kind fits every model and every task."""
+WITHOUT_REWARD = {"reward.kind": "majority", "reward.params": {}}
+"""For `srt-fast eval`, which needs no reward: this kind fits every model and every task. Only
+reward functions of episodes are kept: their later turns are evaluated."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -164,8 +165,9 @@ def _eval(argv: list[str]) -> int:
     if run_dir:
         from srt_fast.run.folder import load_config
 
-        changes = {"model.path": str(run_dir / "model")} | WITHOUT_REWARD
-        config = override(load_config(run_dir), changes)
+        config = override(load_config(run_dir), {"model.path": str(run_dir / "model")})
+        if not _has_turns(config):
+            config = override(config, WITHOUT_REWARD)
         config = override_fields(config, argv[1:], f"eval {run_dir}")
     else:
         arguments = split_arguments(argv)
@@ -187,6 +189,14 @@ def _eval(argv: list[str]) -> int:
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps({"model": config.model.path, **scores}))
     return 0
+
+
+def _has_turns(config: Config) -> bool:
+    """Whether the reward function takes episodes, whose later turns are evaluated too."""
+    from srt_fast.rewards import make_reward_function
+    from srt_fast.rewards.turns import turns_of
+
+    return bool(turns_of(make_reward_function(config.reward.kind, config.reward.params)))
 
 
 def _find_run_dir(argv: list[str]) -> Path | None:

@@ -259,10 +259,11 @@ class Learner:
             kl = self._sequence_kl(rollouts)
             rewards = rewards - train.reward_kl_coef * kl
             self._step_values["kl"] = kl.mean()
-        advantages = group_advantage(rewards, rollouts.cu_groups, kind=train.advantage)
+        cu_groups = rollouts.cu_groups if reward.cu_groups is None else reward.cu_groups
+        advantages = group_advantage(rewards, cu_groups, kind=train.advantage)
         if reward.advantages is not None:
             # The reward function sets the advantages. A KL in the reward still counts, centred.
-            penalty = group_advantage(rewards - reward.rewards, rollouts.cu_groups, kind="mean")
+            penalty = group_advantage(rewards - reward.rewards, cu_groups, kind="mean")
             advantages = reward.advantages + penalty
         if reward.weights is not None:
             advantages = advantages * reward.weights

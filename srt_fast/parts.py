@@ -107,7 +107,7 @@ def make_parts(
     inputs = RewardInputs(
         config, policy, sampler, reader, check, stop_sampling, start=start, ema=ema, meter=meter
     )
-    rewards = RewardPipeline(config, task, policy, sampler, reader, inputs, function)
+    rewards = RewardPipeline(config, task, policy, sampler, reader, inputs, function, meter)
     replay = SupervisedReplay(config.curriculum)
     stream = PromptStream(task, config.train.seed)
     prefetcher = BatchPrefetcher(config, stream, policy, sampler, learner.set_reference)

@@ -23,7 +23,8 @@ class SupervisedReplay:
     ReLIFT collects gold solutions of prompts that no rollout solves. Here the completions are the
     majority's own, of prompts whose vote is strong but rare: the policy rarely says what it agrees
     on most. Strong: the majority has at least supervised_lead times the votes of the next answer.
-    Rare: its share is at most supervised_share.
+    Rare: its share is at most supervised_share. A reward function of episodes may mark completions
+    itself (Reward.supervised).
 
     With supervised_pick "likeliest" it is SFT-Sharpening (arXiv 2412.01951): the completion of each
     prompt that the policy itself finds likeliest, whatever the vote says.
@@ -64,6 +65,21 @@ class SupervisedReplay:
         qualifies &= vote.share <= settings.supervised_share
         qualifies &= vote.share >= settings.supervised_lead * vote.runner_up
         return qualifies, vote.rewards.bool()
+
+    def collect_marked(self, rollouts: Rollouts, marks: Tensor) -> None:
+        """Keep the completions that a reward function marks. marks [R] bool.
+
+        One host sync if there are supervised steps.
+        """
+        if not self._settings.supervised_every:
+            return
+        tokens, marks = fetch(rollouts.tokens, marks)
+        offsets = rollouts.layout.offsets
+        groups = rollouts.layout.groups
+        for index in marks.nonzero()[:, 0].tolist():
+            completion = tokens[offsets[index] : offsets[index + 1]].tolist()
+            self._pairs.append((rollouts.prompts[groups[index]], completion))
+        self._pairs = self._pairs[-MAX_PAIRS:]
 
     def take(self, step: int) -> list[Pair]:
         """The pairs of the supervised step after this step. Empty if none is due."""

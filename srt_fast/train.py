@@ -1,6 +1,7 @@
 """Self-Rewarded Training (arXiv 2505.21444).
 
-Trainer.train_step is the algorithm on one page: sample, vote, reward, pack, loss, step, sync, log.
+Trainer.train_step is the algorithm on one page: sample, vote, ask, reward, pack, loss, step, sync,
+log. Only reward functions of episodes ask (srt_fast/rewards/turns.py).
 
 Several ranks (torchrun) run this loop together, each with the whole batch (World). Left out: PPO
 epochs over one mini-batch, since the paper takes one optimizer step per batch.
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from srt_fast.config import Config
+from srt_fast.config.train import SUPERVISED_OBJECTIVES
 from srt_fast.distributed.launch import start as start_world
 from srt_fast.distributed.world import lost_ranks_are_errors
 from srt_fast.evaluation.evaluate import evaluate
@@ -26,6 +28,8 @@ from srt_fast.parts import RunParts, make_parts, measure_limit, starting_model
 from srt_fast.rewards import make_reward_function
 from srt_fast.rewards.base import GoldAnswers, find_requirement
 from srt_fast.rewards.inputs import check_labels, label_files
+from srt_fast.rewards.joining import marked_completions
+from srt_fast.rewards.turns import turns_of
 from srt_fast.run.checkpoint import load_training_state
 from srt_fast.run.checkpoint_writer import Contents
 from srt_fast.run.folder import RunFolder
@@ -74,12 +78,28 @@ class Trainer:
                 f"reward.kind: {config.reward.kind!r} needs gold answers, expected one for every "
                 "training prompt, got prompts without"
             )
+        self._check_turns()
         for file in label_files(self.reward_function):
             check_labels(file, self.task)
         if config.monitor.labels == "gold" and not self.task.has_gold:
             raise ValueError(
                 "monitor.labels: 'gold' needs gold answers, expected one for every held-out "
                 "prompt, got prompts without"
+            )
+
+    def _check_turns(self) -> None:
+        train, kind = self.config.train, self.config.reward.kind
+        turns = len(turns_of(self.reward_function))
+        if train.turn_weights and len(train.turn_weights) != turns:
+            expected = f"{turns} numbers, one a turn," if turns else "none"
+            raise ValueError(
+                f"train.turn_weights: expected {expected} with reward.kind {kind!r}, "
+                f"got {len(train.turn_weights)}"
+            )
+        if turns and train.objective in SUPERVISED_OBJECTIVES:
+            raise ValueError(
+                f"train.objective: expected a policy gradient with reward.kind {kind!r}, which has "
+                f"{turns} turns, got {train.objective!r}"
             )
 
     def train(self) -> dict[str, Any]:
@@ -110,7 +130,7 @@ class Trainer:
         return summary
 
     def train_step(self) -> None:
-        """Sample, vote, reward, pack, loss, step, sync, log."""
+        """Sample, vote, ask, reward, pack, loss, step, sync, log."""
         parts = self.parts
         meter = parts.meter
         meter.start()
@@ -119,12 +139,12 @@ class Trainer:
             while batch is None or parts.rewards.needs_prompts(batch):
                 with meter.part("sample"):
                     prompts, rollouts = parts.prefetcher.next_batch(self._round_end - self.step)
+                meter.count_sampling(rollouts)
                 with meter.part("reward"):
                     groups = parts.rewards.vote(prompts, rollouts)
-                    batch = parts.rewards.reward(batch, prompts, rollouts, groups)
-            with meter.part("sample"):
-                training_rollouts, training_reward = parts.rewards.add_verification(batch)
-            meter.count_sampling(training_rollouts)
+                    later = parts.rewards.ask(prompts, rollouts, groups)
+                    batch = parts.rewards.reward(batch, prompts, rollouts, groups, later)
+            training_rollouts, training_reward = parts.rewards.join_turns(batch)
             with meter.part("train"):
                 self._prefetch()
                 minibatches = parts.learner.pack(training_rollouts, training_reward)
@@ -169,7 +189,11 @@ class Trainer:
     def _supervised_step(self, batch: Batch) -> dict[str, float]:
         """Collect completions for supervised steps, and take one if it is due."""
         parts = self.parts
-        parts.replay.collect(batch.rollouts, batch.groups)
+        marked = marked_completions(batch)
+        for rollouts, marks in marked:
+            parts.replay.collect_marked(rollouts, marks)
+        if not marked:
+            parts.replay.collect(batch.rollouts, batch.groups)
         if parts.collapse.is_frozen:
             return {}
         pairs = parts.replay.take(self.step)
@@ -257,6 +281,7 @@ class Trainer:
                 self.task,
                 self.config,
                 self.config.evaluation,
+                turns_of(self.reward_function),
             )
             self.run.metrics.log(self.step, scores, kind="eval")
             names = [score for score in ("pass1", "maj", "vote_share") if score in scores]
@@ -318,18 +343,20 @@ def evaluate_model(
 ) -> dict[str, float | int | None]:
     """Evaluate config.model on the held-out prompts of config.task: pass@1, pass@k, maj@k.
 
+    If config.reward has turns, they are asked and scored too.
     folder: where vLLM's log goes, if vLLM samples in this process.
     """
     config = choose_engine(config)
     quiet_transformers()
     task = make_task(config)
+    turns = turns_of(make_reward_function(config.reward.kind, config.reward.params))
     world = start_world(config.dist, config.model.device)
     with RunProgress(quiet=quiet or not world.is_main) as progress:
         policy = load_policy(starting_model(config, progress), config.model, world)
         reader = AnswerReader(policy.tokenizer, config.task.answer_rule)
         with contextlib.closing(make_sampler(config, policy, folder=folder)) as sampler:
             progress.phase("evaluation", 1, ["pass1", "maj", "vote_share"])
-            scores = evaluate(policy, sampler, reader, task, config, config.evaluation)
+            scores = evaluate(policy, sampler, reader, task, config, config.evaluation, turns)
         progress.update(1, **scores)
     world.close()
     return scores

@@ -89,8 +89,9 @@ class Groups:
     """A step's rollouts as a reward function sees them: R rollouts in P groups, N tokens, on one
     device.
 
-    The optional fields hold what the reward function requires (srt_fast/rewards/base.py). They are
-    None otherwise.
+    An episode has one object for each turn. In a later turn a group is what shares a baseline
+    (srt_fast/rewards/turns.py). The optional fields hold what the reward function requires
+    (srt_fast/rewards/base.py). They are None otherwise.
     """
 
     keys: Tensor  # [R] int64, keys of the canonical answers, 0 for no answer: [A, A, B, C, C]
@@ -120,6 +121,9 @@ class Groups:
     judge_scores: Tensor | None = (
         None  # SelfJudgement: [R] fp32, P(correct) according to the policy, NaN if unknown
     )
+    parent: Tensor | None = (
+        None  # [R] int64, the rollout of the turn before that each one answers. None: first turn
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +136,34 @@ class Reward:
         None  # [R] fp32, factors of the advantages, after normalisation. None: 1
     )
     advantages: Tensor | None = None  # [R] fp32, used in place of train.advantage's
+    cu_groups: Tensor | None = (
+        None  # [G+1] int32, where the rollouts of each baseline begin. None: those of a prompt
+    )
+    supervised: Tensor | None = (
+        None  # [R] bool, completions that a supervised step may learn. None: the vote picks them
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """What a rollout of a turn answers."""
+
+    problem: Problem  # the task's
+    question: str  # what the turn asks, as it is worded; the task's prompt in the first turn
+    token_ids: list[int]
+    messages: tuple[dict[str, Any], ...]  # of a chat, the question is the last. Empty without
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlayedTurn:
+    """A turn of a step's episodes: R rollouts of C conversations."""
+
+    conversations: list[Conversation]  # C: the prompts of the rollouts
+    prompts: list[int]  # R, the task's prompt of each rollout, as a place in the step
+    parents: list[int]  # R, Groups.parent on the host. Empty in the first turn
+    rollouts: Rollouts
+    groups: Groups
+    too_long: int = 0  # conversations that did not fit into a prompt and were left out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +175,8 @@ class Batch:
     groups: Groups
     reward: Reward
     rounds: int  # how many times prompts were sampled: more than 1 only with reward.resample
+    later: list[PlayedTurn] = field(default_factory=list)  # the turns after the first
+    later_rewards: list[Reward] = field(default_factory=list)  # one for each of `later`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ from srt_fast.config.fields import (
 )
 
 DESIGNS = Path(__file__).parents[1] / "rewards" / "designs"
-REWARD_KINDS = tuple(sorted(file.stem for file in DESIGNS.glob("[!_]*.py")))
-"""The reward functions: one for each file of srt_fast/rewards/designs."""
+REWARD_KINDS = tuple(sorted(file.stem for file in DESIGNS.rglob("[!_]*.py")))
+"""The reward functions: one for each file of srt_fast/rewards/designs and its folder episodes."""
 REWARDS_WITH_GOLD = ("oracle",)
 """The kinds that need gold answers."""
 REWARDS_WITH_TEACHER = ("ema", "pool")
@@ -42,7 +42,7 @@ class RewardConfig:
     """The reward function, a file of srt_fast/rewards/designs. ema: agreement with the vote of a
     moving-average teacher. pool: with the joint vote of teacher and policy. frozen: with the
     starting model's vote. majority: with the policy's own vote. oracle: with gold answers.
-    docs/rewards.md compares all of them."""
+    docs/rewards.md compares all of them. docs/episodes.md has those of several turns."""
     params: Table = Field(default_factory=dict)
     """Settings of the reward function, such as tau=0.6 (threshold) or fraction=0.3 (easiest)."""
     resample: NonNegative = 0
@@ -57,6 +57,16 @@ class RewardConfig:
     audit_groups: NonNegative = 0
     """Groups per step whose votes math-verify checks in a separate process (audit.jsonl). The audit
     changes no step and delays none."""
+
+    @property
+    def needs_gold(self) -> bool:
+        """Whether gold answers are the labels."""
+        return self.kind in REWARDS_WITH_GOLD or self.params.get("labels") == "oracle"
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a moving average of the policy's weights votes."""
+        return self.kind in REWARDS_WITH_TEACHER or self.params.get("labels") == "ema"
 
 
 @section("curriculum.")

@@ -15,13 +15,7 @@ from pydantic import Field
 from srt_fast.config.dist import DistConfig
 from srt_fast.config.fields import check_no_password, section
 from srt_fast.config.model import ModelConfig, WarmStartConfig
-from srt_fast.config.reward import (
-    REWARDS_WITH_GOLD,
-    REWARDS_WITH_TEACHER,
-    CurriculumConfig,
-    MonitorConfig,
-    RewardConfig,
-)
+from srt_fast.config.reward import CurriculumConfig, MonitorConfig, RewardConfig
 from srt_fast.config.sampling import SamplingConfig, VLLMConfig
 from srt_fast.config.task import TaskConfig
 from srt_fast.config.train import (
@@ -94,7 +88,7 @@ def _check_model(config: Config) -> None:
         )
     # Adapters are float32 whatever the type of the weights.
     trains_narrow_weights = config.model.dtype != "float32" and not config.model.lora.r
-    if trains_narrow_weights and config.reward.kind in REWARDS_WITH_TEACHER:
+    if trains_narrow_weights and config.reward.needs_teacher:
         raise ValueError(
             f"model.dtype: expected float32 with reward.kind {config.reward.kind!r}, whose teacher "
             f"moves by less than bfloat16 resolves, got {config.model.dtype}"
@@ -114,7 +108,7 @@ def _check_model(config: Config) -> None:
 def _check_gold(config: Config) -> None:
     if config.task.has_gold_source:
         return
-    if config.reward.kind in REWARDS_WITH_GOLD:
+    if config.reward.needs_gold:
         raise ValueError(
             f"reward.kind: {config.reward.kind!r} needs gold answers, expected task.gold_column to "
             "name them, got none"

@@ -53,6 +53,9 @@ class TrainConfig:
     advantage: AdvantageKind = "rloo"
     """Group advantage: grpo (mean and std), mean (Dr. GRPO), rloo (leave one out), or batch
     (REINFORCE++ baseline)."""
+    turn_weights: tuple[NonNegativeFloat, ...] = ()
+    """A factor of the advantages of each turn, for reward functions of episodes: 0 1 trains the
+    second turn only. None given: 1 each. A KL term of the objective is not scaled."""
     reward_kl_coef: NonNegativeFloat = 0.0
     """Weight of a KL penalty in the reward: the k3 estimate of the KL to the starting model, summed
     over the completion. 0: off."""

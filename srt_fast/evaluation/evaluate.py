@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
+from torch import Tensor
 
 from srt_fast.config import Config, EvalConfig
+from srt_fast.evaluation.episodes import evaluate_turns, evaluation_seed
 from srt_fast.evaluation.scores import summarize
 from srt_fast.model.policy import Policy, longest_prompt
+from srt_fast.rewards.episodes import Episodes
+from srt_fast.rewards.turns import Turn
 from srt_fast.sampling.base import Sampler, SamplingParams
 from srt_fast.sampling.prompts import fitting_prompts
 from srt_fast.tasks.base import Task
-from srt_fast.types import Problem, Rollouts
-from srt_kernels import AnswerReader, majority_vote
-
-EVAL_SEED = 20260101
+from srt_fast.types import Groups, Problem, Prompts, Rollouts
+from srt_kernels import AnswerReader, Vote, majority_vote
 
 
 def evaluate(
@@ -25,6 +26,7 @@ def evaluate(
     task: Task,
     config: Config,
     settings: EvalConfig,
+    turns: Sequence[Turn] = (),
 ) -> dict[str, float | int | None]:
     """Sample `settings.samples` completions of each held-out prompt and compare them with gold.
 
@@ -35,7 +37,8 @@ def evaluate(
     Returns:
         `vote_share`, `truncated` and `completion_tokens`; `prompts_too_long`, the number of
         prompts that are left out of every score, if there are any; and the scores of `summarize` if
-        the task has gold answers.
+        the task has gold answers. Then with `turns`, those of a reward function of episodes, also
+        the scores of `evaluate_turns`.
 
     Raises:
         ValueError: All held-out prompts are too long.
@@ -52,7 +55,8 @@ def evaluate(
         temperature=settings.temperature,
         max_tokens=config.sampling.max_new_tokens,
     )
-    rollouts = _sample(sampler, prompts, params, policy.device)
+    with evaluation_seed(policy.device, 0):
+        rollouts = sampler.sample(prompts, params)
     answers = reader.read(rollouts.tokens, rollouts.cu_seqlens)
     keys = reader.keys(rollouts.tokens, rollouts.cu_seqlens)
     vote = majority_vote(keys, rollouts.cu_groups)
@@ -69,17 +73,25 @@ def evaluate(
     correct = _correct(task, problems, answers, params.n)
     key_groups = keys.view(-1, params.n).tolist()
     majority_correct = _majority_correct(key_groups, vote.majority.tolist(), correct)
-    return scores | summarize(correct, majority_correct, shares)
+    scores |= summarize(correct, majority_correct, shares)
+    if turns:
+        episodes = Episodes(config, policy, sampler, reader)
+        asked = Prompts(problems=problems, token_ids=prompts, dropped=0, position={})
+        first = episodes.begin(asked, rollouts, _groups(rollouts, keys, vote))
+        is_right = [is_right for group in correct for is_right in group]
+        scores |= evaluate_turns(turns, first, is_right, episodes, task, reader, params)
+    return scores
 
 
-def _sample(
-    sampler: Sampler, prompts: list[list[int]], params: SamplingParams, device: torch.device
-) -> Rollouts:
-    """Sample with EVAL_SEED, and restore the random state."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(EVAL_SEED)
-        return sampler.sample(prompts, params)
+def _groups(rollouts: Rollouts, keys: Tensor, vote: Vote) -> Groups:
+    """The first turn, as a later turn is asked about it."""
+    return Groups(
+        keys=keys,
+        cu_groups=rollouts.cu_groups,
+        cu_seqlens=rollouts.cu_seqlens,
+        logprobs=rollouts.logprobs,
+        vote=vote,
+    )
 
 
 def _correct(

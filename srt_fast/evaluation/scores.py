@@ -84,6 +84,51 @@ def summarize(
     return scores | {"prompts": len(correct), "k": min(n)}
 
 
+def summarize_revisions(first: Sequence[bool], final: Sequence[bool]) -> dict[str, float | None]:
+    """Scores of episodes that answer again, over their first completions.
+
+    Args:
+        first: Whether each first completion is correct.
+        final: Whether the last answer that followed it is. It is the first one if none followed.
+
+    Returns:
+        `acc@first`, `acc@final`, `wrong_to_right` and `right_to_wrong`: fractions of all
+        completions. acc@final - acc@first = wrong_to_right - right_to_wrong.
+    """
+    pairs = [(bool(before), bool(after)) for before, after in zip(first, final, strict=True)]
+    return {
+        "acc@first": statistics.fmean(before for before, _ in pairs),
+        "acc@final": statistics.fmean(after for _, after in pairs),
+        "wrong_to_right": statistics.fmean(pair == (False, True) for pair in pairs),
+        "right_to_wrong": statistics.fmean(pair == (True, False) for pair in pairs),
+    }
+
+
+def summarize_verdicts(
+    verdicts: Sequence[bool], correct: Sequence[bool]
+) -> dict[str, float | None]:
+    """Scores of own verdicts v on answers, of which c are correct.
+
+    Args:
+        verdicts: Whether the model accepts each answer.
+        correct: Whether the answer is correct.
+
+    Returns:
+        `verdict_accuracy`: the mean of 1[v = c]. None without verdicts.
+        `gv_gap`: the generation-verification gap, sum v c / sum v - mean c (Mind the Gap, arXiv
+            2412.02674). None if the model accepts nothing.
+    """
+    if not verdicts:
+        return {"verdict_accuracy": None, "gv_gap": None}
+    pairs = [(bool(verdict), bool(right)) for verdict, right in zip(verdicts, correct, strict=True)]
+    accepted = [right for verdict, right in pairs if verdict]
+    gap = None
+    if accepted:
+        gap = statistics.fmean(accepted) - statistics.fmean(right for _, right in pairs)
+    agreement = statistics.fmean(verdict == right for verdict, right in pairs)
+    return {"verdict_accuracy": agreement, "gv_gap": gap}
+
+
 def _validate(
     correct: Sequence[Sequence[bool]], majority_correct: Sequence[bool], shares: Sequence[float]
 ) -> None:

@@ -14,7 +14,7 @@ from srt_fast.config import Config
 from srt_fast.files import append_rows
 from srt_fast.model.policy import Policy, longest_prompt
 from srt_fast.probe.cost import Cost
-from srt_fast.rewards.pipeline import concatenate
+from srt_fast.rewards.joining import concatenate
 from srt_fast.run.interrupts import RunInterrupted
 from srt_fast.run.progress import RunProgress
 from srt_fast.sampling import Sampler

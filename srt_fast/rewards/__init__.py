@@ -1,5 +1,5 @@
 """Rewards. designs/: one file for each reward function; designs/base_rate.py holds BaseRate,
-reward.kind "base_rate".
+reward.kind "base_rate". designs/episodes/: those that take several turns.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import Any
 import pydantic
 
 from srt_fast.config.fields import explain
+from srt_fast.config.reward import DESIGNS
 from srt_fast.rewards.base import RewardFunction
+from srt_fast.rewards.turns import turns_of
 
 __all__ = ["RewardFunction", "make_reward_function"]
 
@@ -22,7 +24,9 @@ def make_reward_function(kind: str, params: dict[str, Any]) -> RewardFunction:
     Raises ValueError for a setting that the function does not have, a wrong type or a value out of
     range.
     """
-    module = importlib.import_module(f"srt_fast.rewards.designs.{kind}")
+    is_of_episodes = (DESIGNS / "episodes" / f"{kind}.py").is_file()
+    folder = "designs.episodes" if is_of_episodes else "designs"
+    module = importlib.import_module(f"srt_fast.rewards.{folder}.{kind}")
     class_name = "".join(word.capitalize() for word in kind.split("_"))
     reward_class = getattr(module, class_name)
     names = [field.name for field in fields(reward_class)]
@@ -36,4 +40,5 @@ def make_reward_function(kind: str, params: dict[str, Any]) -> RewardFunction:
     except pydantic.ValidationError as error:
         raise ValueError(explain(error, "reward.params: ")) from None
     function.requires  # noqa: B018  a requirement checks its settings when it is made
+    turns_of(function)
     return function

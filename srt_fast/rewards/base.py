@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from srt_fast.types import Groups, Reward
+from srt_fast.config import RewardConfig
+from srt_fast.types import Groups, Reward, Rollouts
+from srt_kernels import AnswerReader
 from srt_kernels.core.segments import segment_ids, segment_reduce
 from srt_kernels.groups.majority_vote import votes_per_key
 
@@ -108,28 +111,7 @@ class SelfJudgement:
     question: str
 
     def __post_init__(self) -> None:
-        _check_question(self.question)
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerificationTask:
-    """A second task: the policy samples verdicts on its own rollouts, and trains on them.
-
-    question: as of SelfJudgement. solutions: rollouts of a step that are asked about.
-    samples: verdicts sampled for each of them.
-    """
-
-    question: str
-    solutions: int
-    samples: int
-
-    def __post_init__(self) -> None:
-        _check_question(self.question)
-        if self.solutions < 1 or self.samples < 2:
-            raise ValueError(
-                "reward.params: expected at least 1 solution and 2 samples, "
-                f"got solutions={self.solutions}, samples={self.samples}"
-            )
+        check_question(self.question)
 
 
 Requirement = (
@@ -140,16 +122,25 @@ Requirement = (
     | TokenEntropies
     | TokenCertainty
     | SelfJudgement
-    | VerificationTask
 )
 
 
-def _check_question(question: str) -> None:
+def check_question(question: str) -> None:
+    """Raise ValueError for a question without {completion}, or with a placeholder twice."""
     if question.count("{prompt}") > 1 or question.count("{completion}") != 1:
         raise ValueError(
             "reward.params: question: expected {completion} exactly once and {prompt} at most "
             f"once, got {question!r}"
         )
+
+
+def fill_question(question: str, **values: str) -> str:
+    """The question with values in the places of {prompt}, {completion} and {answer}.
+
+    What a value contains is not replaced again. A placeholder without a value stays.
+    """
+    names = "|".join(values)
+    return re.sub(rf"\{{({names})\}}", lambda match: values[match[1]], question)
 
 
 class RewardFunction(Protocol):
@@ -168,6 +159,15 @@ class RewardFunction(Protocol):
     def __call__(self, groups: Groups) -> Reward:
         """The rewards of a step's rollouts."""
         ...
+
+
+def answer_keys(reader: AnswerReader, rollouts: Rollouts, settings: RewardConfig) -> Tensor:
+    """[R] int64: keys of the rollouts' answers, 0 for none.
+
+    A truncated rollout has none, unless reward.truncated is "vote".
+    """
+    keys = reader.keys(rollouts.tokens, rollouts.cu_seqlens)
+    return keys if settings.truncated == "vote" else keys.masked_fill(rollouts.truncated, 0)
 
 
 RequirementType = TypeVar("RequirementType")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,22 +12,35 @@ from torch import Tensor
 from srt_fast.config import Config
 from srt_fast.model.policy import Policy
 from srt_fast.rewards import RewardFunction, make_reward_function
-from srt_fast.rewards.base import GoldAnswers, VerificationTask, find_requirement, group_index
+from srt_fast.rewards.base import GoldAnswers, answer_keys, find_requirement
+from srt_fast.rewards.episodes import Episodes
 from srt_fast.rewards.inputs import RewardInputs
-from srt_fast.rewards.self_verification import sample_verification
+from srt_fast.rewards.joining import join_rounds, join_turns, prompts_kept
+from srt_fast.rewards.turns import EpisodeFunction, agreement, turns_of
 from srt_fast.rewards.weighting import head_tail
 from srt_fast.sampling import Sampler
+from srt_fast.sampling.base import SamplingParams
 from srt_fast.tasks.base import Task
 from srt_fast.transfer import fetch, send
-from srt_fast.types import Batch, Groups, Layout, Problem, Prompts, Reward, Rollouts
+from srt_fast.types import (
+    Batch,
+    Groups,
+    Layout,
+    PlayedTurn,
+    Problem,
+    Prompts,
+    Reward,
+    Rollouts,
+)
+from srt_fast.utilization.meter import StepMeter
 from srt_kernels import AnswerReader, majority_vote
-from srt_kernels.core.segments import segment_reduce
 
 
 class RewardPipeline:
     """Makes the rewards of a run.
 
     `function` is the reward function. It may change between steps (monitor.action "freeze").
+    meter: gets the sampling of later turns. None: nothing is measured.
     """
 
     def __init__(
@@ -39,13 +52,13 @@ class RewardPipeline:
         reader: AnswerReader,
         inputs: RewardInputs,
         function: RewardFunction,
+        meter: StepMeter | None = None,
     ) -> None:
         self._config = config
         self._task = task
-        self._policy = policy
-        self._sampler = sampler
         self._reader = reader
         self._inputs = inputs
+        self._episodes = Episodes(config, policy, sampler, reader, meter)
         self.function = function
 
     # ---- the stations of a step ----
@@ -59,7 +72,7 @@ class RewardPipeline:
             return True
         if batch.rounds > self._config.reward.resample:
             return False
-        return bool(_prompts_kept(batch).sum() < self._config.train.prompts_per_step)
+        return bool(prompts_kept(batch).sum() < self._config.train.prompts_per_step)
 
     def vote(self, prompts: Prompts, rollouts: Rollouts) -> Groups:
         """The majority vote of each group, and what the reward function requires beside it.
@@ -68,17 +81,11 @@ class RewardPipeline:
         that is asked about some of the prompts.
         """
         settings = self._config.reward
-        keys = self._reader.keys(rollouts.tokens, rollouts.cu_seqlens)
-        if settings.truncated != "vote":
-            keys = keys.masked_fill(rollouts.truncated, 0)
+        keys = answer_keys(self._reader, rollouts, settings)
         vote = majority_vote(keys, rollouts.cu_groups, share_over=settings.share_over)
         inputs = self._inputs.gather(self.function.requires, prompts, rollouts, keys)
         if find_requirement(self.function, GoldAnswers):
-            tokens, truncated = fetch(rollouts.tokens, rollouts.truncated)
-            groups = range(len(prompts.problems))
-            answers = self.answers(tokens, truncated, rollouts.layout, groups)
-            correct = self.compare_with_gold(prompts.problems, answers)
-            [inputs["correct"]] = send([correct], keys.device)
+            inputs["correct"] = self.correct(rollouts, prompts.problems)
         return Groups(
             keys=keys,
             cu_groups=rollouts.cu_groups,
@@ -88,63 +95,96 @@ class RewardPipeline:
             **inputs,
         )
 
+    def ask(self, prompts: Prompts, rollouts: Rollouts, groups: Groups) -> list[PlayedTurn]:
+        """The turns after the first, if the reward function declares any.
+
+        Each one samples. Two host syncs a turn, and one more for gold answers.
+        """
+        turns = turns_of(self.function)[1:]
+        if not turns:
+            return []
+        is_gold_required = find_requirement(self.function, GoldAnswers) is not None
+        before = self._episodes.begin(prompts, rollouts, groups)
+        episode = [groups]
+        later = []
+        for turn in turns:
+            params = SamplingParams.of_training(self._config.sampling, n=turn.samples)
+            agrees = agreement(episode, len(episode) - 1) if turn.ask == "balanced" else None
+            before = self._episodes.ask(turn, before, agrees, params)
+            if is_gold_required and turn.reply == "answer":
+                problems = [conversation.problem for conversation in before.conversations]
+                correct = self.correct(before.rollouts, problems)
+                before = replace(before, groups=replace(before.groups, correct=correct))
+            episode.append(before.groups)
+            later.append(before)
+        return later
+
     def reward(
-        self, batch: Batch | None, prompts: Prompts, rollouts: Rollouts, groups: Groups
+        self,
+        batch: Batch | None,
+        prompts: Prompts,
+        rollouts: Rollouts,
+        groups: Groups,
+        later: Sequence[PlayedTurn] = (),
     ) -> Batch:
-        """The rewards of these rollouts, joined to the step's earlier ones (`batch`)."""
-        reward = self.function(groups)
+        """The rewards of these rollouts, joined to the step's earlier ones (`batch`).
+
+        later: the turns after the first. Raises ValueError if the reward function does not return
+        one Reward for each turn.
+        """
+        rewards = self._rewards([groups, *(turn.groups for turn in later)])
         if self._config.reward.truncated == "mask":
-            reward = replace(reward, keep=reward.keep & ~rollouts.truncated)
+            all_rollouts = [rollouts, *(turn.rollouts for turn in later)]
+            rewards = [
+                replace(reward, keep=reward.keep & ~played.truncated)
+                for reward, played in zip(rewards, all_rollouts, strict=True)
+            ]
+        reward, *later_rewards = rewards
         if power := self._config.curriculum.head_tail:
             reward = head_tail(reward, groups, power)
-        new = Batch(prompts=prompts, rollouts=rollouts, groups=groups, reward=reward, rounds=1)
-        return new if batch is None else self._join(batch, new)
-
-    def add_verification(self, batch: Batch) -> tuple[Rollouts, Reward]:
-        """What trains: the batch's rollouts, and those of the verification task if there is one."""
-        task = find_requirement(self.function, VerificationTask)
-        if task is None:
-            return batch.rollouts, batch.reward
-        verification = sample_verification(
-            task,
-            problems=batch.prompts.problems,
-            rollouts=batch.rollouts,
-            agrees=batch.reward.rewards > 0,
-            policy=self._policy,
-            sampler=self._sampler,
-            reader=self._reader,
-            config=self._config,
+        new = Batch(
+            prompts=prompts,
+            rollouts=rollouts,
+            groups=groups,
+            reward=reward,
+            rounds=1,
+            later=list(later),
+            later_rewards=later_rewards,
         )
-        if verification is None:
-            return batch.rollouts, batch.reward
-        rollouts, reward = verification
-        if batch.reward.weights is not None:
-            reward = replace(reward, weights=torch.ones_like(reward.rewards))
-        return concatenate([batch.rollouts, rollouts]), concatenate([batch.reward, reward])
+        if batch is None:
+            return new
+        return join_rounds(batch, new, self._config.train.prompts_per_step)
+
+    def join_turns(self, batch: Batch) -> tuple[Rollouts, Reward]:
+        """What trains: the rollouts and rewards of all turns."""
+        return join_turns(batch, self._config.train.turn_weights)
 
     def end_step(self, step: int) -> None:
         """Let the EMA teacher follow the policy after the step's update."""
         self._inputs.end_step(self.function.requires, step)
 
-    def _join(self, batch: Batch, new: Batch) -> Batch:
-        """Both batches. Masks what the reward function keeps beyond train.prompts_per_step."""
-        prompts = Prompts(
-            problems=batch.prompts.problems + new.prompts.problems,
-            token_ids=batch.prompts.token_ids + new.prompts.token_ids,
-            dropped=batch.prompts.dropped + new.prompts.dropped,
-            position=batch.prompts.position,
-        )
-        joined = Batch(
-            prompts=prompts,
-            rollouts=concatenate([batch.rollouts, new.rollouts]),
-            groups=concatenate([batch.groups, new.groups]),
-            reward=concatenate([batch.reward, new.reward]),
-            rounds=batch.rounds + new.rounds,
-        )
-        is_kept = _prompts_kept(joined)
-        is_within = is_kept & (is_kept.cumsum(0) <= self._config.train.prompts_per_step)
-        keep = joined.reward.keep & is_within[group_index(joined.groups)]
-        return replace(joined, reward=replace(joined.reward, keep=keep))
+    def _rewards(self, episode: list[Groups]) -> list[Reward]:
+        """One Reward for each turn."""
+        if len(episode) == 1:
+            return [self.function(episode[0])]
+        rewards = list(cast(EpisodeFunction, self.function)(episode))
+        expected = [len(groups.keys) for groups in episode]
+        counts = [len(reward.rewards) for reward in rewards]
+        if counts != expected:
+            raise ValueError(
+                f"reward.kind: expected a Reward for each turn, of {expected} rollouts, "
+                f"got {counts}"
+            )
+        return rewards
+
+    def correct(self, rollouts: Rollouts, problems: list[Problem]) -> Tensor:
+        """[R] bool: which answers agree with gold. problems: of each prompt of the rollouts."""
+        if not problems:
+            return torch.zeros_like(rollouts.truncated)
+        tokens, truncated = fetch(rollouts.tokens, rollouts.truncated)
+        answers = self.answers(tokens, truncated, rollouts.layout, range(len(problems)))
+        [correct] = send([self.compare_with_gold(problems, answers)], rollouts.tokens.device)
+        return correct
 
     # ---- answers as texts, on the host ----
 
@@ -199,35 +239,3 @@ class RewardPipeline:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._inputs.load_state_dict(state)
-
-
-def _prompts_kept(batch: Batch) -> Tensor:
-    """[P] bool: prompts with at least one rollout that trains."""
-    return segment_reduce(batch.reward.keep, "max", batch.groups.cu_groups) > 0
-
-
-def concatenate(parts: list[Any]) -> Any:
-    """One object from dataclasses of one type, tensors or lists. None if the first part is None.
-
-    Offsets (fields named cu_...) of a part begin where those of the part before end.
-    """
-    first = parts[0]
-    if len(parts) == 1 or first is None:
-        return first
-    if isinstance(first, Tensor):
-        return torch.cat(parts)
-    if not is_dataclass(first) or isinstance(first, type):
-        return sum(parts, [])
-    values = {}
-    for field in fields(first):
-        members = [getattr(part, field.name) for part in parts]
-        are_offsets = field.name.startswith("cu_") and members[0] is not None
-        values[field.name] = _concatenate_offsets(members) if are_offsets else concatenate(members)
-    return type(first)(**values)
-
-
-def _concatenate_offsets(parts: list[Tensor]) -> Tensor:
-    offsets = parts[0]
-    for part in parts[1:]:
-        offsets = torch.cat([offsets, offsets[-1] + part[1:]])
-    return offsets

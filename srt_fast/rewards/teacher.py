@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from srt_fast.config import Config
 from srt_fast.distributed.sharding import local_part
 from srt_fast.model.policy import Policy
+from srt_fast.rewards.base import answer_keys
 from srt_fast.sampling import Sampler
 from srt_fast.sampling.base import SamplingParams, draw_seeds
 from srt_fast.sampling.hf import HFSampler
@@ -74,9 +75,7 @@ class Teacher:
                 seeds=[seeds[place] for place in places],
             )
         self._meter.count_sampling(rollouts)
-        keys = self._reader.keys(rollouts.tokens, rollouts.cu_seqlens)
-        if self._config.reward.truncated != "vote":
-            keys = keys.masked_fill(rollouts.truncated, 0)
+        keys = answer_keys(self._reader, rollouts, self._config.reward)
         counts = params.n * torch.tensor([0, *asked]).cumsum(0)
         [cu_groups] = send([counts.int()], keys.device)
         return keys, cu_groups

@@ -14,7 +14,10 @@ metrics.jsonl has one JSON object per line:
         pass1                 rollouts that agree with gold
         vote_accuracy         majorities that agree with gold
         label_accuracy        labels that agree with gold
+        kept_label_accuracy   the same, of prompts that the reward function keeps
         reward_accuracy       rollouts whose reward is the one that gold would give
+        label_j               Youden's J of the labels: agreement of right rollouts less that of
+                              wrong ones
     Rewards and completions:
         pseudo_reward         mean reward
         truncated             completions that reached sampling.max_new_tokens
@@ -25,6 +28,12 @@ metrics.jsonl has one JSON object per line:
         round                 number of the offline round, from 1 (with train.rounds)
         judge_failures        rollouts that the judge could not grade (reward.kind self_judge)
         label_coverage        prompts that have a label (labels from the starting model or a file)
+    Later turns of episodes, N from 2 on:
+        turnN_asked           conversations
+        turnN_too_long        conversations that were longer than a prompt may be, and left out
+        turnN_reward          mean reward
+        turnN_no_answer, turnN_truncated   as above
+        turnN_tokens          mean length of a completion
     The training pass:
         loss, grad_norm       means over the updates; the norm is taken before clipping
         entropy               mean over the trained tokens
@@ -59,7 +68,8 @@ metrics.jsonl has one JSON object per line:
                               measured bandwidth, whichever takes longer
         limit_share           the limits of the three parts divided by the step's seconds
 "eval": one row per evaluation.
-    The names that evaluation.scores.summarize returns, truncated, completion_tokens, and
+    The names that evaluation.scores.summarize returns, with turns those of summarize_revisions and
+    summarize_verdicts and maj_verdict, truncated, completion_tokens, and
     prompts_too_long if there are any.
 "monitor": one row each time the collapse probe is measured.
     probe_score               the probe's score
@@ -153,7 +163,8 @@ class MetricsWriter:
         """Append sample completions.
 
         A row has prompt, completion, answer, majority (whether the answer is the majority's) and
-        correct (None without gold).
+        correct (None without gold). Of an episode also turns: question, completion and reward of
+        each later turn.
         """
         finite_rows = [
             {"step": step} | {name: _finite(value) for name, value in row.items()} for row in rows

@@ -56,6 +56,7 @@ pre { white-space: pre-wrap; unicode-bidi: isolate; }
 .prompt { border: 1px solid var(--line); border-radius: .5rem; margin: .75rem 0; overflow: hidden; }
 .prompt > pre { background: var(--soft); padding: .5rem .75rem; font-weight: bold; }
 .completion { padding: .5rem .75rem; border-top: 1px solid var(--line); }
+.turn { margin: .5rem 0 0 1rem; padding-left: .75rem; border-left: 2px solid var(--line); }
 .badge { display: inline-block; border: 1px solid; border-radius: 1rem; }
 .badge { padding: 0 .6rem; margin-right: .5rem; font-size: .8rem; }
 .majority { color: #3b82c4; }

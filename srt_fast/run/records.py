@@ -49,12 +49,20 @@ class _EventRow(_Row):
     event: str
 
 
+class _TurnRow(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+    question: str
+    completion: str
+    reward: Number | None = None
+
+
 class _SampleRow(_Row):
     prompt: str
     completion: str
     answer: str | None = None
     majority: bool | None = None
     correct: bool | None = None
+    turns: list[_TurnRow] = Field(default_factory=list)
 
 
 class _AuditRow(_Row):

@@ -229,7 +229,20 @@ def _completion(row: Row) -> str:
         f'<span class="badge {text.split()[0]}">{text}</span>' for text in (vote, truth)
     )
     text = html_text(row["completion"])
-    return f'<div class="completion">{badges}<b>{html_text(answer)}</b><pre>{text}</pre></div>'
+    turns = "".join(_turn(turn) for turn in row.get("turns", ()))
+    words = f"{badges}<b>{html_text(answer)}</b><pre>{text}</pre>"
+    return f'<div class="completion">{words}{turns}</div>'
+
+
+def _turn(turn: Row) -> str:
+    """What a later turn of an episode asked, and what the model said."""
+    reward = turn.get("reward")
+    badge = "no reward" if reward is None else f"reward {reward:.3g}"
+    question = html_text(turn["question"])
+    return (
+        f'<div class="turn"><pre>{question}</pre><span class="badge">{badge}</span>'
+        f"<pre>{html_text(turn['completion'])}</pre></div>"
+    )
 
 
 def _word(value: bool | None, if_true: str, if_false: str, if_none: str) -> str:

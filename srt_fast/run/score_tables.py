@@ -13,6 +13,13 @@ SCORE_LABELS = {
     "maj": "majority vote",
     "gap": "majority minus pass@1",
     "vote_share": "vote share",
+    "acc@first": "accuracy of the first turn",
+    "acc@final": "accuracy at the end of the episode",
+    "wrong_to_right": "wrong at first, right at the end",
+    "right_to_wrong": "right at first, wrong at the end",
+    "verdict_accuracy": "verdicts that are right",
+    "gv_gap": "accuracy of accepted answers, minus that of all",
+    "maj_verdict": "vote weighted by verdicts",
 }
 
 

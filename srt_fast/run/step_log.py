@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
+from itertools import pairwise
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -12,19 +14,21 @@ from srt_fast.rewards.audit import AuditSample
 from srt_fast.rewards.pipeline import RewardPipeline
 from srt_fast.run.folder import RunFolder
 from srt_fast.run.step_metrics import (
-    SAMPLED_PROMPTS,
     Figures,
     LoggedBatch,
+    LoggedTurn,
     Numbers,
     batch_metrics,
     logged_batch,
     read_numbers,
-    sample_rows,
     tensors_of,
 )
 from srt_fast.tasks.base import Task
 from srt_fast.transfer import fetch
-from srt_fast.types import Batch
+from srt_fast.types import Batch, Problem
+
+SAMPLED_PROMPTS = 2
+SAMPLED_COMPLETIONS = 3
 
 Answers = dict[int, list[str | None]]  # the answers of each group, as texts
 
@@ -72,7 +76,9 @@ class StepLog:
             message = "no rollout has a gradient (every group is unanimous or masked); step skipped"
             self._run.event(step, "step_skipped", message)
         values = self._values(step, batch, read) | read_numbers(figures)
-        values["tokens_per_second"] = len(batch.rollouts.tokens) / values["seconds"]
+        all_rollouts = [batch.rollouts, *(turn.rollouts for turn in batch.later)]
+        tokens = sum(len(rollouts.tokens) for rollouts in all_rollouts)
+        values["tokens_per_second"] = tokens / values["seconds"]
         self._run.metrics.log(step, values)
         self._run.progress.update(step, **values)
         return values
@@ -84,7 +90,7 @@ class StepLog:
         if read is None:
             tensors = self.tensors(step, batch)
             read = dict(zip(tensors, fetch(*tensors.values()), strict=True))
-        logged = logged_batch(batch.rollouts.layout, read)
+        logged = logged_batch(batch, read)
         answers: Answers = {}
         if logged.tokens is not None:
             answers = self._rewards.answers(
@@ -96,7 +102,8 @@ class StepLog:
         audit_groups = self._run.audit.choose_groups(step, len(problems))
         self._run.audit.submit(step, _audit_samples(logged, answers, audit_groups))
         if self._samples_are_due(step):
-            rows = sample_rows(problems, logged, self._tokenizer, answers, correct)
+            sampled = _sampled(batch)
+            rows = sample_rows(problems, logged, sampled, self._tokenizer, answers, correct)
             self._run.metrics.log_samples(step, rows)
         rounds = {"rounds": batch.rounds} if self._config.reward.resample else {}
         return rounds | batch_metrics(logged, correct)
@@ -106,8 +113,12 @@ class StepLog:
         count = len(batch.prompts.problems)
         if self._compares_gold(batch):
             return range(count)
-        samples = range(min(SAMPLED_PROMPTS, count) if self._samples_are_due(step) else 0)
-        return {*self._run.audit.choose_groups(step, count), *samples}
+        sampled = _sampled(batch) if self._samples_are_due(step) else []
+        groups = batch.rollouts.layout.groups
+        return {
+            *self._run.audit.choose_groups(step, count),
+            *(groups[rollout] for rollout in sampled),
+        }
 
     def _compares_gold(self, batch: Batch) -> bool:
         return batch.groups.correct is None and self._task.train_has_gold
@@ -129,3 +140,75 @@ def _audit_samples(
         majority = int(batch.vote.majority[group].item())
         samples.append(AuditSample(texts=answers[group], keys=keys, majority=majority))
     return samples
+
+
+def _sampled(batch: Batch) -> list[int]:
+    """The completions that are kept to read: the first of the first prompts, and the first that a
+    later turn asks about.
+    """
+    bounds = batch.rollouts.layout.group_bounds
+    sampled: list[int] = []
+    for first, last in list(pairwise(bounds))[:SAMPLED_PROMPTS]:
+        sampled += range(first, min(first + SAMPLED_COMPLETIONS, last))
+    if batch.later:
+        asked = sorted(set(batch.later[0].parents))
+        sampled += [place for place in asked[:SAMPLED_COMPLETIONS] if place not in sampled]
+    return sampled
+
+
+def sample_rows(
+    problems: list[Problem],
+    batch: LoggedBatch,
+    sampled: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    answers: dict[int, list[str | None]],
+    correct: Tensor | None,
+) -> list[dict]:
+    """Completions with their later turns, for samples.jsonl and the report.
+
+    sampled: the completions, as places among the step's. answers: of their groups.
+    """
+    assert batch.tokens is not None
+    bounds = batch.layout.group_bounds
+    offsets = batch.layout.offsets
+    rows = []
+    for index in sampled:
+        group = batch.layout.groups[index]
+        row = {
+            "prompt": problems[group].prompt,
+            "completion": tokenizer.decode(batch.tokens[offsets[index] : offsets[index + 1]]),
+            "answer": answers[group][index - bounds[group]],
+            "gold": problems[group].gold,
+            "majority": bool(batch.vote.rewards[index]),
+            "correct": None if correct is None else bool(correct[index]),
+            "truncated": bool(batch.truncated[index]),
+        }
+        if batch.later:
+            row["turns"] = _later_turns(batch.later, index, tokenizer)
+        rows.append(row)
+    return rows
+
+
+def _later_turns(
+    later: list[LoggedTurn], index: int, tokenizer: PreTrainedTokenizerBase
+) -> list[dict]:
+    """The conversation after a completion: the first reply of each turn, until none is asked."""
+    rows = []
+    for logged in later:
+        turn = logged.turn
+        if index not in turn.parents:
+            break
+        index = turn.parents.index(index)
+        assert logged.tokens is not None
+        offsets = turn.rollouts.layout.offsets
+        conversation = turn.conversations[turn.rollouts.layout.groups[index]]
+        reward = logged.rewards[index].item()
+        rows.append(
+            {
+                "question": conversation.question,
+                "completion": tokenizer.decode(logged.tokens[offsets[index] : offsets[index + 1]]),
+                "reward": reward if math.isfinite(reward) else None,
+                "truncated": bool(logged.truncated[index]),
+            }
+        )
+    return rows

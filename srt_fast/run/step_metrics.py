@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from srt_fast.distributed.world import World
-from srt_fast.types import Batch, Layout, MicroBatch, Problem, Rollouts
+from srt_fast.types import Batch, Layout, MicroBatch, PlayedTurn, Rollouts
 from srt_kernels import Objective, PolicyLoss, Vote
 from srt_kernels.core.segments import segment_ids
 from srt_kernels.groups.majority_vote import votes_per_key
@@ -21,8 +21,6 @@ Figures = dict[str, Any]
 Numbers = dict[str, Any]
 """Figures as numbers. None: unknown."""
 
-SAMPLED_PROMPTS = 2
-SAMPLED_COMPLETIONS = 3
 WINDOW_TOKENS = 8
 """Tokens of the windows that `repetition` compares."""
 
@@ -35,12 +33,25 @@ class LoggedBatch:
     vote: Vote
     keys: Tensor  # [R] int64
     rewards: Tensor  # [R] fp32
+    keep: Tensor  # [R] bool
     truncated: Tensor  # [R] bool
     repetition: Tensor | None = None  # 0-dim. None: no completion is long enough
     correct: Tensor | None = None  # [R] bool
     start_labels: Tensor | None = None  # [P] int64
     peer_labels: Tensor | None = None  # [P, K] int64
     judge_scores: Tensor | None = None  # [R] fp32
+    tokens: Tensor | None = None  # [N] int64. None: no text is read
+    later: list[LoggedTurn] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggedTurn:
+    """What the log reads of a later turn: R rollouts, in host memory."""
+
+    turn: PlayedTurn
+    keys: Tensor  # [R] int64
+    rewards: Tensor  # [R] fp32
+    truncated: Tensor  # [R] bool
     tokens: Tensor | None = None  # [N] int64. None: no text is read
 
 
@@ -51,6 +62,7 @@ def tensors_of(batch: Batch, *, texts: bool) -> dict[str, Tensor]:
         **{f"vote.{name}": tensor for name, tensor in vars(groups.vote).items()},
         "keys": groups.keys,
         "rewards": batch.reward.rewards,
+        "keep": batch.reward.keep,
         "truncated": batch.rollouts.truncated,
         "repetition": repetition(batch.rollouts),
         "correct": groups.correct,
@@ -59,14 +71,29 @@ def tensors_of(batch: Batch, *, texts: bool) -> dict[str, Tensor]:
         "judge_scores": groups.judge_scores,
         "tokens": batch.rollouts.tokens if texts else None,
     }
+    for number, (turn, reward) in enumerate(zip(batch.later, batch.later_rewards, strict=True), 2):
+        tensors |= {
+            f"turn{number}.keys": turn.groups.keys,
+            f"turn{number}.rewards": reward.rewards,
+            f"turn{number}.truncated": turn.rollouts.truncated,
+            f"turn{number}.tokens": turn.rollouts.tokens if texts else None,
+        }
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
-def logged_batch(layout: Layout, tensors: dict[str, Tensor]) -> LoggedBatch:
+def logged_batch(batch: Batch, tensors: dict[str, Tensor]) -> LoggedBatch:
     """The batch of tensors_of, which are in host memory now."""
-    vote = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("vote.")}
-    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("vote.")}
-    return LoggedBatch(layout=layout, vote=Vote(**vote), **rest)
+    parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        part, _, field_name = name.rpartition(".")
+        parts[part][field_name] = tensor
+    later = [
+        LoggedTurn(turn=turn, **parts[f"turn{number}"])
+        for number, turn in enumerate(batch.later, 2)
+    ]
+    return LoggedBatch(
+        layout=batch.rollouts.layout, vote=Vote(**parts["vote"]), later=later, **parts[""]
+    )
 
 
 def read_numbers(figures: Figures) -> Numbers:
@@ -84,7 +111,9 @@ def batch_metrics(batch: LoggedBatch, correct: Tensor | None) -> Numbers:
     if batch.peer_labels is not None:
         values["label_coverage"] = (batch.peer_labels != 0).any(1).float().mean().item()
     cu_groups = torch.tensor(batch.layout.group_bounds)
-    values |= vote_metrics(batch.vote, correct, cu_groups, batch.rewards)
+    values |= vote_metrics(batch.vote, correct, cu_groups, batch.rewards, batch.keep)
+    for number, turn in enumerate(batch.later, 2):
+        values |= {f"turn{number}_{name}": value for name, value in turn_metrics(turn).items()}
     return values | {
         "pseudo_reward": batch.rewards.nanmean().item(),
         "truncated": batch.truncated.float().mean().item(),
@@ -93,7 +122,22 @@ def batch_metrics(batch: LoggedBatch, correct: Tensor | None) -> Numbers:
     }
 
 
-def vote_metrics(vote: Vote, correct: Tensor | None, cu_groups: Tensor, rewards: Tensor) -> Numbers:
+def turn_metrics(turn: LoggedTurn) -> Numbers:
+    """Figures of a later turn. Means are None if nothing was asked."""
+    count = len(turn.rewards)
+    return {
+        "asked": len(turn.turn.conversations),
+        "too_long": turn.turn.too_long,
+        "reward": turn.rewards.nanmean().item() if count else None,
+        "no_answer": (turn.keys == 0).float().mean().item() if count else None,
+        "truncated": turn.truncated.float().mean().item() if count else None,
+        "tokens": sum(turn.turn.rollouts.layout.lengths) / count if count else None,
+    }
+
+
+def vote_metrics(
+    vote: Vote, correct: Tensor | None, cu_groups: Tensor, rewards: Tensor, keep: Tensor
+) -> Numbers:
     """Figures of P groups' votes, from tensors in host memory.
 
     top_answer_share: the largest share of prompts that have one and the same majority. It goes to 1
@@ -103,8 +147,10 @@ def vote_metrics(vote: Vote, correct: Tensor | None, cu_groups: Tensor, rewards:
 
     With gold: pass1, the accuracy of the samples; vote_accuracy, that of the majorities;
     reward_accuracy, how often the reward is the one that gold would give; label_accuracy, the
-    accuracy of the labels that have reward 1 in a group. If the rewards [R] are not 0 and 1, there
-    are no labels: the last two figures are then of the vote.
+    accuracy of the labels that have reward 1 in a group; kept_label_accuracy, of those among them
+    whose prompt has a rollout to train on (keep [R] bool); label_j, Youden's J of the labels: how
+    often right samples agree with them, less how often wrong ones do. A mean of nothing is NaN. If
+    the rewards [R] are not 0 and 1, there are no labels. Then all but pass1 are of the vote.
     """
     counts = vote.majority[vote.majority != 0].unique(return_counts=True)[1].double()
     values: dict[str, float | None] = {
@@ -118,11 +164,17 @@ def vote_metrics(vote: Vote, correct: Tensor | None, cu_groups: Tensor, rewards:
         return values
     are_labels = bool(((rewards == 0) | (rewards == 1)).all())
     agrees = rewards.bool() if are_labels else vote.rewards.bool()
+    group = segment_ids(cu_groups, len(rewards))
+    zeros = torch.zeros(len(vote.majority), device=correct.device)
+    is_kept = zeros.index_add(0, group, keep.float()) > 0
+    kept_agrees = agrees & is_kept[group]
     return values | {
         "pass1": correct.float().mean().item(),
         "vote_accuracy": _label_accuracy(vote.rewards.bool(), correct, cu_groups),
         "label_accuracy": _label_accuracy(agrees, correct, cu_groups),
+        "kept_label_accuracy": _label_accuracy(kept_agrees, correct, cu_groups),
         "reward_accuracy": (agrees == correct).float().mean().item(),
+        "label_j": (agrees[correct].float().mean() - agrees[~correct].float().mean()).item(),
     }
 
 
@@ -165,38 +217,6 @@ def repetition(rollouts: Rollouts) -> Tensor | None:
     occurrences = votes_per_key(windows, rollout[:count], is_inside.double())
     distinct = (1 / occurrences).where(is_inside, 0.0).sum()
     return 1 - distinct / is_inside.sum()
-
-
-def sample_rows(
-    problems: list[Problem],
-    batch: LoggedBatch,
-    tokenizer: PreTrainedTokenizerBase,
-    answers: dict[int, list[str | None]],
-    correct: Tensor | None,
-) -> list[dict]:
-    """The first completions of the first prompts, for samples.jsonl and the report."""
-    assert batch.tokens is not None
-    group_bounds = batch.layout.group_bounds
-    offsets = batch.layout.offsets
-    rows = []
-    for group, problem in enumerate(problems[:SAMPLED_PROMPTS]):
-        first = group_bounds[group]
-        last = min(first + SAMPLED_COMPLETIONS, group_bounds[group + 1])
-        for index in range(first, last):
-            rows.append(
-                {
-                    "prompt": problem.prompt,
-                    "completion": tokenizer.decode(
-                        batch.tokens[offsets[index] : offsets[index + 1]]
-                    ),
-                    "answer": answers[group][index - first],
-                    "gold": problem.gold,
-                    "majority": bool(batch.vote.rewards[index]),
-                    "correct": None if correct is None else bool(correct[index]),
-                    "truncated": bool(batch.truncated[index]),
-                }
-            )
-    return rows
 
 
 def over_cap(objective: Objective, logprobs: Tensor, batch: MicroBatch) -> Tensor:

@@ -191,6 +191,19 @@ def pack_completions(
     )
 
 
+def no_rollouts(device: torch.device) -> Rollouts:
+    """Rollouts of no prompt."""
+    return Rollouts(
+        tokens=torch.zeros(0, dtype=torch.int64, device=device),
+        logprobs=torch.zeros(0, device=device),
+        cu_seqlens=torch.zeros(1, dtype=torch.int32, device=device),
+        cu_groups=torch.zeros(1, dtype=torch.int32, device=device),
+        truncated=torch.zeros(0, dtype=torch.bool, device=device),
+        prompts=[],
+        layout=Layout(lengths=[], group_sizes=[]),
+    )
+
+
 def rollout_tensors(rollouts: Rollouts) -> dict[str, Tensor]:
     """The tensors of rollouts by their names, for a checkpoint."""
     values = {field.name: getattr(rollouts, field.name) for field in fields(rollouts)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from srt_fast.config import TaskConfig
@@ -23,21 +24,31 @@ def tokenize_prompt(
     tokenizer has none.
     """
     if config.chat:
-        if not tokenizer.chat_template:
-            raise ValueError(
-                "task.chat: expected a tokenizer with a chat template, got one without; "
-                "set task.chat to false and word the prompt with task.template"
-            )
-        chat_ids: Any = tokenizer.apply_chat_template(
-            chat_messages(problem, config), add_generation_prompt=True, return_dict=False
-        )
-        return list(chat_ids)
+        return tokenize_chat(chat_messages(problem, config), tokenizer)
     assert problem.messages is None, "the task refuses a chat without config.chat"
     text_ids: Any = tokenizer(config.template.replace("{prompt}", problem.prompt))["input_ids"]
     token_ids = list(text_ids)
     if token_ids and token_ids[-1] == tokenizer.eos_token_id:
         token_ids.pop()
     return token_ids
+
+
+def tokenize_chat(
+    messages: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    """Token ids of a chat whose next message is the model's.
+
+    Raises ValueError for a tokenizer without a chat template.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "task.chat: expected a tokenizer with a chat template, got one without; "
+            "set task.chat to false and word the prompt with task.template"
+        )
+    chat_ids: Any = tokenizer.apply_chat_template(
+        list(messages), add_generation_prompt=True, return_dict=False
+    )
+    return list(chat_ids)
 
 
 def chat_messages(problem: Problem, config: TaskConfig) -> list[dict[str, Any]]:

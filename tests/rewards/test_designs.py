@@ -13,6 +13,7 @@ from srt_fast.config import REWARD_KINDS, override
 from srt_fast.files import read_rows
 from srt_fast.rewards import make_reward_function
 from srt_fast.rewards.base import group_quantile, is_undecided
+from srt_fast.rewards.turns import turns_of
 from srt_fast.train import Trainer
 from srt_kernels import group_advantage
 from srt_kernels.groups.group_advantage import AdvantageKind
@@ -128,12 +129,14 @@ EXPECTED = {
     ("self_certainty", ()): ([2.0] * 10, ALL, None),
     ("entropy", ()): ([-0.5] * 5 + [-7.0] + [-0.5] * 4, ALL, None),
     ("self_judge", ()): ([0.1, 0.2, 0.3, 0.4, 0.5, 0, 0.7, 0.8, 0.9, 1.0], ALL, None),
-    ("verify", ()): (VOTE, ALL, None),
 }
+
+SINGLE_TURN = [kind for kind in REWARD_KINDS if not turns_of(make_reward_function(kind, {}))]
+"""tests/rewards/test_turns.py has those of episodes."""
 
 
 def test_every_reward_function_has_an_expected_batch():
-    assert {kind for kind, _ in EXPECTED} == set(REWARD_KINDS)
+    assert {kind for kind, _ in EXPECTED} == set(SINGLE_TURN)
 
 
 @pytest.mark.parametrize(("kind", "params"), EXPECTED)
@@ -189,7 +192,7 @@ def test_the_policy_labels_what_the_teacher_is_not_asked():
 
 
 def test_the_example_of_contributing():
-    """The file and the row of CONTRIBUTING.md agree."""
+    """The file and the row of CONTRIBUTING.md agree. test_turns.py tests its other example."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     source, row = [block.split("```")[0] for block in text.split("```python\n")[1:3]]
     module: dict = {"__name__": __name__}
@@ -200,7 +203,7 @@ def test_the_example_of_contributing():
     assert reward.keep.tolist() == [bool(value) for value in keep]
 
 
-@pytest.mark.parametrize("kind", REWARD_KINDS)
+@pytest.mark.parametrize("kind", SINGLE_TURN)
 @pytest.mark.parametrize("cu_groups", [[0, 2, 4], [0, 2]])
 def test_groups_without_answers_have_no_gradient(kind, cu_groups):
     """The rewards of confidence alone are equal for all rollouts here. A coin's are not."""

@@ -16,13 +16,11 @@ from srt_fast.rewards.base import (
     GoldAnswers,
     PeerVotes,
     StartLabels,
-    VerificationTask,
     find_requirement,
 )
 from srt_fast.rewards.inputs import RewardInputs
-from srt_fast.rewards.self_verification import judge_rollouts, sample_verification
+from srt_fast.rewards.self_verification import judge_rollouts
 from srt_fast.rewards.teacher import Teacher, decay_at
-from srt_fast.sampling.base import Completion, pack_completions
 from srt_fast.sampling.hf import HFSampler
 from srt_fast.train import Trainer
 from srt_fast.types import Problem
@@ -92,35 +90,6 @@ def test_a_judge_score_is_the_probability_of_yes(tiny_policy, tiny_config):
         # fp32 logits of size 1: a difference of two has an error below 1e-5 nats.
         assert scores[index].item() == pytest.approx(expected, abs=1e-5)
     assert judge("{completion}" + "?" * 90).isnan().all()  # longer than the context
-
-
-@pytest.mark.parametrize(
-    ("agreeing", "expected"), [(3, (2, 2)), (0, (0, 4)), (6, (4, 0)), (1, (1, 3))]
-)
-def test_verification_asks_about_both_kinds(tiny_policy, tiny_config, agreeing, expected):
-    """A sampler that always answers 1 gets the reward where the rollout agrees with the vote."""
-    config = override(tiny_config, {"task.answer_rule": "last_number"})
-    one = tiny_policy.tokenizer("1", add_special_tokens=False)["input_ids"]
-
-    def answer_one(prompts, params):
-        completion = Completion(torch.tensor(one), logprobs=torch.zeros(1), truncated=False)
-        completions = [completion] * len(prompts) * params.n
-        return pack_completions(completions, prompts, samples=params.n)
-
-    rollouts, reward = sample_verification(
-        VerificationTask(question="{prompt}{completion}?", solutions=4, samples=2),
-        problems=PROBLEMS,
-        rollouts=random_rollouts(tiny_policy, 3, PROMPTS),
-        agrees=torch.arange(6) < agreeing,
-        policy=tiny_policy,
-        sampler=SimpleNamespace(sample=answer_one),
-        reader=AnswerReader(tiny_policy.tokenizer, "last_number"),
-        config=config,
-    )
-    group_rewards = reward.rewards.view(4, 2).mean(1).tolist()
-    assert group_rewards == [1.0] * expected[0] + [0.0] * expected[1]
-    assert reward.keep.all()
-    assert rollouts.cu_groups.tolist() == [0, 2, 4, 6, 8]
 
 
 class CountingSampler(HFSampler):

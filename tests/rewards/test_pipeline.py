@@ -11,7 +11,7 @@ from srt_fast.learner import Learner
 from srt_fast.model.loading import load_policy
 from srt_fast.rewards.base import keep_all
 from srt_fast.rewards.inputs import RewardInputs
-from srt_fast.rewards.pipeline import concatenate
+from srt_fast.rewards.joining import concatenate
 from srt_fast.rewards.weighting import head_tail
 from srt_fast.run import checkpoint
 from srt_fast.train import Trainer

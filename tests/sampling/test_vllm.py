@@ -45,6 +45,7 @@ from srt_fast.sampling.vllm import CPU_BLOCK_SIZE, VLLMEngine
 from srt_fast.sampling.vllm_colocate import VLLMSampler
 from srt_fast.train import Trainer
 from srt_kernels import AnswerReader
+from support.models import speak_digits
 from support.ranks import run_ranks
 from support.sampling import (
     PROMPTS,
@@ -231,6 +232,22 @@ def test_bfloat16(models, config, policy):
     mismatch = sampler.check(narrow, CHECK_PROMPTS)
     assert "stale weights: the sampler repeats" in mismatch.cause
     sampler.close()
+
+
+def test_every_turn_of_an_episode_comes_from_the_engine(config, models, tmp_path):
+    """Three turns, two steps. The mismatch is over the trained tokens of all turns."""
+    params = {"question": "?", "revise": "!", "limit": 8}
+    changes = {
+        "model.path": speak_digits(models["grouped queries"], tmp_path / "digits"),
+        "reward": {"kind": "critique", "params": params},
+        "train.steps": 2,
+    }
+    Trainer(override(config, changes), quiet=True).train()
+    rows = train_rows(tmp_path / "run")
+    assert {(row["turn2_asked"], row["turn3_asked"]) for row in rows} == {(8, 16)}
+    updates = [row for row in rows if row["updates"]]
+    assert updates
+    assert all(row["train_mismatch_max"] < MAX_MISMATCH_NATS for row in updates)
 
 
 FAULTS = {

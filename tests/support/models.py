@@ -92,6 +92,25 @@ def sharpen(model: str, folder: Path) -> str:
     return str(folder)
 
 
+def speak_digits(model: str, folder: Path) -> str:
+    """A copy of a model that writes 0, 1 and 2 at random: answers recur, and some are verdicts.
+
+    The first number of each hidden state is made large and constant. Through it the head takes all
+    other tokens away. The logits of the three are close.
+    """
+    policy = load_policy(model, ModelConfig())
+    spoken = policy.tokenizer.convert_tokens_to_ids(list("012"))
+    with torch.no_grad():
+        policy.model.get_input_embeddings().weight[:, 0] = 0.3
+        head = policy.model.lm_head.weight
+        head[:, 0] = -3.0
+        head[spoken] *= 8
+        head[spoken, 0] = 0.0
+    policy.model.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 def rounding_error(terms: int, size: float, unit_roundoff: float) -> float:
     """How far two sums of `terms` rounded terms of about `size` may be apart.
 

@@ -9,6 +9,9 @@ from srt_fast.sampling.base import Completion, pack_completions
 from srt_fast.types import Groups, Rollouts
 from srt_kernels import majority_vote
 
+DTYPES = {"parent": torch.int64}
+"""Of optional fields that may be empty."""
+
 
 def required_params(kind: str) -> dict[str, Any]:
     """The settings without which there is no reward function of this kind."""
@@ -17,7 +20,7 @@ def required_params(kind: str) -> dict[str, Any]:
 
 def make_groups(keys: list[int], cu_groups: list[int], **inputs: list) -> Groups:
     """Groups of rollouts of two tokens each. inputs: optional fields of Groups."""
-    keys_tensor = torch.tensor(keys)
+    keys_tensor = torch.tensor(keys, dtype=torch.int64)
     cu_groups_tensor = torch.tensor(cu_groups, dtype=torch.int32)
     return Groups(
         keys=keys_tensor,
@@ -25,7 +28,7 @@ def make_groups(keys: list[int], cu_groups: list[int], **inputs: list) -> Groups
         cu_seqlens=2 * torch.arange(len(keys) + 1, dtype=torch.int32),
         logprobs=torch.zeros(2 * len(keys)),
         vote=majority_vote(keys_tensor, cu_groups_tensor),
-        **{name: torch.tensor(value) for name, value in inputs.items()},
+        **{name: torch.tensor(value, dtype=DTYPES.get(name)) for name, value in inputs.items()},
     )
 
 

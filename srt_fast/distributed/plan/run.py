@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from srt_fast.config import REWARDS_WITH_TEACHER, Config
+from srt_fast.config import Config
 from srt_fast.distributed.balance import KEYS_PER_TOKEN
 from srt_fast.distributed.plan.devices import Device
 from srt_fast.distributed.plan.shape import ModelShape
@@ -162,14 +162,16 @@ class Run:
     @property
     def has_teacher(self) -> bool:
         """Whether a moving average of the policy samples too."""
-        return self.config.reward.kind in REWARDS_WITH_TEACHER
+        return self.config.reward.needs_teacher
 
     @property
     def copies(self) -> tuple[str, ...]:
         """The models beside the policy."""
         config = self.config
         has_file = config.reward.params.get("file") is not None  # of labels
-        needs_labels = config.reward.kind in KINDS_WITH_START_LABELS and not has_file
+        asks_start = config.reward.kind in KINDS_WITH_START_LABELS
+        asks_start = asks_start or config.reward.params.get("labels") == "frozen"
+        needs_labels = asks_start and not has_file
         needs_start = self.has_kl or needs_labels or config.monitor.action == "freeze"
         start = ("starting model",) if needs_start else ()
         return start + (("teacher",) if self.has_teacher else ())
