@@ -131,7 +131,9 @@ EXPECTED = {
     ("self_judge", ()): ([0.1, 0.2, 0.3, 0.4, 0.5, 0, 0.7, 0.8, 0.9, 1.0], ALL, None),
 }
 
-SINGLE_TURN = [kind for kind in REWARD_KINDS if not turns_of(make_reward_function(kind, {}))]
+SINGLE_TURN = [
+    kind for kind in REWARD_KINDS if not turns_of(make_reward_function(kind, required_params(kind)))
+]
 """tests/rewards/test_turns.py has those of episodes."""
 
 

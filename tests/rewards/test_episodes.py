@@ -30,9 +30,12 @@ from srt_kernels import AnswerReader, majority_vote
 from srt_kernels.answers.canonical import answer_key
 from srt_kernels.core.segments import segment_ids
 from support.models import speak_digits
+from support.rollouts import required_params
 from support.tasks import write_jsonl
 
-EPISODES = [kind for kind in REWARD_KINDS if turns_of(make_reward_function(kind, {}))]
+EPISODES = [
+    kind for kind in REWARD_KINDS if turns_of(make_reward_function(kind, required_params(kind)))
+]
 SHORT_QUESTIONS = {
     "verify": {"question": "{prompt}{completion}?", "solutions": 6, "samples": 2},
     "self_correct": {"question": "!"},

@@ -239,13 +239,13 @@ def test_votes_of_peers_from_files(tiny_policy, tiny_config, tmp_path):
     (tmp_path / "labels.jsonl").write_text('{"prompt": "9+9=", "label": 18}\n')
     inputs = RewardInputs(tiny_config, tiny_policy, None, None, lambda: None, lambda: None)
     prompts = prompts_of(tiny_policy, "9+9=", "1+2=")
-    votes = inputs.gather((PeerVotes(files=files),), prompts, None)
+    votes = inputs.gather((PeerVotes(files=files),), prompts, None, None)
     assert votes["peer_labels"].tolist() == [[0, answer_key("18")], [answer_key("3"), 0]]
     assert votes["peer_shares"].tolist() == [[0, 1], [0.75, 0]]
     (tmp_path / "labels.jsonl").write_text('{"prompt": "9+9=", "label": 18, "share": 2}\n')
     inputs = RewardInputs(tiny_config, tiny_policy, None, None, lambda: None, lambda: None)
     with pytest.raises(ValueError, match=r"expected a share from 0 to 1 .* got 2 \(line 1\)"):
-        inputs.gather((PeerVotes(files=files),), prompts, None)
+        inputs.gather((PeerVotes(files=files),), prompts, None, None)
 
 
 def test_a_teacher_trails_the_policy(tiny_policy, tiny_config, tiny_model):

@@ -17,10 +17,12 @@ from srt_fast.types import Batch, Groups, PlayedTurn, Reward
 from srt_kernels import group_advantage
 from srt_kernels.answers.canonical import answer_key
 from support.paths import ROOT
-from support.rollouts import make_groups
+from support.rollouts import make_groups, required_params
 
 A, B, C = 11, 22, 33
-EPISODES = [kind for kind in REWARD_KINDS if turns_of(make_reward_function(kind, {}))]
+EPISODES = [
+    kind for kind in REWARD_KINDS if turns_of(make_reward_function(kind, required_params(kind)))
+]
 
 
 # ---- the worked examples ----
