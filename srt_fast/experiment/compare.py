@@ -213,11 +213,14 @@ def _stopping_loss(run: RunResult, step: int | None, pass1: float | None, best: 
 
 
 def _failures(runs: Sequence[RunResult]) -> dict[str, int]:
-    """In how many of the runs the accuracy collapses, falls, and ends below its start."""
+    """In how many of the runs the accuracy collapses, falls, ends below its start, and both of
+    these.
+    """
     return {
         "collapses": sum(run.collapse_step is not None for run in runs),
         "falls": sum(run.fall_step is not None for run in runs),
         "ends_below_start": sum(run.end < run.start for run in runs),
+        "falls_below_start": sum(run.fall_step is not None and run.end < run.start for run in runs),
     }
 
 

@@ -41,10 +41,8 @@ def file_terms(reference: str) -> str:
     return (
         "- Accuracy is held-out pass@1 in points: the mean over seeds (lowest to highest).\n"
         "- Rise: from the start to the peak.\n"
-        f"- Collapses: the accuracy is below the start after {WINDOW} steps with a mean "
-        f"pseudo-reward above {COLLAPSE_REWARD:g}. This means little for a reward on another "
-        "scale.\n"
         f"- Falls: the accuracy is more than {100 * FALL:.0f} points below its peak until then.\n"
+        "- Collapses: it falls, and ends below its start.\n"
         f"- Time: of a step, relative to `{reference}`: a ratio of medians.\n"
         "- Tokens: what a step samples for training, a teacher's too.\n"
         "- Vote and labels: accuracy in points on the prompts of training, by gold answers, over "

@@ -14,6 +14,8 @@ Cells = list[Any]
 
 FAILURES = ("collapses", "falls", "ends_below_start")
 """What may happen to a run's accuracy."""
+FILE_FAILURES = ("falls", "falls_below_start")
+"""The same in a grid of a file. There the second one is the collapse: not all rewards go to 1."""
 
 
 def rise(rows: list[Row]) -> Table:
@@ -48,7 +50,7 @@ def arms(rows: list[Row]) -> Table:
     return _table(header, lines)
 
 
-def _arm_cells(row: Row) -> Cells:
+def _arm_cells(row: Row, failures: tuple[str, ...] = FAILURES) -> Cells:
     name = f"`{row['arm']}`"
     runs = row["runs"]
     if not runs:
@@ -61,7 +63,7 @@ def _arm_cells(row: Row) -> Cells:
         spread(row["peak"]),
         spread(row["end"]),
         spread(row["maj_end"]),
-        *(f"{row[name]}/{runs}" for name in FAILURES),
+        *(f"{row[name]}/{runs}" for name in failures),
         None if seconds is None else f"{seconds:.2f}",
     ]
 
@@ -69,14 +71,14 @@ def _arm_cells(row: Row) -> Cells:
 def file_arms(rows: list[Row]) -> Table:
     """The arms of a grid's file in one place."""
     header = (
-        "arm | | runs | start | rise | peak | end | maj@k at the end | collapses | falls "
-        "| ends below start | time | tokens a step"
+        "arm | | runs | start | rise | peak | end | maj@k at the end | falls | collapses | time "
+        "| tokens a step"
     )
     return _table(header, [_file_arm_cells(row) for row in rows])
 
 
 def _file_arm_cells(row: Row) -> Cells:
-    name, note, runs, *rest = _arm_cells(row)
+    name, note, runs, *rest = _arm_cells(row, FILE_FAILURES)
     if not row["runs"]:
         return [name, note, runs]
     tokens = row["tokens_per_step"]
@@ -104,12 +106,12 @@ def labels(rows: list[Row]) -> Table:
 def failures(rows: list[Row]) -> Table:
     """In how many runs of all places each arm fails."""
     return _table(
-        "arm | runs | collapses | falls | ends below start",
+        "arm | runs | falls | collapses",
         [
             [
                 f"`{row['arm']}`",
                 row["runs"],
-                *(f"{row[name]}/{row['runs']}" for name in FAILURES),
+                *(f"{row[name]}/{row['runs']}" for name in FILE_FAILURES),
             ]
             for row in rows
             if row["runs"]

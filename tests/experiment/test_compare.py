@@ -96,11 +96,20 @@ def test_labels_over_time_and_failures_in_all_places():
     arms = [Arm("majority", "", {}, "", place=place) for place in ("gcd", "lcm")]
     runs = [make_run("majority", FALLING, seed, place=arm.place) for seed in (0, 1) for arm in arms]
     runs.append(make_run("majority", RISING, 2, place="lcm"))
+    runs.append(make_run("majority", {0: 0.5, 10: 0.8, 20: 0.6}, 3, place="lcm"))
+    runs.append(make_run("majority", {0: 0.5, 10: 0.52, 20: 0.45}, 4, place="lcm"))
     results = [measure(run) for run in runs]
-    [row] = compare.labels_over_time(arms[:1], results)
+    [row] = compare.labels_over_time(arms[:1], results[:5])
     # Evaluations at 10, 20 and 30 of 30 steps: none in the first quarter.
     assert row["vote"] == pytest.approx([None, 0.455, 0.555, 0.655])
     assert row["label"] == [None, 0.5, 0.5, 0.5]
     assert compare.failures_by_arm(arms, results) == [
-        {"arm": "majority", "runs": 5, "collapses": 4, "falls": 4, "ends_below_start": 4}
+        {
+            "arm": "majority",
+            "runs": 7,
+            "collapses": 4,
+            "falls": 5,
+            "ends_below_start": 5,
+            "falls_below_start": 4,
+        }
     ]

@@ -58,10 +58,10 @@ def test_the_page_of_a_file(tmp_path):
     start = "50.0 (50.0 to 50.0)"
     maj = "95.0 (95.0 to 95.0)"
     row = f"| `ema` | note of ema | 1 | {start} | {rise} | {ema} | {ema} | {maj} |"
-    assert f"{row} 0/1 | 0/1 | 0/1 | 2.00 | 116 |" in text
+    assert f"{row} 0/1 | 0/1 | 2.00 | 116 |" in text
     assert "| `ema` | note of ema | not run |" in text.split("## lcm")[1]
     assert "| `majority` | - | 45.5 | 55.5 | 65.5 | - | 50.0 | 50.0 | 50.0 |" in text
-    assert "| `majority` | 2 | 2/2 | 2/2 | 2/2 |" in text.split("## All models and tasks")[1]
+    assert "| `majority` | 2 | 2/2 | 2/2 |" in text.split("## All models and tasks")[1]
     assert "| best look | 1 | 1 | 0 | 0 | 10 | 10 to 10 | 1 | 3 | 1 |" in text
     assert text.startswith("# A grid\n")
     numbers = json.loads(numbers_file.read_text())
