@@ -138,7 +138,7 @@ class BatchPrefetcher:
         self._prompts = None
         self._batches.clear()
         self._stream.load_state_dict(state["prompts"])
-        for tensors in state["rollouts"]:
+        for tensors in state["rollouts"] or ():  # None in checkpoints of earlier versions
             prompts = self._next_prompts()
             rollouts = restore_rollouts(tensors, prompts.token_ids, self._policy.device)
             self._batches.append((prompts, rollouts))
