@@ -45,6 +45,8 @@ RUNS = {
         "train.lr": 1e-2,
         "sampling.temperature": 0.5,
     },
+    # Two turns, and a question after all completions of all ranks.
+    "episode": {"reward": {"kind": "self_correct", "params": {"question": "!", "alpha": 1}}},
     "supervised": {"curriculum": {"supervised_every": 2, "supervised_lead": 1.0}},
     # The two of a pair in two micro-batches, perhaps on two ranks.
     "offline rounds": {"train": {"objective": "scpo", "rounds": 2, "token_budget": 12}},
