@@ -57,6 +57,8 @@ ENVIRONMENT = {
     "VERL_ENGINE_DEVICE": "cuda",  # the name that verl registers its FSDP engine for
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
+    # vLLM compiles small functions in its first step, which is slow on a busy machine.
+    "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "3600",
     "HF_HUB_OFFLINE": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # 15 by default: other processes would starve the run
