@@ -105,10 +105,18 @@ class Rise:
 def main() -> int:
     """Run it. Returns the exit code."""
     options = _parser().parse_args()
-    sizes = Sizes(prompts=32, rollouts=8, held_out=256, held_out_samples=4, seed=options.seed)
+    sizes = Sizes(
+        prompts=options.prompts,
+        rollouts=8,
+        held_out=options.held_out,
+        held_out_samples=4,
+        seed=options.seed,
+    )
     with tempfile.TemporaryDirectory(prefix="verl-run-") as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):  # verl would take old rollouts
+            raise SystemExit(f"error: --folder: expected an empty folder, got {folder}")
         write_inputs(folder, sizes, options.steps)
         shared = options.shared_steps
         ours, ours_seconds = _run(folder, "ours", sizes, options.steps, shared)
@@ -284,6 +292,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--steps", type=int, default=15, help="of our run (default: 15)")
     parser.add_argument("--shared-steps", type=int, default=4, help="in both runs (default: 4)")
+    parser.add_argument("--prompts", type=int, default=32, help="of a step (default: 32)")
+    parser.add_argument("--held-out", type=int, default=128, help="prompts (default: 128)")
     parser.add_argument("--seed", type=int, default=1, help="of prompts and samples (default: 1)")
     parser.add_argument("--folder", type=Path, help="of all files (default: a temporary one)")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write JSON and Markdown")
