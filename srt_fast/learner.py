@@ -72,8 +72,6 @@ class Learner:
         self._policy = policy
         self._reference = reference
         self._world = policy.world
-        objective = self._objective
-        self._trains_every_token = objective.kl_coef > 0 or objective.entropy_coef != 0
         self._router_coef = train.router_aux_loss_coef
         if self._router_coef:
             check_routers(policy, "train.router_aux_loss_coef")
@@ -94,20 +92,22 @@ class Learner:
         One host sync, for the rollouts that have a gradient.
         """
         train = self._config.train
+        objective = self._objective
         self._totals = StepTotals(reward.rewards.device)
         self._step_values = {"lr": self.optimizer.param_groups[0]["lr"]}
         if self._is_supervised:
             advantages, reward = self._supervised_targets(rollouts, reward)
         else:
             advantages = self._advantages(rollouts, reward)
-        every_row = self._trains_every_token or self._router_coef > 0
+        weights = (objective.kl_coef, objective.entropy_coef, self._router_coef)
+        every_row = any(weight != 0 for weight in weights)
         selection = select_rollouts(rollouts, advantages, reward.keep, every_row=every_row)
         active = selection.active
         all_tokens = count_tokens(rollouts, range(len(rollouts.truncated)))
         active_tokens = count_tokens(rollouts, active)
         packed_tokens = 0
         old = self._logprobs(self._policy, rollouts, active) if train.minibatches > 1 else None
-        ref = self._logprobs(self._reference, rollouts, active) if self._objective.kl_coef else None
+        ref = self._logprobs(self._reference, rollouts, active) if objective.kl_coef else None
         self._meter.count_training(rollouts, active)
         minibatches = []
         for part in _minibatch_slices(selection.kept, rollouts.layout, train.minibatches):
@@ -157,10 +157,10 @@ class Learner:
                 ref_logprobs=batch.ref_logprobs,
                 sampler_logprobs=batch.sampler_logprobs,
                 normalizer=batch.normalizer,
-                all_rows=not self._may_leave_out(batch),
+                all_rows=not self._may_mask(batch),
                 **options,
             )
-            if not router_logits:
+            if not coef:
                 return result.loss, result, None
             router_loss = self._router_loss(batch, router_logits)
             return result.loss + coef * router_loss, result, router_loss
@@ -339,15 +339,12 @@ class Learner:
         loss = load_balancing_loss(router_logits, experts_per_token(self._policy.model), copies)
         return loss * (copies.sum() / batch.minibatch_tokens)
 
-    def _may_leave_out(self, batch: MicroBatch) -> bool:
+    def _may_mask(self, batch: MicroBatch) -> bool:
         """Whether the loss may leave tokens of the batch out before it computes their log-probs.
 
-        Packing has left out rollouts with advantage 0, unless they are there for the router loss.
-        A sampler correction that is known before the pass may mask single tokens. Only then does
-        the loss ask the device for them.
+        Packing has left out all rollouts without a gradient. A sampler correction that is known
+        before the pass may mask single tokens. Only then does the loss ask the device for them.
         """
-        if self._router_coef and not self._trains_every_token:
-            return True
         return batch.old_logprobs is not None and self._objective.correction.endswith("mask")
 
     def _update(self, also: Sequence[Tensor]) -> tuple[float, list[Tensor]]:

@@ -31,7 +31,7 @@ def select_rollouts(
     """The rollouts that train. One host sync.
 
     advantages [R]; keep [R] bool (False: masked out of the loss). A rollout with advantage 0 has no
-    gradient, unless a KL or entropy term gives one to every token (`every_row`).
+    gradient, unless another term of the loss gives one to every token (`every_row`).
     """
     is_active = keep if every_row else keep & (advantages != 0)
     [flags] = fetch(torch.stack([keep, is_active]))
