@@ -69,10 +69,10 @@ def test_a_restarted_run_ends_in_the_same_bits(config, tmp_path):
     A rank that hangs ends the others (test_world.py). Then torchrun does the same.
     """
     whole = override(config, {"run_dir": str(tmp_path / "whole")})
-    run_ranks(train_task, 2, to_dict(whole), timeout=100)
+    run_ranks(train_task, 2, to_dict(whole), timeout=300)
     killed = override(config, {"run_dir": str(tmp_path / "killed")})
     options = ("--max-restarts=1",)
-    run_ranks(killed_task, 2, to_dict(killed), 5, options=options, timeout=150)
+    run_ranks(killed_task, 2, to_dict(killed), 5, options=options, timeout=300)
     assert_same_bits(tmp_path / "killed", tmp_path / "whole")
     rows = read_rows(tmp_path / "killed" / "metrics.jsonl")
     steps = [row["step"] for row in rows if row["kind"] == "train"]
@@ -108,7 +108,7 @@ def test_sigterm_saves_and_another_number_of_ranks_continues(config, tmp_path):
     config_file = tmp_path / "config.yaml"
     config_file.write_text(json.dumps(to_dict(override(config, {"run_dir": str(folder)}))))
     with pytest.raises(RanksFailed) as failure:
-        run_ranks(signalled_task, 2, str(config_file), 3, timeout=100)
+        run_ranks(signalled_task, 2, str(config_file), 3, timeout=300)
     first, second = failure.value.outputs
     assert f"Stopped by SIGTERM. Saved at {folder}/checkpoints/step-000003" in first
     assert "Stopped" not in second
@@ -121,7 +121,7 @@ def test_sigterm_saves_and_another_number_of_ranks_continues(config, tmp_path):
         if ranks == 1:
             Trainer(resumed, resume=folder, quiet=True).train()
         else:
-            run_ranks(resumed_task, ranks, to_dict(resumed), str(folder), timeout=100)
+            run_ranks(resumed_task, ranks, to_dict(resumed), str(folder), timeout=300)
     expected = weights(tmp_path / "whole")
     for name, weight in weights(folder).items():
         # See BAR of test_train_ranks.py.

@@ -162,7 +162,7 @@ def test_every_world_reads_what_every_world_writes(tmp_path):
     """1 to 2, 3 and 4 ranks (2 x 2 HSDP), 2 to 3, 3 to 4, and each of them to 1."""
     expected = save(tmp_path / "one", World())
     worlds = [("two", 2, 1, ["one"]), ("three", 3, 1, ["one", "two"]), ("hsdp", 4, 2, ["three"])]
-    outputs = run_ranks(save_and_read, 4, str(tmp_path), worlds, timeout=120)
+    outputs = run_ranks(save_and_read, 4, str(tmp_path), worlds, timeout=300)
     digests = [json.loads(output) for output in outputs]
     assert [len(values) for values in digests] == [3 + 4 + 3, 3 + 4 + 3, 4 + 3, 3]
     for values in digests:

@@ -77,7 +77,7 @@ def test_runs_are_those_of_one_process(sharp_config, tmp_path):
         ).train()
         ranks_dir = str(tmp_path / f"{name} on two ranks")
         configs.append(to_dict(override(sharp_config, changes | {"run_dir": ranks_dir})))
-    run_ranks(ranks_task, 2, configs, timeout=150)
+    run_ranks(ranks_task, 2, configs, timeout=400)
     start = dict(load_policy(sharp_config.model.path, sharp_config.model).weights())
     for name in RUNS:
         alone = weights_of(tmp_path / name, sharp_config)

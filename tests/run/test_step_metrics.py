@@ -48,10 +48,13 @@ def test_the_vote_and_the_labels_have_accuracies_of_their_own():
     cu_groups = torch.tensor([0, 3, 6, 8, 10], dtype=torch.int32)
     correct = torch.tensor([1, 1, 0, 0, 0, 1, 1, 1, 0, 0]).bool()
     rewards = torch.tensor([0, 0, 1, 0, 0, 1, 0, 0, 0, 0]).float()
-    values = vote_metrics(majority_vote(keys, cu_groups), correct, cu_groups, rewards)
+    keep = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 1, 1]).bool()
+    vote = majority_vote(keys, cu_groups)
+    values = vote_metrics(vote, correct, cu_groups, rewards, keep)
     assert values["vote_accuracy"] == pytest.approx(2 / 3)
     assert values["label_accuracy"] == 1 / 2
-    of_vote = vote_metrics(majority_vote(keys, cu_groups), correct, cu_groups, rewards / 2)
+    assert values["kept_label_accuracy"] == 1
+    of_vote = vote_metrics(vote, correct, cu_groups, rewards / 2, keep)
     assert of_vote["label_accuracy"] == of_vote["vote_accuracy"]
 
 
