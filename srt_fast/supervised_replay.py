@@ -47,14 +47,12 @@ class SupervisedReplay:
         else:
             qualifies, is_picked = _likeliest(rollouts)
         qualifies, is_picked, tokens = fetch(qualifies, is_picked, rollouts.tokens)
-        offsets = rollouts.layout.offsets
         group_bounds = rollouts.layout.group_bounds
         picked = is_picked.tolist()
-        for group in qualifies.nonzero()[:, 0].tolist():
-            index = picked.index(True, group_bounds[group])
-            completion = tokens[offsets[index] : offsets[index + 1]].tolist()
-            self._pairs.append((rollouts.prompts[group], completion))
-        self._pairs = self._pairs[-MAX_PAIRS:]
+        places = [
+            picked.index(True, group_bounds[group]) for group in qualifies.nonzero()[:, 0].tolist()
+        ]
+        self._keep(rollouts, tokens, places)
 
     def _majority(self, groups: Groups) -> tuple[Tensor, Tensor]:
         """[P] bool: the vote is strong but rare. [R] bool: the rollout agrees with the majority."""
@@ -74,11 +72,15 @@ class SupervisedReplay:
         if not self._settings.supervised_every:
             return
         tokens, marks = fetch(rollouts.tokens, marks)
+        self._keep(rollouts, tokens, marks.nonzero()[:, 0].tolist())
+
+    def _keep(self, rollouts: Rollouts, tokens: Tensor, places: list[int]) -> None:
+        """Keep the completions at these places. tokens [N] in host memory."""
         offsets = rollouts.layout.offsets
         groups = rollouts.layout.groups
-        for index in marks.nonzero()[:, 0].tolist():
-            completion = tokens[offsets[index] : offsets[index + 1]].tolist()
-            self._pairs.append((rollouts.prompts[groups[index]], completion))
+        for place in places:
+            completion = tokens[offsets[place] : offsets[place + 1]].tolist()
+            self._pairs.append((rollouts.prompts[groups[place]], completion))
         self._pairs = self._pairs[-MAX_PAIRS:]
 
     def take(self, step: int) -> list[Pair]:

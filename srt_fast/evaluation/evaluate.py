@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from srt_fast.config import Config, EvalConfig
 from srt_fast.evaluation.episodes import evaluate_turns, evaluation_seed
 from srt_fast.evaluation.scores import summarize
 from srt_fast.model.policy import Policy, longest_prompt
+from srt_fast.rewards.base import voted_groups
 from srt_fast.rewards.episodes import Episodes
 from srt_fast.rewards.turns import Turn
 from srt_fast.sampling.base import Sampler, SamplingParams
 from srt_fast.sampling.prompts import fitting_prompts
 from srt_fast.tasks.base import Task
-from srt_fast.types import Groups, Problem, Prompts, Rollouts
-from srt_kernels import AnswerReader, Vote, majority_vote
+from srt_fast.types import Problem, Prompts
+from srt_kernels import AnswerReader, majority_vote
 
 
 def evaluate(
@@ -77,21 +76,10 @@ def evaluate(
     if turns:
         episodes = Episodes(config, policy, sampler, reader)
         asked = Prompts(problems=problems, token_ids=prompts, dropped=0, position={})
-        first = episodes.begin(asked, rollouts, _groups(rollouts, keys, vote))
+        first = episodes.begin(asked, rollouts, voted_groups(rollouts, keys, vote))
         is_right = [is_right for group in correct for is_right in group]
         scores |= evaluate_turns(turns, first, is_right, episodes, task, reader, params)
     return scores
-
-
-def _groups(rollouts: Rollouts, keys: Tensor, vote: Vote) -> Groups:
-    """The first turn, as a later turn is asked about it."""
-    return Groups(
-        keys=keys,
-        cu_groups=rollouts.cu_groups,
-        cu_seqlens=rollouts.cu_seqlens,
-        logprobs=rollouts.logprobs,
-        vote=vote,
-    )
 
 
 def _correct(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from srt_fast.config import RewardConfig
 from srt_fast.types import Groups, Reward, Rollouts
-from srt_kernels import AnswerReader
+from srt_kernels import AnswerReader, Vote
 from srt_kernels.core.segments import segment_ids, segment_reduce
 from srt_kernels.groups.majority_vote import votes_per_key
 
@@ -168,6 +168,18 @@ def answer_keys(reader: AnswerReader, rollouts: Rollouts, settings: RewardConfig
     """
     keys = reader.keys(rollouts.tokens, rollouts.cu_seqlens)
     return keys if settings.truncated == "vote" else keys.masked_fill(rollouts.truncated, 0)
+
+
+def voted_groups(rollouts: Rollouts, keys: Tensor, vote: Vote, **inputs: Tensor) -> Groups:
+    """The groups of a task's prompts. keys [R] int64. inputs: optional fields of Groups."""
+    return Groups(
+        keys=keys,
+        cu_groups=rollouts.cu_groups,
+        cu_seqlens=rollouts.cu_seqlens,
+        logprobs=rollouts.logprobs,
+        vote=vote,
+        **inputs,
+    )
 
 
 RequirementType = TypeVar("RequirementType")

@@ -12,7 +12,7 @@ from torch import Tensor
 from srt_fast.config import Config
 from srt_fast.model.policy import Policy
 from srt_fast.rewards import RewardFunction, make_reward_function
-from srt_fast.rewards.base import GoldAnswers, answer_keys, find_requirement
+from srt_fast.rewards.base import GoldAnswers, answer_keys, find_requirement, voted_groups
 from srt_fast.rewards.episodes import Episodes
 from srt_fast.rewards.inputs import RewardInputs
 from srt_fast.rewards.joining import join_rounds, join_turns, prompts_kept
@@ -86,14 +86,7 @@ class RewardPipeline:
         inputs = self._inputs.gather(self.function.requires, prompts, rollouts, keys)
         if find_requirement(self.function, GoldAnswers):
             inputs["correct"] = self.correct(rollouts, prompts.problems)
-        return Groups(
-            keys=keys,
-            cu_groups=rollouts.cu_groups,
-            cu_seqlens=rollouts.cu_seqlens,
-            logprobs=rollouts.logprobs,
-            vote=vote,
-            **inputs,
-        )
+        return voted_groups(rollouts, keys, vote, **inputs)
 
     def ask(self, prompts: Prompts, rollouts: Rollouts, groups: Groups) -> list[PlayedTurn]:
         """The turns after the first, if the reward function declares any.

@@ -13,12 +13,11 @@ from srt_fast.config import REWARD_KINDS, override
 from srt_fast.files import read_rows
 from srt_fast.rewards import make_reward_function
 from srt_fast.rewards.base import group_quantile, is_undecided
-from srt_fast.rewards.turns import turns_of
 from srt_fast.train import Trainer
 from srt_kernels import group_advantage
 from srt_kernels.groups.group_advantage import AdvantageKind
 from support.paths import ROOT
-from support.rollouts import make_groups, required_params
+from support.rollouts import EPISODES, make_groups, required_params
 
 A, B, C, D = 11, 22, 33, 44
 # Three prompts of 4, 4 and 2 rollouts. Majority shares are 3/4, 2/4 (a tie: the earlier answer
@@ -131,9 +130,7 @@ EXPECTED = {
     ("self_judge", ()): ([0.1, 0.2, 0.3, 0.4, 0.5, 0, 0.7, 0.8, 0.9, 1.0], ALL, None),
 }
 
-SINGLE_TURN = [
-    kind for kind in REWARD_KINDS if not turns_of(make_reward_function(kind, required_params(kind)))
-]
+SINGLE_TURN = [kind for kind in REWARD_KINDS if kind not in EPISODES]
 """tests/rewards/test_turns.py has those of episodes."""
 
 

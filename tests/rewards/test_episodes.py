@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from srt_fast.cli import main
-from srt_fast.config import REWARD_KINDS, Config, override
+from srt_fast.config import Config, override
 from srt_fast.files import read_rows
 from srt_fast.learner import Learner
 from srt_fast.model.policy import longest_prompt
@@ -30,12 +30,9 @@ from srt_kernels import AnswerReader, majority_vote
 from srt_kernels.answers.canonical import answer_key
 from srt_kernels.core.segments import segment_ids
 from support.models import speak_digits
-from support.rollouts import required_params
+from support.rollouts import EPISODES
 from support.tasks import write_jsonl
 
-EPISODES = [
-    kind for kind in REWARD_KINDS if turns_of(make_reward_function(kind, required_params(kind)))
-]
 SHORT_QUESTIONS = {
     "verify": {"question": "{prompt}{completion}?", "solutions": 6, "samples": 2},
     "self_correct": {"question": "!"},

@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srt_fast.config import REWARD_KINDS
 from srt_fast.rewards import make_reward_function
 from srt_fast.rewards.choice import choose
 from srt_fast.rewards.joining import join_turns
@@ -17,12 +16,9 @@ from srt_fast.types import Batch, Groups, PlayedTurn, Reward
 from srt_kernels import group_advantage
 from srt_kernels.answers.canonical import answer_key
 from support.paths import ROOT
-from support.rollouts import make_groups, required_params
+from support.rollouts import EPISODES, make_groups
 
 A, B, C = 11, 22, 33
-EPISODES = [
-    kind for kind in REWARD_KINDS if turns_of(make_reward_function(kind, required_params(kind)))
-]
 
 
 # ---- the worked examples ----

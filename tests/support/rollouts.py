@@ -4,7 +4,10 @@ from typing import Any
 
 import torch
 
+from srt_fast.config import REWARD_KINDS
 from srt_fast.model.policy import Policy
+from srt_fast.rewards import make_reward_function
+from srt_fast.rewards.turns import turns_of
 from srt_fast.sampling.base import Completion, pack_completions
 from srt_fast.types import Groups, Rollouts
 from srt_kernels import majority_vote
@@ -16,6 +19,12 @@ DTYPES = {"parent": torch.int64}
 def required_params(kind: str) -> dict[str, Any]:
     """The settings without which there is no reward function of this kind."""
     return {"peers": {"files": ["votes.jsonl"]}}.get(kind, {})
+
+
+EPISODES = [
+    kind for kind in REWARD_KINDS if turns_of(make_reward_function(kind, required_params(kind)))
+]
+"""The kinds of reward functions that take several turns."""
 
 
 def make_groups(keys: list[int], cu_groups: list[int], **inputs: list) -> Groups:
