@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -31,9 +32,10 @@ from srt_fast.model.policy import Policy
 from srt_fast.packing.micro_batches import pack
 from srt_fast.sampling.base import Completion, pack_completions
 from srt_fast.sampling.hf import HFSampler
-from srt_fast.tasks.arithmetic import ArithmeticTask, worked_solution
+from srt_fast.tasks.arithmetic import ArithmeticTask
+from srt_fast.tasks.lessons import make_lesson
 from srt_fast.tasks.prompt import tokenize_prompt
-from srt_fast.types import PackedSequences, Problem
+from srt_fast.types import PackedSequences
 from srt_kernels.answers.reader import AnswerReader
 from srt_kernels.lm_head.linear_logprob import linear_logprob
 
@@ -260,30 +262,30 @@ class WarmStart:
         return loss.item(), len(batch.input_ids)
 
     def _worked_sums(self) -> PackedSequences:
-        """A batch of sums with worked solutions, some of them wrong."""
+        """A batch of sums with worked solutions, some of them wrong. With warm_start.formats every
+        second lesson is of another format.
+        """
         settings = self._config.warm_start
         tokenizer = self._policy.tokenizer
         device = self._policy.device
         problems = [self._task.train(self._rng.getrandbits(48)) for _ in range(settings.batch_size)]
-        texts = [
-            worked_solution(with_slips(problem, self._rng, settings.slip)) for problem in problems
+        kinds = [kind for name in settings.formats for kind in ("solve", name)] or ["solve"]
+        lessons = [
+            make_lesson(problem, kind, self._rng, settings.slip)
+            for problem, kind in zip(problems, cycle(kinds), strict=False)
         ]
+        texts = [lesson.completion for lesson in lessons]
         solutions = tokenizer(texts, add_special_tokens=False)["input_ids"]
         completions = []
         for token_ids in solutions:
             tokens = torch.tensor([*token_ids, tokenizer.eos_token_id], device=device)
             zeros = torch.zeros(len(tokens), device=device)
             completions.append(Completion(tokens=tokens, logprobs=zeros, truncated=False))
-        prompts = [tokenize_prompt(problem, self._config.task, tokenizer) for problem in problems]
+        prompts = [
+            tokenize_prompt(replace(problem, prompt=lesson.prompt), self._config.task, tokenizer)
+            for problem, lesson in zip(problems, lessons, strict=True)
+        ]
         rollouts = pack_completions(completions, prompts, samples=1)
         count = len(completions)
         [batch] = pack(rollouts, torch.ones(count, device=device), range(count), token_budget=2**62)
         return batch
-
-
-def with_slips(problem: Problem, rng: random.Random, slip: float) -> Problem:
-    """The problem with a gold answer in which each column has a random digit with chance `slip`."""
-    assert problem.gold is not None
-    columns = problem.gold.zfill(problem.prompt.index("+") + 1)
-    digits = [str(rng.randrange(10)) if rng.random() < slip else digit for digit in columns]
-    return replace(problem, gold=str(int("".join(digits))))

@@ -1,4 +1,4 @@
-"""Supervised steps between the others, on completions that the vote picks."""
+"""Supervised steps between the others, on completions that the policy itself picks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from srt_fast.config import CurriculumConfig
+from srt_fast.rewards.turns import CORRECT
 from srt_fast.sampling.base import Completion, pack_completions
 from srt_fast.transfer import fetch
 from srt_fast.types import Groups, Rollouts
@@ -27,25 +28,30 @@ class SupervisedReplay:
     itself (Reward.supervised).
 
     With supervised_pick "likeliest" it is SFT-Sharpening (arXiv 2412.01951): the completion of each
-    prompt that the policy itself finds likeliest, whatever the vote says.
+    prompt that the policy itself finds likeliest, whatever the vote says. With "accepted" it is the
+    best of n by the policy's own verdicts, as in the supervised stages of ReVISE (2502.14565).
     """
 
     def __init__(self, settings: CurriculumConfig) -> None:
         self._settings = settings
         self._pairs: list[Pair] = []
 
-    def collect(self, rollouts: Rollouts, groups: Groups) -> None:
+    def collect(self, rollouts: Rollouts, groups: Groups, verdicts: Groups | None = None) -> None:
         """Keep the first completion that is picked of each group that qualifies.
 
-        One host sync if there are supervised steps.
+        verdicts: the turn that judges these completions, for "accepted". One host sync if there are
+        supervised steps.
         """
         settings = self._settings
         if not settings.supervised_every:
             return
         if settings.supervised_pick == "majority":
             qualifies, is_picked = self._majority(groups)
-        else:
+        elif settings.supervised_pick == "likeliest":
             qualifies, is_picked = _likeliest(rollouts)
+        else:
+            assert verdicts is not None
+            qualifies, is_picked = _accepted(groups, verdicts)
         qualifies, is_picked, tokens = fetch(qualifies, is_picked, rollouts.tokens)
         group_bounds = rollouts.layout.group_bounds
         picked = is_picked.tolist()
@@ -106,9 +112,26 @@ class SupervisedReplay:
 def _likeliest(rollouts: Rollouts) -> tuple[Tensor, Tensor]:
     """[P] bool, all True. [R] bool: none of the group is likelier, by the sampler's log-probs."""
     logprobs = segment_reduce(rollouts.logprobs, "sum", rollouts.cu_seqlens)
-    highest = segment_reduce(logprobs, "max", rollouts.cu_groups, initial=-float("inf"))
-    group = segment_ids(rollouts.cu_groups, len(logprobs))
-    return torch.ones_like(highest, dtype=torch.bool), logprobs == highest[group]
+    highest, is_highest = _highest(logprobs, rollouts.cu_groups)
+    return torch.ones_like(highest, dtype=torch.bool), is_highest
+
+
+def _accepted(groups: Groups, verdicts: Groups) -> tuple[Tensor, Tensor]:
+    """[P] bool: some completion is accepted by half of its verdicts. [R] bool: none is accepted by
+    more of them.
+    """
+    assert verdicts.parent is not None
+    zeros = torch.zeros(len(groups.keys), dtype=torch.float64, device=groups.keys.device)
+    accepts = zeros.index_add(0, verdicts.parent, (verdicts.keys == CORRECT).double())
+    asked = zeros.index_add(0, verdicts.parent, torch.ones_like(verdicts.keys).double())
+    highest, is_highest = _highest(accepts / asked.clamp_min(1), groups.cu_groups)
+    return highest >= 0.5, is_highest
+
+
+def _highest(values: Tensor, cu_groups: Tensor) -> tuple[Tensor, Tensor]:
+    """[P]: the highest of values [R] in each group. [R] bool: whose value that is."""
+    highest = segment_reduce(values, "max", cu_groups, initial=-float("inf"))
+    return highest, values == highest[segment_ids(cu_groups, len(values))]
 
 
 def pack_pairs(pairs: list[Pair], device: torch.device) -> Rollouts:

@@ -39,7 +39,7 @@ from srt_fast.run.step_log import StepLog
 from srt_fast.sampling import SamplerError, choose_engine, make_sampler
 from srt_fast.supervised_replay import pack_pairs
 from srt_fast.tasks import make_task
-from srt_fast.types import Batch
+from srt_fast.types import Batch, Prompts, Rollouts
 from srt_kernels import AnswerReader
 
 PROGRESS_FIELDS = ["pass1", "label_accuracy", "vote_share", "pseudo_reward", "tokens_per_second"]
@@ -89,7 +89,15 @@ class Trainer:
 
     def _check_turns(self) -> None:
         train, kind = self.config.train, self.config.reward.kind
-        turns = len(turns_of(self.reward_function))
+        curriculum = self.config.curriculum
+        all_turns = turns_of(self.reward_function)
+        turns = len(all_turns)
+        needs_verdicts = curriculum.supervised_every and curriculum.supervised_pick == "accepted"
+        if needs_verdicts and (turns < 2 or all_turns[1].reply != "verdict"):
+            raise ValueError(
+                "curriculum.supervised_pick: 'accepted' needs a reward function whose second turn "
+                f"is a verdict, expected verify or coverl, got reward.kind {kind!r}"
+            )
         if train.turn_weights and len(train.turn_weights) != turns:
             expected = f"{turns} numbers, one a turn," if turns else "none"
             raise ValueError(
@@ -139,11 +147,11 @@ class Trainer:
             while batch is None or parts.rewards.needs_prompts(batch):
                 with meter.part("sample"):
                     prompts, rollouts = parts.prefetcher.next_batch(self._round_end - self.step)
-                meter.count_sampling(rollouts)
-                with meter.part("reward"):
-                    groups = parts.rewards.vote(prompts, rollouts)
-                    later = parts.rewards.ask(prompts, rollouts, groups)
-                    batch = parts.rewards.reward(batch, prompts, rollouts, groups, later)
+                batch = self._reward(batch, prompts, rollouts)
+            if hard_prompts := parts.rewards.hard_prompts(batch):
+                with meter.part("sample"):
+                    rollouts = parts.prefetcher.sample_again(hard_prompts)
+                batch = self._reward(batch, hard_prompts, rollouts)
             training_rollouts, training_reward = parts.rewards.join_turns(batch)
             with meter.part("train"):
                 self._prefetch()
@@ -179,6 +187,15 @@ class Trainer:
 
     # ---- parts of a step ----
 
+    def _reward(self, batch: Batch | None, prompts: Prompts, rollouts: Rollouts) -> Batch:
+        """Vote, ask, reward. The step's earlier rollouts (`batch`) with these."""
+        rewards, meter = self.parts.rewards, self.parts.meter
+        meter.count_sampling(rollouts)
+        with meter.part("reward"):
+            groups = rewards.vote(prompts, rollouts)
+            later = rewards.ask(prompts, rollouts, groups)
+            return rewards.reward(batch, prompts, rollouts, groups, later)
+
     def _prefetch(self) -> None:
         """Free the sampler's memory, and prepare the next batch while this one trains."""
         if not self.config.vllm.one_step_off:
@@ -193,7 +210,8 @@ class Trainer:
         for rollouts, marks in marked:
             parts.replay.collect_marked(rollouts, marks)
         if not marked:
-            parts.replay.collect(batch.rollouts, batch.groups)
+            verdicts = batch.later[0].groups if batch.later else None
+            parts.replay.collect(batch.rollouts, batch.groups, verdicts)
         if parts.collapse.is_frozen:
             return {}
         pairs = parts.replay.take(self.step)

@@ -39,6 +39,7 @@ class Prompts:
     token_ids: list[list[int]]
     dropped: int  # prompts that were too long and were replaced
     position: dict  # state of the prompt stream before these prompts
+    are_repeated: bool = False  # the step has them already (curriculum.repeat_hard)
 
 
 @dataclass(frozen=True, kw_only=True)

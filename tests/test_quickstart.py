@@ -7,7 +7,8 @@ import pytest
 
 from srt_fast.config import Config, override, recipes
 from srt_fast.files import read_rows
-from srt_fast.quickstart import build_tokenizer, cache_folder, ensure_warm_started, with_slips
+from srt_fast.quickstart import build_tokenizer, cache_folder, ensure_warm_started
+from srt_fast.tasks.lessons import make_lesson, with_slips
 from srt_fast.train import Trainer
 from srt_fast.types import Problem
 from support.models import SMALL_WARM_START
@@ -47,6 +48,34 @@ def test_the_frequency_of_slips():
     assert with_slips(problem, rng, 0.0) == problem
     right = sum(with_slips(problem, rng, 0.15).gold == "132" for _ in range(4000)) / 4000
     assert abs(right - (1 - 0.15 * 0.9) ** 4) < 4 * (0.25 / 4000) ** 0.5
+
+
+def test_lessons_of_each_format():
+    """Without slips all that is shown and taught is right."""
+    problem = Problem(id="", prompt="740+580=", gold="132")
+    solution = "2310\\boxed{132}"
+    rng = random.Random(0)
+    assert make_lesson(problem, "solve", rng, 0.0) == ("740+580=", solution)
+    assert make_lesson(problem, "verdict", rng, 0.0) == (f"740+580={solution}?", "\\boxed{1}")
+    redone = {make_lesson(problem, "redo", rng, 0.0) for _ in range(20)}
+    shown = f"740+580={solution}"
+    assert redone == {(f"{shown}!", solution), (f"{shown}?\\boxed{{0}}!", solution)}
+
+
+def test_slips_of_verdicts():
+    """A verdict is wrong as often as `slip` says, on right and on wrong solutions. Four standard
+    errors.
+    """
+    problem = Problem(id="", prompt="740+580=", gold="132")
+    rng = random.Random(0)
+    wrong = {True: [], False: []}
+    for _ in range(8000):
+        prompt, verdict = make_lesson(problem, "verdict", rng, 0.15)
+        is_right = prompt.endswith("{132}?")
+        wrong[is_right].append((verdict == "\\boxed{1}") != is_right)
+    for flags in wrong.values():
+        error = (0.15 * 0.85 / len(flags)) ** 0.5
+        assert len(flags) > 3000 and abs(sum(flags) / len(flags) - 0.15) < 4 * error
 
 
 def test_warm_start_and_training(small_config):

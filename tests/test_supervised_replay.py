@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import torch
 
 from srt_fast.config import CurriculumConfig
+from srt_fast.rewards.turns import CORRECT, WRONG
 from srt_fast.supervised_replay import SupervisedReplay, pack_pairs
 from srt_fast.types import Layout
 from support.rollouts import make_groups, random_rollouts
@@ -48,6 +49,22 @@ def test_supervised_steps_take_the_likeliest_completion():
     replay.collect(rollouts, make_groups([0] * 6, [0, 3, 6]))
     tokens = [tokens.tolist() for tokens in rollouts.tokens.split([1, 2, 3, 4, 5, 6])]
     assert replay.take(1) == [([5, 6], tokens[1]), ([5, 6], tokens[4])]
+
+
+def test_supervised_steps_take_the_completion_that_verdicts_accept():
+    """Accepted: of the first prompt 0, 1/2 and none; of the second none; of the third all of 2."""
+    policy = SimpleNamespace(tokenizer=lambda text: {"input_ids": [5, 6]})
+    rollouts = random_rollouts(policy, 3, ("a", "b", "c"))
+    verdicts = make_groups(
+        [WRONG, CORRECT, WRONG, WRONG, CORRECT, CORRECT, 0],
+        [0, 1, 2, 3, 4, 5, 6, 7],
+        parent=[0, 1, 1, 3, 7, 7, 8],
+    )
+    settings = CurriculumConfig(supervised_every=1, supervised_pick="accepted")
+    replay = SupervisedReplay(settings)
+    replay.collect(rollouts, make_groups([0] * 9, [0, 3, 6, 9]), verdicts)
+    tokens = [tokens.tolist() for tokens in rollouts.tokens.split(list(range(1, 10)))]
+    assert replay.take(1) == [([5, 6], tokens[1]), ([5, 6], tokens[7])]
 
 
 def test_pack_pairs():

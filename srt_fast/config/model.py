@@ -102,6 +102,10 @@ class WarmStartConfig:
     slip: Fraction = 0.15
     """Chance that a column of a worked sum gets a random digit. Web data has such mistakes too.
     With them a sample is often wrong where the majority is right, so the vote can help."""
+    formats: tuple[Literal["verdict", "redo"], ...] = ()
+    """What it teaches beside sums, for reward functions of several turns, with every second lesson.
+    "verdict": 1 or 0 behind a solution and "?". "redo": a new solution behind a solution and "!",
+    or behind a rejected one. Of these some are wrong too."""
     max_steps: Positive = 4000
     """The warm start fails with an error if it does not reach the band in so many steps."""
 

@@ -40,7 +40,8 @@ def evaluate_turns(
 ) -> dict[str, float | None]:
     """Ask the turns after the first, once about each completion.
 
-    A turn that is "balanced" in training asks about all completions here. No turn has a limit. A
+    Stops where the model writes a problem: what it says about that has no gold answer. A turn that
+    is "balanced" in training asks about all completions here. No turn has a limit. A
     turn that shows one completion of each answer speaks for all completions of its prompt.
 
     Args:
@@ -62,6 +63,8 @@ def evaluate_turns(
     roots = list(range(len(correct)))
     has_answers = False
     for number, turn in enumerate(turns[1:], 1):
+        if turn.reply == "problem":
+            break
         ask = "all" if turn.ask == "balanced" else turn.ask
         turn = replace(turn, ask=ask, samples=1, limit=0)
         with evaluation_seed(first.rollouts.tokens.device, number):

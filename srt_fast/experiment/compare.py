@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from srt_fast.experiment.grid import Arm
-from srt_fast.experiment.measure import ALARM, Labels, RunResult
+from srt_fast.experiment.measure import ALARM, TURN_SCORES, Labels, RunResult
 from srt_fast.experiment.rules import RULES
 
 Row = dict[str, Any]
@@ -84,6 +84,34 @@ def labels_over_time(arms: Iterable[Arm], results: Sequence[RunResult]) -> list[
             points = [_at_quarter(run.labels, quarter) for run in runs]
             row["vote"].append(_mean_of_known(point.vote for point in points if point))
             row["label"].append(_mean_of_known(point.label for point in points if point))
+        rows.append(row)
+    return rows
+
+
+def turn_scores(arms: Iterable[Arm], results: Sequence[RunResult]) -> list[Row]:
+    """Per arm of several turns: means over the seeds of the scores of TURN_SCORES at the start and
+    at the end; `gain`, what the later turns add to the accuracy at the end; and the accuracy of all
+    labels, and of those that the reward function keeps.
+
+    None without a figure. Empty without an arm of several turns.
+    """
+    rows = []
+    for arm in arms:
+        runs = [result for result in results if result.arm == arm.name and result.turns]
+        if not runs:
+            continue
+        row: Row = {"arm": arm.name, "runs": len(runs)}
+        for name in TURN_SCORES:
+            pairs = [run.turns[name] for run in runs if name in run.turns]
+            row[name] = [_mean_of_known(pair[place] for pair in pairs) for place in (0, 1)]
+        gains = [
+            run.turns["acc@final"][1] - run.turns["acc@first"][1]
+            for run in runs
+            if "acc@final" in run.turns
+        ]
+        row["gain"] = _spread(gains)
+        row["label_accuracy"] = _mean_of_known(run.all_label_accuracy for run in runs)
+        row["kept_label_accuracy"] = _mean_of_known(run.kept_label_accuracy for run in runs)
         rows.append(row)
     return rows
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,8 @@ FALL = 0.10
 """An accuracy that is more than this below its peak is a fall."""
 ALARM = "alarm"
 """The alarm's name among the signals. The others are the signs of warnings."""
+TURN_SCORES = ("verdict_accuracy", "gv_gap", "acc@first", "acc@final")
+"""What an evaluation says about later turns of episodes."""
 ACTIONS = ("stopped", "rolled_back", "frozen")
 """Events that the monitor logs when it acts."""
 
@@ -105,6 +107,13 @@ class RunResult:
     """At each evaluation after the first."""
     tokens_per_step: float | None
     """Mean of the tokens that a step samples, a teacher's too."""
+    turns: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """The scores of later turns that are in TURN_SCORES, at the first and at the last evaluation.
+    Empty in a run of single completions."""
+    kept_label_accuracy: float | None = None
+    """Of the labels of prompts that the reward function keeps: mean of all steps, as
+    all_label_accuracy of all labels."""
+    all_label_accuracy: float | None = None
     place: str = ""
     """Model and task of the arm."""
 
@@ -168,6 +177,9 @@ def measure(run: FinishedRun) -> RunResult:
         evaluations=[[row["step"], row["pass1"], row["maj"]] for row in evaluations],
         labels=_labels(run),
         tokens_per_step=_mean(train, "sampled_tokens"),
+        turns=_turn_scores(evaluations),
+        kept_label_accuracy=_mean(train, "kept_label_accuracy"),
+        all_label_accuracy=_mean(train, "label_accuracy"),
         place=run.place,
     )
 
@@ -215,6 +227,15 @@ def _labels(run: FinishedRun) -> list[Labels]:
             vote = _mean(window, "vote_accuracy")
             points.append(Labels(row["step"], vote, _mean(window, "label_accuracy")))
     return points
+
+
+def _turn_scores(evaluations: Rows) -> dict[str, tuple[float, float]]:
+    """First and last value of each score that both of these evaluations have."""
+    return {
+        name: (evaluations[0][name], evaluations[-1][name])
+        for name in TURN_SCORES
+        if all(row.get(name) is not None for row in (evaluations[0], evaluations[-1]))
+    }
 
 
 def _best_probe_step(run: FinishedRun, alarm_step: int | None) -> int | None:

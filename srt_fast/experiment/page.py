@@ -74,6 +74,7 @@ def file_findings(grid: Grid, seeds: Sequence[int], results: Sequence[RunResult]
         places[place] = {
             "arms": compare.compare_arms(arms, here, reference),
             "labels": compare.labels_over_time(arms, here),
+            "turns": compare.turn_scores(arms, here),
         }
     return {
         "environment": environment(),
@@ -164,6 +165,7 @@ def file_document(grid: Grid, runs: Sequence[FinishedRun], numbers: dict[str, An
             tables.file_arms(found["arms"]),
             "The vote and the labels over time:",
             tables.labels(found["labels"]),
+            *(["The later turns:", tables.turns(found["turns"])] if found["turns"] else []),
         ]
         for place, found in numbers["places"].items()
     }

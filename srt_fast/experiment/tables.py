@@ -103,6 +103,29 @@ def labels(rows: list[Row]) -> Table:
     return Table(header, cells)
 
 
+def turns(rows: list[Row]) -> Table:
+    """What later turns do, in points: at the start and at the end of the runs."""
+    header = (
+        "arm | runs | verdicts right, start | end | gv gap, start | end | first answers, end "
+        "| final answers, end | gain of later turns | labels right | of kept prompts"
+    )
+    lines = [
+        [
+            f"`{row['arm']}`",
+            row["runs"],
+            *map(points, row["verdict_accuracy"]),
+            *map(points, row["gv_gap"]),
+            points(row["acc@first"][1]),
+            points(row["acc@final"][1]),
+            None if row["gain"] is None else spread(row["gain"]),
+            points(row["label_accuracy"]),
+            points(row["kept_label_accuracy"]),
+        ]
+        for row in rows
+    ]
+    return _table(header, lines)
+
+
 def failures(rows: list[Row]) -> Table:
     """In how many runs of all places each arm fails."""
     return _table(

@@ -19,9 +19,9 @@ def choose(
 ) -> list[list[int]]:
     """The completions that each question of a turn shows, as places in the turn before.
 
-    keys [R], agrees [R] bool in host memory, prompts [R]: answer key, agreement with the label
-    (for "balanced") and the task's prompt of each completion. Random choices draw from torch's
-    generator on the CPU.
+    keys [R], agrees [R] bool in host memory, prompts [R]: answer key (of a problem, the key of its
+    text), agreement with the label (for "balanced") and the task's prompt of each completion.
+    Random choices draw from torch's generator on the CPU.
     """
     if turn.ask == "balanced":
         assert agrees is not None
@@ -34,11 +34,23 @@ def choose(
             if key:
                 firsts.setdefault(prompt, {}).setdefault(key, place)
         asked = [list(answers.values()) for answers in firsts.values() if len(answers) > 1]
+    elif turn.ask == "one_per_prompt":
+        asked = [[place] for place in _firsts(prompts)]
+    elif turn.ask == "new":
+        asked = [[place] for place in _firsts(keys) if keys[place]]
     elif turn.ask == "rejected":
         asked = [[place] for place, key in enumerate(keys) if key == WRONG]
     else:
         asked = [[place] for place in range(len(keys))]
     return _at_most(asked, turn.limit)
+
+
+def _firsts(values: Sequence[int]) -> list[int]:
+    """The place of each value's first occurrence."""
+    places: dict[int, int] = {}
+    for place, value in enumerate(values):
+        places.setdefault(value, place)
+    return list(places.values())
 
 
 def _choose_halves(agrees: Tensor, limit: int) -> list[int]:

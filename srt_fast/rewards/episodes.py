@@ -19,6 +19,7 @@ from srt_fast.transfer import fetch, send
 from srt_fast.types import Conversation, Groups, PlayedTurn, Problem, Prompts, Rollouts
 from srt_fast.utilization.meter import StepMeter
 from srt_kernels import AnswerReader, majority_vote
+from srt_kernels.answers.canonical import answer_key
 
 Question = tuple[list[int], Conversation]  # the completions that it shows, and its prompt
 
@@ -42,6 +43,7 @@ class Episodes:
         self._tokenizer: Any = policy.tokenizer
         self._sampler = sampler
         self._reader = reader
+        self._text_reader = AnswerReader(policy.tokenizer, "whole")
         self._meter = meter or StepMeter()
         self._longest_prompt = longest_prompt(policy, config.sampling)
         self._stop_tokens = set(stop_tokens(policy))
@@ -87,12 +89,13 @@ class Episodes:
         rollouts = self._sample([item.token_ids for item in conversations], params)
         parents = [shown[0] for shown, _ in in_order for _ in range(params.n)]
         sizes = [params.n * len(group) for group in groups]
+        keys = self._keys(turn, rollouts, conversations)
         return PlayedTurn(
             conversations=conversations,
             prompts=[before.prompts[parent] for parent in parents],
             parents=parents,
             rollouts=rollouts,
-            groups=self._groups(rollouts, sizes, parents),
+            groups=self._groups(rollouts, keys, sizes, parents),
             too_long=len(questions) - len(fitting),
         )
 
@@ -104,10 +107,23 @@ class Episodes:
         self._meter.count_sampling(rollouts)
         return rollouts
 
-    def _groups(self, rollouts: Rollouts, sizes: list[int], parents: list[int]) -> Groups:
+    def _keys(self, turn: Turn, rollouts: Rollouts, conversations: list[Conversation]) -> Tensor:
+        """[R] int64: keys of the answers. Of a problem, the key of its text, and 0 if it is
+        truncated, empty or the task's prompt again.
+        """
+        if turn.reply != "problem":
+            return answer_keys(self._reader, rollouts, self._config.reward)
+        keys = self._text_reader.keys(rollouts.tokens, rollouts.cu_seqlens)
+        known = [answer_key(item.problem.prompt) for item in conversations]
+        own = torch.tensor([known[group] for group in rollouts.layout.groups], dtype=torch.int64)
+        [own] = send([own], keys.device)
+        return keys.masked_fill(rollouts.truncated | (keys == own), 0)
+
+    def _groups(
+        self, rollouts: Rollouts, keys: Tensor, sizes: list[int], parents: list[int]
+    ) -> Groups:
         """What the reward function sees: groups of these sizes share a baseline."""
         settings = self._config.reward
-        keys = answer_keys(self._reader, rollouts, settings)
         offsets = torch.tensor([0, *accumulate(sizes)], dtype=torch.int32)
         places = torch.tensor(parents, dtype=torch.int64)
         cu_groups, parent = send([offsets, places], keys.device)
@@ -149,7 +165,7 @@ class Episodes:
             values["answer"] = ", ".join(self._answer(completion) for completion in completions)
         question = fill_question(turn.question, **values)
         messages: tuple[dict[str, Any], ...] = ()
-        if "{completion}" in turn.question:
+        if turn.stands_alone:
             problem = Problem(id=told.problem.id, prompt=question)
             token_ids = tokenize_prompt(problem, task, self._tokenizer)
             messages = tuple(chat_messages(problem, task)) if task.chat else ()

@@ -16,8 +16,8 @@ from srt_fast.rewards.base import GoldAnswers, answer_keys, find_requirement, vo
 from srt_fast.rewards.episodes import Episodes
 from srt_fast.rewards.inputs import RewardInputs
 from srt_fast.rewards.joining import join_rounds, join_turns, prompts_kept
-from srt_fast.rewards.turns import EpisodeFunction, agreement, turns_of
-from srt_fast.rewards.weighting import head_tail
+from srt_fast.rewards.turns import EpisodeFunction, agreement, is_about_task, turns_of
+from srt_fast.rewards.weighting import cap_easy, draw_hard, head_tail
 from srt_fast.sampling import Sampler
 from srt_fast.sampling.base import SamplingParams
 from srt_fast.tasks.base import Task
@@ -100,11 +100,12 @@ class RewardPipeline:
         before = self._episodes.begin(prompts, rollouts, groups)
         episode = [groups]
         later = []
-        for turn in turns:
+        for number, turn in enumerate(turns):
             params = SamplingParams.of_training(self._config.sampling, n=turn.samples)
             agrees = agreement(episode, len(episode) - 1) if turn.ask == "balanced" else None
             before = self._episodes.ask(turn, before, agrees, params)
-            if is_gold_required and turn.reply == "answer":
+            is_answer = turn.reply == "answer" and is_about_task(turns, number)
+            if is_gold_required and is_answer:
                 problems = [conversation.problem for conversation in before.conversations]
                 correct = self.correct(before.rollouts, problems)
                 before = replace(before, groups=replace(before.groups, correct=correct))
@@ -122,8 +123,9 @@ class RewardPipeline:
     ) -> Batch:
         """The rewards of these rollouts, joined to the step's earlier ones (`batch`).
 
-        later: the turns after the first. Raises ValueError if the reward function does not return
-        one Reward for each turn.
+        later: the turns after the first. No more than train.prompts_per_step prompts are kept,
+        and those of repeat_hard. Raises ValueError if the reward function does not return one
+        Reward for each turn.
         """
         rewards = self._rewards([groups, *(turn.groups for turn in later)])
         if self._config.reward.truncated == "mask":
@@ -135,6 +137,8 @@ class RewardPipeline:
         reward, *later_rewards = rewards
         if power := self._config.curriculum.head_tail:
             reward = head_tail(reward, groups, power)
+        if cap := self._config.curriculum.easy_cap:
+            reward = cap_easy(reward, groups, cap)
         new = Batch(
             prompts=prompts,
             rollouts=rollouts,
@@ -146,7 +150,27 @@ class RewardPipeline:
         )
         if batch is None:
             return new
-        return join_rounds(batch, new, self._config.train.prompts_per_step)
+        repeated = len(prompts.problems) if prompts.are_repeated else 0
+        return join_rounds(batch, new, self._config.train.prompts_per_step + repeated)
+
+    def hard_prompts(self, batch: Batch) -> Prompts | None:
+        """The step's prompts that are sampled a second time. One host sync with
+        curriculum.repeat_hard.
+        """
+        fraction = self._config.curriculum.repeat_hard
+        if not fraction:
+            return None
+        [shares] = fetch(batch.groups.vote.share)
+        places = draw_hard(shares, fraction)
+        if not places:
+            return None
+        return Prompts(
+            problems=[batch.prompts.problems[place] for place in places],
+            token_ids=[batch.prompts.token_ids[place] for place in places],
+            dropped=0,
+            position=batch.prompts.position,
+            are_repeated=True,
+        )
 
     def join_turns(self, batch: Batch) -> tuple[Rollouts, Reward]:
         """What trains: the rollouts and rewards of all turns."""

@@ -43,9 +43,9 @@ from srt_fast.types import Groups, Reward
 from srt_kernels import majority_vote
 from srt_kernels.answers.canonical import answer_key
 
-Ask = Literal["all", "balanced", "rejected", "one_per_answer"]
+Ask = Literal["all", "balanced", "rejected", "one_per_answer", "one_per_prompt", "new"]
 Baseline = Literal["prompt", "parent", "answer"]
-Reply = Literal["answer", "verdict", "text"]
+Reply = Literal["answer", "verdict", "text", "problem"]
 LabelSource = Literal["majority", "ema", "frozen", "oracle"]
 """Whose label the answers of an episode are compared with. The names are those of reward.kind."""
 
@@ -64,9 +64,9 @@ class Turn:
 
     question: str = ""
     """What is asked. {prompt}, {completion} and {answer} stand for the task's prompt, for the
-    completion that is asked about and for its answer. With {completion} the question is a prompt of
-    its own. Without, it goes on with the conversation: as the next message of a chat, or as text
-    behind the completion."""
+    completion that is asked about and for its answer. With {prompt} or {completion} the question is
+    a prompt of its own. Without, it goes on with the conversation: as the next message of a chat,
+    or as text behind the completion."""
     ask: Ask = "all"
     """Which completions of the turn before are asked about.
 
@@ -76,7 +76,9 @@ class Turn:
     over the step; where one kind is rare, the other fills up to `limit`.
     rejected: those that are the verdict 0.
     one_per_answer: the first completion of each answer, all in one question. Only prompts with
-    several answers are asked."""
+    several answers are asked.
+    one_per_prompt: the first completion of each prompt.
+    new: each problem that the model wrote, once in a step, if it is not empty or truncated."""
     samples: int = 1
     """Completions of each question."""
     limit: int = 0
@@ -85,8 +87,9 @@ class Turn:
     """Which completions share a baseline: those of a task's prompt, of a question, or those about
     one answer to a prompt."""
     reply: Reply = "answer"
-    """What a completion is: an answer to the task's prompt, a verdict (1 or 0), or a text that only
-    the next turn reads."""
+    """What a completion is: an answer to the task's prompt, a verdict (1 or 0), a text that only
+    the next turn reads, or a problem. The turns behind a problem are about it, and no longer about
+    the task's prompt: no label and no gold answer fits them."""
 
     def __post_init__(self) -> None:
         for name, kinds in (("ask", Ask), ("group", Baseline), ("reply", Reply)):
@@ -105,6 +108,11 @@ class Turn:
                 "turn: question: expected {completion} with ask 'one_per_answer', "
                 f"got {self.question!r}"
             )
+
+    @property
+    def stands_alone(self) -> bool:
+        """Whether the question is a prompt of its own."""
+        return "{completion}" in self.question or "{prompt}" in self.question
 
 
 class EpisodeFunction(Protocol):
@@ -129,7 +137,7 @@ def turns_of(function: Any) -> tuple[Turn, ...]:
     """The turns that a reward function declares. Empty: it takes single completions.
 
     Raises ValueError unless the first turn has no question and all others have one, and for a turn
-    that asks about what the turn before does not give.
+    that asks about what the turns before do not give.
     """
     turns = tuple(getattr(function, "turns", ()))
     name = f"{type(function).__name__}.turns"
@@ -139,15 +147,30 @@ def turns_of(function: Any) -> tuple[Turn, ...]:
             f"{name}: expected Turn() and at least one turn with a question, "
             f"got questions {questions}"
         )
-    needs = {"balanced": "answer", "one_per_answer": "answer", "rejected": "verdict"}
-    for before, turn in pairwise(turns):
+    needs = {
+        "balanced": "answer",
+        "one_per_answer": "answer",
+        "rejected": "verdict",
+        "new": "problem",
+    }
+    for number, (before, turn) in enumerate(pairwise(turns)):
         reply = needs.get(turn.ask, before.reply)
         if before.reply != reply:
             raise ValueError(
                 f"{name}: expected ask {turn.ask!r} behind a turn of reply {reply!r}, "
                 f"got it behind {before.reply!r}"
             )
+        if reply == "answer" and turn.ask in needs and not is_about_task(turns, number):
+            raise ValueError(
+                f"{name}: expected ask {turn.ask!r} about answers to the task's prompt, "
+                "got it about answers to a problem that the model wrote"
+            )
     return turns
+
+
+def is_about_task(turns: Sequence[Turn], number: int) -> bool:
+    """Whether this turn is about the task's prompt, not about a problem that the model wrote."""
+    return all(turn.reply != "problem" for turn in turns[: number + 1])
 
 
 # ---- what reward functions of episodes compute with ----

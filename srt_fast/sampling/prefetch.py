@@ -74,6 +74,10 @@ class BatchPrefetcher:
                 self._batches.append((prompts, self._when_sampled(rollouts)))
         return self._batches.popleft()
 
+    def sample_again(self, prompts: Prompts) -> Rollouts:
+        """More rollouts of prompts that `next_batch` gave, before `prefetch`."""
+        return self._when_sampled(self._sampler.sample(prompts.token_ids, self._params))
+
     def prefetch(self) -> None:
         """Start to prepare the batch after the last one of `next_batch`, if it is not ready."""
         if self._batches:

@@ -71,6 +71,26 @@ def test_the_page_of_a_file(tmp_path):
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_page_of_runs_with_later_turns(tmp_path):
+    """Two seeds of verdicts and of a second answer, and an arm of single completions."""
+    arms = [Arm(name, "", {}, "") for name in ("majority", "coverl", "verify")]
+    grid = Grid(name="grid", page="arms", arms=tuple(arms), title="A grid", values={})
+    verdicts = {0: {"verdict_accuracy": 0.6, "gv_gap": 0.0}}
+    for seed, final in ((0, 0.95), (1, 0.90)):
+        scores = {"acc@first": 0.9, "acc@final": final, "verdict_accuracy": 0.8, "gv_gap": 0.05}
+        first = verdicts[0] | {"acc@first": 0.5, "acc@final": 0.5}
+        save_run(tmp_path, make_run("coverl", RISING, seed, turns={0: first, 30: scores}))
+    only_verdicts = {0: verdicts[0], 30: {"verdict_accuracy": 0.7, "gv_gap": None}}
+    save_run(tmp_path, make_run("verify", RISING, turns=only_verdicts))
+    save_run(tmp_path, make_run("majority", RISING))
+    _, page, *_ = write_page(grid, [0, 1], tmp_path, tmp_path)
+    table = page.read_text().split("The later turns:")[1]
+    gain = "2.5 (0.0 to 5.0)"
+    assert f"| `coverl` | 2 | 60.0 | 80.0 | 0.0 | 5.0 | 90.0 | 92.5 | {gain} |" in table
+    assert "| `verify` | 1 | 60.0 | 70.0 | - | - | - | - | - |" in table
+    assert "`majority` |" not in table.split("##")[0]
+
+
 class Texts(HTMLParser):
     """The texts of each kind of element."""
 

@@ -16,7 +16,7 @@ from srt_fast.rewards import make_reward_function
 from srt_fast.rewards.episodes import Episodes
 from srt_fast.rewards.joining import concatenate, join_rounds
 from srt_fast.rewards.pipeline import RewardPipeline
-from srt_fast.rewards.turns import Turn, turns_of
+from srt_fast.rewards.turns import Turn, is_about_task, turns_of
 from srt_fast.run import folder as run_folder
 from srt_fast.run.interrupts import RunInterrupted
 from srt_fast.run.records import read_record
@@ -40,6 +40,7 @@ SHORT_QUESTIONS = {
     "critique": {"question": "?", "revise": "!", "limit": 8},
     "select": {"question": "{prompt}{completion}#", "samples": 2},
     "self_rewarding_correction": {"question": "{prompt}{completion}?", "revise": "!"},
+    "propose": {"question": "{prompt}+", "samples": 3},
 }
 """Questions that leave room in the tiny model's context of 64 tokens."""
 
@@ -176,6 +177,46 @@ def test_questions_that_are_too_long_are_left_out_and_counted(tiny_policy, tiny_
     assert (none.parents, none.too_long, len(none.rollouts.tokens)) == ([], 2, 0)
     assert none.groups.cu_groups.tolist() == [0]
     assert episodes.ask(Turn(question="!"), none, None, params).parents == []  # goes on with none
+
+
+class Says:
+    """A sampler that says these texts in turn."""
+
+    def __init__(self, policy, texts: list[str], truncated: tuple[int, ...] = ()) -> None:
+        self.policy, self.texts, self.truncated = policy, texts, truncated
+
+    def sample(self, prompts, params):
+        completions = []
+        for place, text in enumerate(self.texts):
+            tokens = self.policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+            tokens = torch.tensor([*tokens, self.policy.tokenizer.eos_token_id])
+            zeros = torch.zeros(len(tokens))
+            completions.append(Completion(tokens, zeros, truncated=place in self.truncated))
+        return pack_completions(completions, prompts, samples=params.n)
+
+
+def test_a_problem_is_answered_once_and_if_it_is_new(tiny_policy, tiny_config):
+    """Left out: the task's own prompt, a repetition, an empty and a truncated problem."""
+    _, first = fixed_turn(tiny_policy, tiny_config, ["3", "4", "34", "5"], samples=2)
+    texts = ["7+7=", "1+2=", "7+7= ", "", "8+8", "30+4"]
+    reader = AnswerReader(tiny_policy.tokenizer, "last_number")
+    says = Says(tiny_policy, texts, truncated=(4,))
+    episodes = Episodes(tiny_config, tiny_policy, says, reader)
+    propose, answer = turns_of(make_reward_function("propose", {"question": "{prompt}more"}))[1:]
+    problems = episodes.ask(propose, first, None, SamplingParams(n=3, max_tokens=9))
+    assert texts_of(tiny_policy, problems) == ["1+2=more", "30+4=more"]
+    assert problems.parents == [0, 0, 0, 2, 2, 2]
+    assert [key != 0 for key in problems.groups.keys.tolist()] == [1, 0, 1, 0, 0, 1]
+
+    says.texts, says.truncated = ["14", "14", "34", "3"], ()
+    answers = episodes.ask(answer, problems, None, SamplingParams(n=2, max_tokens=9))
+    assert texts_of(tiny_policy, answers) == ["7+7=", "30+4"]
+    assert answers.parents == [0, 0, 5, 5]
+    assert answers.groups.vote.share.tolist() == [1.0, 0.5]
+    episode = [first.groups, problems.groups, answers.groups]
+    rewards = make_reward_function("propose", {})(episode)
+    assert rewards[1].rewards.tolist() == [0, 0, 0, 0, 0, 1]
+    assert rewards[2].keep.tolist() == [False, False, True, True]
 
 
 def test_rounds_of_sampling_join(tiny_policy, tiny_config):
@@ -350,7 +391,8 @@ def test_gold_changes_no_step_of_an_episode(digits_config, tmp_path, kind):
         assert all(row["turn2_asked"] > 0 for row in rows if row["kind"] == "train")
     for name in names[1:]:
         assert_same_weights(final[name], final["right"])
-    replies = [turn.reply for turn in turns_of(make_reward_function(kind, {}))[1:]]
+    turns = turns_of(make_reward_function(kind, {}))
+    replies = [turn.reply for n, turn in enumerate(turns) if n and is_about_task(turns, n)]
     of_turns = {"verdict_accuracy", "gv_gap", "maj_verdict"} if "verdict" in replies else set()
     if "answer" in replies:
         of_turns |= {"acc@first", "acc@final", "wrong_to_right", "right_to_wrong"}
@@ -418,6 +460,9 @@ def test_turn_weights(digits_config, tmp_path):
         Trainer(override(digits_config, {"train.turn_weights": [1.0]}))
     with pytest.raises(ValueError, match="expected a policy gradient .* 2 turns, got 'dpo'"):
         Trainer(episode_config(digits_config, "self_correct", **{"train.objective": "dpo"}))
+    with pytest.raises(ValueError, match="'accepted' needs a reward function .* got .*'critique'"):
+        accepted = {"curriculum.supervised_every": 1, "curriculum.supervised_pick": "accepted"}
+        Trainer(episode_config(digits_config, "critique", **accepted))
     final = {}
     for name, turn_weights in (("none", []), ("ones", [1.0, 1.0]), ("second", [0.0, 1.0])):
         config = episode_config(

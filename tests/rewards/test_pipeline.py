@@ -12,7 +12,8 @@ from srt_fast.model.loading import load_policy
 from srt_fast.rewards.base import keep_all
 from srt_fast.rewards.inputs import RewardInputs
 from srt_fast.rewards.joining import concatenate
-from srt_fast.rewards.weighting import head_tail
+from srt_fast.rewards.pipeline import RewardPipeline
+from srt_fast.rewards.weighting import cap_easy, draw_hard, head_tail
 from srt_fast.run import checkpoint
 from srt_fast.train import Trainer
 from srt_fast.types import Reward
@@ -33,6 +34,51 @@ def test_hard_prompts_count_more():
     doubled = replace(reward, weights=torch.full((12,), 2.0))
     weights_of_doubled = head_tail(doubled, groups, 1.0).weights.view(3, 4)
     torch.testing.assert_close(weights_of_doubled, 2 * weights)
+
+
+def test_a_cap_for_easy_prompts():
+    """Two of the three, of the one and of the two that agree. Masked rollouts stay masked."""
+    groups = make_groups([1, 1, 2, 1, 5, 0, 3, 3], [0, 4, 6, 8])
+    keep = torch.tensor([True] * 7 + [False])
+    reward = cap_easy(Reward(rewards=groups.vote.rewards, keep=keep), groups, 2)
+    assert reward.keep.tolist() == [True, True, True, False, True, True, True, False]
+    assert cap_easy(reward, groups, 1).keep.tolist() == [True, False, True, False] + [True] * 3 + [
+        False
+    ]
+
+
+def test_who_is_sampled_a_second_time():
+    """As many as the fraction says, never a unanimous prompt, the harder the more often."""
+    torch.manual_seed(0)
+    shares = torch.tensor([1.0, 0.9, 0.1, 1.0])
+    draws = [draw_hard(shares, 0.25) for _ in range(1000)]
+    assert {tuple(draw) for draw in draws} == {(1,), (2,)}
+    hard = sum(draw == [2] for draw in draws)
+    assert abs(hard - 900) < 4 * (1000 * 0.9 * 0.1) ** 0.5
+    assert draw_hard(shares, 1.0) == [1, 2]
+    assert draw_hard(torch.ones(4), 0.5) == draw_hard(shares, 0.2) == []
+
+
+def test_hard_prompts_are_sampled_a_second_time(sharp_config, tmp_path, monkeypatch):
+    """They are groups of their own beside the step's prompts, and train."""
+    batches = []
+    join_turns = RewardPipeline.join_turns
+
+    def recording(self, batch):
+        batches.append(batch)
+        return join_turns(self, batch)
+
+    monkeypatch.setattr(RewardPipeline, "join_turns", recording)
+    changes = {"run_dir": str(tmp_path / "run"), "curriculum.repeat_hard": 0.5, "train.steps": 3}
+    Trainer(override(sharp_config, changes), quiet=True).train()
+    count = sharp_config.train.prompts_per_step
+    repeats = [batch.prompts.problems[count:] for batch in batches]
+    assert any(repeats)
+    for batch, again in zip(batches, repeats, strict=True):
+        assert len(again) <= count // 2
+        assert all(problem in batch.prompts.problems[:count] for problem in again)
+        assert len(batch.groups.cu_groups) - 1 == len(batch.prompts.problems)
+        assert batch.reward.keep.all()
 
 
 def test_concatenate(tiny_policy):
@@ -108,8 +154,9 @@ VERIFY = {"question": "{completion}?", "solutions": 2, "samples": 2}
         {"reward": {"kind": "verify", "params": VERIFY}},
         {"reward": {"kind": "threshold", "params": {"tau": 0.75}, "resample": 2}},
         {"curriculum": {"supervised_every": 2, "supervised_lead": 1.0, "head_tail": 1.0}},
+        {"curriculum": {"repeat_hard": 0.5, "easy_cap": 2}},
     ],
-    ids=["frozen", "ema", "verify", "threshold", "curriculum"],
+    ids=["frozen", "ema", "verify", "threshold", "curriculum", "hard and easy"],
 )
 def test_a_resumed_run_is_the_whole_run(sharp_config, tmp_path, changes):
     """Three steps and three more give the metrics and weights of six steps."""

@@ -1,6 +1,7 @@
 """Episodes by hand: the worked examples, each reward function, who is asked."""
 
 import itertools
+from typing import get_args
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from srt_fast.rewards import make_reward_function
 from srt_fast.rewards.choice import choose
 from srt_fast.rewards.joining import join_turns
-from srt_fast.rewards.turns import CORRECT, WRONG, Turn, turns_of
+from srt_fast.rewards.turns import CORRECT, WRONG, Ask, Turn, turns_of
 from srt_fast.sampling.base import Completion, pack_completions
 from srt_fast.types import Batch, Groups, PlayedTurn, Reward
 from srt_kernels import group_advantage
@@ -172,6 +173,24 @@ EXPECTED = {
         [(JUDGED, [0, 3, 4], PARENT), ([A, B], [0, 2], [1, 1])],
         [(VOTE, ALL), ([1, 1, 0, 0], ALL), ([1, 0], ALL)],
     ),
+    # Two problems for each prompt, the third is not answered. p = 1/2, 1 and 3/4: 1 - 2 |p - 1/2| =
+    # 1, 0 and 1/2. The answers to the second are beyond the gate of 1/4.
+    ("propose", ()): (
+        [
+            ([101, 102, 0, 103], [0, 2, 4], [0, 0, 4, 4]),
+            ([A, A, B, C, A, A, A, A, B, A, B, B], [0, 4, 8, 12], [0] * 4 + [1] * 4 + [3] * 4),
+        ],
+        [
+            (VOTE, ALL),
+            ([1, 0, 0, 0.5], ALL),
+            ([1, 1, 0, 0, 1, 1, 1, 1, 1, 0, 1, 1], [1] * 4 + [0] * 4 + [1] * 4),
+        ],
+    ),
+    # A gate of 0 keeps p = 1/2 alone.
+    ("propose", (("gate", 0.0),)): (
+        [([101, 102], [0, 2], [0, 0]), ([A, B, A, B, B, B], [0, 2, 6], [0, 0, 1, 1, 1, 1])],
+        [(VOTE, ALL), ([1, 0.5], ALL), ([1, 0, 0, 1, 1, 1], [1, 1, 0, 0, 0, 0])],
+    ),
 }
 
 
@@ -251,7 +270,7 @@ def steps(draw):
 @settings(max_examples=200, deadline=None)
 @given(
     steps(),
-    st.sampled_from(["all", "balanced", "rejected", "one_per_answer"]),
+    st.sampled_from(get_args(Ask)),
     st.sampled_from(["prompt", "parent", "answer"]),
     st.sampled_from([0, 2, 3, 6]),
 )
@@ -271,6 +290,11 @@ def test_who_is_asked(step, ask, group, limit):
     elif ask == "rejected":
         assert all(keys[place] == WRONG for place in places)
         assert len(asked) == min(limit or 99, keys.count(WRONG))
+    elif ask in ("one_per_prompt", "new"):
+        marks = prompts if ask == "one_per_prompt" else keys
+        firsts = {marks.index(mark) for mark in marks if mark or ask == "one_per_prompt"}
+        assert set(places) <= firsts
+        assert len(asked) == min(limit or 99, len(firsts))
     elif ask == "one_per_answer":
         for shown in asked:
             of_prompt = [
@@ -305,7 +329,10 @@ def test_who_is_asked(step, ask, group, limit):
     [
         ({"ask": "some"}, "turn: ask: expected one of all, balanced, .*, got 'some'"),
         ({"group": "all"}, "turn: group: expected one of prompt, parent, answer, got 'all'"),
-        ({"reply": "vote"}, "turn: reply: expected one of answer, verdict, text, got 'vote'"),
+        (
+            {"reply": "vote"},
+            "turn: reply: expected one of answer, verdict, text, problem, got 'vote'",
+        ),
         ({"samples": 0}, "turn: expected samples of at least 1 .* got samples=0"),
         ({"limit": -1}, "turn: expected .* got samples=1, limit=-1"),
         ({"ask": "balanced", "group": "answer", "limit": 1}, "of pairs: not 1"),
@@ -326,6 +353,15 @@ def test_bad_turns(fields, message):
         (
             (Turn(), Turn(question="?", ask="rejected")),
             "expected ask 'rejected' behind a turn of reply 'verdict', got it behind 'answer'",
+        ),
+        (
+            (
+                Turn(),
+                Turn(question="?", reply="problem"),
+                Turn(question="{completion}", ask="new"),
+                Turn(question="!", ask="balanced"),
+            ),
+            "expected ask 'balanced' about answers to the task's prompt",
         ),
     ],
 )

@@ -31,11 +31,12 @@ def make_run(
     probe_scores: dict[int, float] | None = None,
     seconds: float = 1.0,
     place: str = "",
+    turns: dict[int, dict[str, float]] | None = None,
 ) -> FinishedRun:
     """A run with an evaluation at each step of `accuracy`.
 
     pseudo_reward: of the steps up to 20; after them it is 0.97. events: step, name and values.
-    probe_scores: score by step. seconds: of one step.
+    probe_scores: score by step. turns: scores of later turns, by step. seconds: of one step.
     """
     rows = []
     best_step = 0
@@ -54,7 +55,8 @@ def make_run(
                 rows.append({"step": step, "kind": "event", "event": name, **values})
         if step in accuracy:
             pass1 = accuracy[step]
-            rows.append({"step": step, "kind": "eval", "pass1": pass1, "maj": pass1 + 0.05})
+            scores = {"pass1": pass1, "maj": pass1 + 0.05, **(turns or {}).get(step, {})}
+            rows.append({"step": step, "kind": "eval", **scores})
     first, *_, last = accuracy.values()
     summary = {
         "seconds": 9.0,
