@@ -178,6 +178,7 @@ def _train(name: str, engine: str, steps: int) -> list[dict[str, Any]]:
                 "sampling.engine": engine,
                 "train.steps": steps,
                 "checkpoint.every": 0,
+                "monitor.every": 0,
                 "log.tensorboard": False,
                 "evaluation": {"every": 0, "prompts": 8, "samples": 2},
             },

@@ -84,15 +84,15 @@ def scale_to_step(
     *,
     prompts: int,
     group_size: int,
-    votes: int,
+    taught: float,
     mixed: float,
 ) -> StepCost:
     """The cost of a step of `prompts` groups.
 
     Proportional to the completions: in training to those of groups with a gradient, of which
-    `mixed` is the fraction. votes: how often a prompt is sampled, 2 with a teacher.
+    `mixed` is the fraction. taught: the fraction of the prompts that a teacher samples too.
     """
-    sampled = prompts * group_size * votes
+    sampled = round(prompts * group_size * (1 + taught))
     trained = round(prompts * group_size * mixed)
     sampled_part = sampled / sampling.completions
     trained_part = trained / training.completions

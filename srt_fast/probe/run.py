@@ -173,13 +173,14 @@ def _step(
     group_size = advice.group_size.value
     prompts = advice.prompts_per_step.value
     assert isinstance(group_size, int) and isinstance(prompts, int)
+    fraction = mixed[group_size].value
     return scale_to_step(
         sampling,
         training,
         prompts=prompts,
         group_size=group_size,
-        votes=2 if advice.design.value == "ema" else 1,
-        mixed=mixed[group_size].value,
+        taught=fraction if advice.design.value == "ema" else 0.0,
+        mixed=fraction,
     )
 
 

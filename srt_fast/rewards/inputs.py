@@ -106,7 +106,8 @@ class RewardInputs:
             elif isinstance(requirement, EMATeacher):
                 assert self._ema_teacher is not None
                 asked = None
-                if requirement.ask == "undecided":
+                # In sft a group of equal rewards trains, if they are above 0.
+                if requirement.ask == "undecided" and self._config.train.objective != "sft":
                     [is_asked] = fetch(is_undecided(keys, rollouts.cu_groups))
                     asked = is_asked.tolist()
                 teacher_keys, cu_teacher = self._ema_teacher.answers(

@@ -5,21 +5,21 @@ from support.rollouts import random_rollouts
 
 
 def test_a_step_is_proportional_to_its_completions():
-    """Eight prompts of four, of which half train, and a teacher: twice 32, and 16."""
+    """Eight prompts of four, of which half train and are sampled by a teacher: 32 + 16, and 16."""
     step = scale_to_step(
         Cost(completions=100, tokens=1000, seconds=50.0),
         Cost(completions=40, tokens=800, seconds=20.0),
         prompts=8,
         group_size=4,
-        votes=2,
+        taught=0.5,
         mixed=0.5,
     )
     assert step == StepCost(
-        sampled_completions=64,
-        sampled_tokens=640,
+        sampled_completions=48,
+        sampled_tokens=480,
         trained_completions=16,
         trained_tokens=320,
-        seconds_sample=32.0,
+        seconds_sample=24.0,
         seconds_train=8.0,
     )
 

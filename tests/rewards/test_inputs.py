@@ -205,6 +205,8 @@ def test_a_teacher_is_asked_where_the_policy_is_undecided(
     assert some == [answers if place in asked else [] for place, answers in enumerate(every)]
     assert len(set(map(tuple, every))) > 1  # else any answers would pass
     assert (tokens < all_tokens) == (len(asked) < 4)
+    inputs._config = override(tiny_config, {"train.objective": "sft"})
+    assert gather("undecided") == (every, all_completions, all_tokens)
 
 
 def test_a_run_that_asks_less_takes_the_same_steps(tiny_config, tiny_model, tmp_path):

@@ -7,7 +7,8 @@ Sampling. One decoding step of an engine reads its weights, c P, and the KV cach
 bound by 2 FLOP a sequence and weight of the matrices. With tensor parallelism each GPU has its part
 of both, and two all-reduces of c H bytes a sequence and block. A group's prompt is read once.
 An engine takes ceil(prompts / engines) prompts, because groups are not split. Sequences that find
-no room in the KV cache, or beyond sampling.max_sequences, wait. A teacher samples as much again.
+no room in the KV cache, or beyond sampling.max_sequences, wait. A teacher is taken to sample as
+much again, the most that it can.
 
 Training. The matrices of a block take 2 FLOP a weight and token forward, 4 backward, and 2 more if
 they are recomputed; but for the MLP's last, H I, whose output no backward pass reads, so that torch

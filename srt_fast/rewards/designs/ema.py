@@ -6,11 +6,10 @@ Co-rewarding-II (arXiv 2508.00410): theta_T <- a theta_T + (1 - a) theta after e
 from 0.99 to 0.9999 by a cosine over the run. The label is the vote of the teacher's own rollouts.
 Reported as stable where the vote collapses (Qwen3-8B on DAPO-14k: MATH500 80.6 against 78.6). The
 teacher lags by about 1 / (1 - a) steps. That delays the loop that collapses, and does not cut it.
-The cost is a second sampling of every prompt and a copy of the weights. `samples` and `ask` lower
-it.
-
-A group whose rollouts all give one answer, or all give none, has equal rewards under any label. So
-its advantages are exactly 0, and the teacher need not be asked.
+The cost is a copy of the weights, and a second sampling of the prompts on which the policy's
+rollouts differ. A group whose rollouts all give one answer, or all give none, has equal rewards
+under any label. So its advantages are exactly 0, and the teacher is not asked. `samples` lowers the
+cost further.
 """
 
 from __future__ import annotations
@@ -29,14 +28,15 @@ class Ema:
     the run.
 
     `samples`: the teacher's completions of a prompt. 0: as many as the policy's. `ask`: the teacher
-    votes on all prompts, or on those on which the policy's rollouts differ ("undecided"). The
-    policy's own answer is the label of the others.
+    votes on the prompts on which the policy's rollouts differ ("undecided"), or on all. The
+    policy's own answer is the label of the others. With train.objective "sft" it votes on all,
+    because a group of equal rewards trains there.
     """
 
     decay: float = 0.99
     final_decay: float = 0.9999
     samples: int = 0
-    ask: Literal["all", "undecided"] = "all"
+    ask: Literal["all", "undecided"] = "undecided"
 
     @property
     def requires(self) -> tuple[Requirement, ...]:
