@@ -187,6 +187,8 @@ class WarmStart:
             weight_decay=0.01,
         )
         self._rng = random.Random(config.warm_start.seed)
+        formats = config.warm_start.formats
+        self._kinds = cycle([kind for name in formats for kind in ("solve", name)] or ["solve"])
 
     def run(self) -> None:
         """Train. Raises ValueError if pass@1 is not in the band after warm_start.max_steps."""
@@ -249,7 +251,7 @@ class WarmStart:
     def _step(self) -> tuple[float, int]:
         """One update on the cross-entropy of worked sums: the loss in nats a token, the tokens."""
         policy = self._policy
-        batch = self._worked_sums()
+        batch = self._lessons()
         hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.segments)
         logprobs, _ = linear_logprob(
             hidden, policy.head.weight, batch.targets, row_index=batch.row_index
@@ -261,7 +263,7 @@ class WarmStart:
         self._optimizer.step()
         return loss.item(), len(batch.input_ids)
 
-    def _worked_sums(self) -> PackedSequences:
+    def _lessons(self) -> PackedSequences:
         """A batch of sums with worked solutions, some of them wrong. With warm_start.formats every
         second lesson is of another format.
         """
@@ -269,10 +271,9 @@ class WarmStart:
         tokenizer = self._policy.tokenizer
         device = self._policy.device
         problems = [self._task.train(self._rng.getrandbits(48)) for _ in range(settings.batch_size)]
-        kinds = [kind for name in settings.formats for kind in ("solve", name)] or ["solve"]
         lessons = [
-            make_lesson(problem, kind, self._rng, settings.slip)
-            for problem, kind in zip(problems, cycle(kinds), strict=False)
+            make_lesson(problem, next(self._kinds), self._rng, settings.slip)
+            for problem in problems
         ]
         texts = [lesson.completion for lesson in lessons]
         solutions = tokenizer(texts, add_special_tokens=False)["input_ids"]

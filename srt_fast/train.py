@@ -206,14 +206,14 @@ class Trainer:
     def _supervised_step(self, batch: Batch) -> dict[str, float]:
         """Collect completions for supervised steps, and take one if it is due."""
         parts = self.parts
+        if parts.collapse.is_frozen:
+            return {}
         marked = marked_completions(batch)
         for rollouts, marks in marked:
             parts.replay.collect_marked(rollouts, marks)
         if not marked:
             verdicts = batch.later[0].groups if batch.later else None
             parts.replay.collect(batch.rollouts, batch.groups, verdicts)
-        if parts.collapse.is_frozen:
-            return {}
         pairs = parts.replay.take(self.step)
         return (
             parts.learner.supervised_step(pack_pairs(pairs, parts.policy.device)) if pairs else {}

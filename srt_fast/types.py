@@ -175,7 +175,7 @@ class Batch:
     rollouts: Rollouts
     groups: Groups
     reward: Reward
-    rounds: int  # how many times prompts were sampled: more than 1 only with reward.resample
+    rounds: int  # batches of new prompts: more than 1 only with reward.resample
     later: list[PlayedTurn] = field(default_factory=list)  # the turns after the first
     later_rewards: list[Reward] = field(default_factory=list)  # one for each of `later`
 

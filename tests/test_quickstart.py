@@ -2,12 +2,14 @@
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from srt_fast.config import Config, override, recipes
 from srt_fast.files import read_rows
-from srt_fast.quickstart import build_tokenizer, cache_folder, ensure_warm_started
+from srt_fast.quickstart import WarmStart, build_tokenizer, cache_folder, ensure_warm_started
 from srt_fast.tasks.lessons import make_lesson, with_slips
 from srt_fast.train import Trainer
 from srt_fast.types import Problem
@@ -76,6 +78,27 @@ def test_slips_of_verdicts():
     for flags in wrong.values():
         error = (0.15 * 0.85 / len(flags)) ** 0.5
         assert len(flags) > 3000 and abs(sum(flags) / len(flags) - 0.15) < 4 * error
+
+
+def test_a_batch_of_lessons_of_all_formats(small_config, tiny_policy):
+    """Every second one is a sum, the others are in turn of the two formats."""
+    changes = {"warm_start.formats": ["verdict", "redo"], "warm_start.batch_size": 6}
+    config = override(small_config, changes | {"warm_start.slip": 0.0})
+    tokenizer = build_tokenizer()
+    policy = SimpleNamespace(
+        tokenizer=tokenizer,
+        device=torch.device("cpu"),
+        model=tiny_policy.model,
+        head=tiny_policy.head,
+    )
+    batch = WarmStart(policy, config, do_nothing, do_nothing)._lessons()
+    taught = []
+    for segment in range(len(batch.segments.query_lengths)):
+        start, stop = batch.segments.cu_queries[segment : segment + 2].tolist()
+        taught.append(tokenizer.decode(batch.input_ids[start:stop], skip_special_tokens=True))
+    kinds = sorted("!" if "!" in text else "?" if "?" in text else "=" for text in taught)
+    assert kinds == ["!", "=", "=", "=", "?", "?"]
+    assert len(batch.targets) == len(batch.row_index)
 
 
 def test_warm_start_and_training(small_config):

@@ -8,6 +8,7 @@ import torch
 from srt_fast.config import CurriculumConfig
 from srt_fast.rewards.turns import CORRECT, WRONG
 from srt_fast.supervised_replay import SupervisedReplay, pack_pairs
+from srt_fast.train import Trainer
 from srt_fast.types import Layout
 from support.rollouts import make_groups, random_rollouts
 
@@ -65,6 +66,12 @@ def test_supervised_steps_take_the_completion_that_verdicts_accept():
     replay.collect(rollouts, make_groups([0] * 9, [0, 3, 6, 9]), verdicts)
     tokens = [tokens.tolist() for tokens in rollouts.tokens.split(list(range(1, 10)))]
     assert replay.take(1) == [([5, 6], tokens[1]), ([5, 6], tokens[7])]
+
+
+def test_a_frozen_run_takes_no_supervised_steps():
+    """Its reward function has no turns, so no verdicts."""
+    parts = SimpleNamespace(collapse=SimpleNamespace(is_frozen=True))
+    assert Trainer._supervised_step(SimpleNamespace(parts=parts), None) == {}
 
 
 def test_pack_pairs():

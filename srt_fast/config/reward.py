@@ -77,20 +77,21 @@ class CurriculumConfig:
     """Weight a prompt by (1 - vote share) to this power, so that hard prompts count more. 0:
     off."""
     repeat_hard: Fraction = 0.0
-    """Sample this part of a step's prompts a second time in the same step. They are drawn with
-    chances in proportion to 1 - vote share, so unanimous prompts are never drawn. 0: off."""
+    """Sample this part of the prompts that train a second time in the same step. They are drawn
+    with chances in proportion to 1 - vote share. Unanimous prompts and those without any answer are
+    never drawn. A step's metrics are over all of its rollouts, these too. 0: off."""
     easy_cap: NonNegative = 0
     """Only so many of the completions that agree with a prompt's majority train; all of them stay
-    in the vote and in the baseline. 0: all train."""
+    in the vote and in the baseline. Of episodes this is about the first turn. 0: all train."""
     supervised_every: NonNegative = 0
     """Take one supervised step every so many steps, on completions that supervised_pick names. 0:
     never."""
     supervised_pick: Literal["majority", "likeliest", "accepted"] = "majority"
     """What a supervised step trains on. "majority": the majority's completion, of prompts whose
     vote was strong but rare. "likeliest": of every prompt the completion with the highest log-prob,
-    summed over its tokens (SFT-Sharpening). "accepted": of every prompt the completion that most of
-    the policy's own verdicts accept, if at least half of them do; for reward functions whose second
-    turn is a verdict."""
+    summed over its tokens (SFT-Sharpening). "accepted": of every prompt the completion of which the
+    largest part of the policy's own verdicts is 1, at least half; for reward functions whose second
+    turn is a verdict. self_rewarding_correction picks by itself, whatever stands here."""
     supervised_share: Fraction = 0.5
     """A vote is rare if the majority's share is at most this."""
     supervised_lead: PositiveFloat = 2.0

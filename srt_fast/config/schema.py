@@ -121,6 +121,12 @@ def _check_gold(config: Config) -> None:
 
 
 def _check_train(config: Config) -> None:
+    repeat_hard = config.curriculum.repeat_hard
+    if repeat_hard and int(repeat_hard * config.train.prompts_per_step) < 1:
+        raise ValueError(
+            "curriculum.repeat_hard: expected 0, or at least 1 prompt of train.prompts_per_step="
+            f"{config.train.prompts_per_step}, got {repeat_hard:g} of them"
+        )
     # Without overrides every objective is valid (tests/config/test_schema.py), so torch is not
     # imported.
     if config.train.objective_overrides:
@@ -158,8 +164,12 @@ def _check_rounds(config: Config) -> None:
         raise ValueError(
             f"train.rounds: expected at most train.steps ({train.steps}), got {train.rounds}"
         )
-    if train.rounds and config.reward.resample:
-        raise ValueError(
-            "reward.resample: expected 0 with train.rounds, whose prompts are sampled ahead, got "
-            f"{config.reward.resample}"
-        )
+    for name, value in (
+        ("reward.resample", config.reward.resample),
+        ("curriculum.repeat_hard", config.curriculum.repeat_hard),
+    ):
+        if train.rounds and value:
+            raise ValueError(
+                f"{name}: expected 0 with train.rounds, whose prompts are sampled ahead, got "
+                f"{value}"
+            )

@@ -40,7 +40,7 @@ def evaluate_turns(
 ) -> dict[str, float | None]:
     """Ask the turns after the first, once about each completion.
 
-    Stops where the model writes a problem: what it says about that has no gold answer. A turn that
+    Stops where the model writes a problem: a problem of its own has no gold answer. A turn that
     is "balanced" in training asks about all completions here. No turn has a limit. A
     turn that shows one completion of each answer speaks for all completions of its prompt.
 

@@ -89,11 +89,12 @@ def labels_over_time(arms: Iterable[Arm], results: Sequence[RunResult]) -> list[
 
 
 def turn_scores(arms: Iterable[Arm], results: Sequence[RunResult]) -> list[Row]:
-    """Per arm of several turns: means over the seeds of the scores of TURN_SCORES at the start and
-    at the end; `gain`, what the later turns add to the accuracy at the end; and the accuracy of all
-    labels, and of those that the reward function keeps.
+    """Per arm whose evaluations score later turns: means over the seeds.
 
-    None without a figure. Empty without an arm of several turns.
+    TURN_SCORES at the start and at the end; `gain`, what the later turns add to the accuracy at the
+    end; the accuracy of all labels, and of those that the reward function keeps.
+
+    None without a figure. Empty without such an arm.
     """
     rows = []
     for arm in arms:
@@ -110,8 +111,8 @@ def turn_scores(arms: Iterable[Arm], results: Sequence[RunResult]) -> list[Row]:
             if "acc@final" in run.turns
         ]
         row["gain"] = _spread(gains)
-        row["label_accuracy"] = _mean_of_known(run.all_label_accuracy for run in runs)
-        row["kept_label_accuracy"] = _mean_of_known(run.kept_label_accuracy for run in runs)
+        row["label_accuracy"] = _mean_of_known(run.mean_label_accuracy for run in runs)
+        row["kept_label_accuracy"] = _mean_of_known(run.mean_kept_label_accuracy for run in runs)
         rows.append(row)
     return rows
 

@@ -110,10 +110,10 @@ class RunResult:
     turns: dict[str, tuple[float, float]] = field(default_factory=dict)
     """The scores of later turns that are in TURN_SCORES, at the first and at the last evaluation.
     Empty in a run of single completions."""
-    kept_label_accuracy: float | None = None
-    """Of the labels of prompts that the reward function keeps: mean of all steps, as
-    all_label_accuracy of all labels."""
-    all_label_accuracy: float | None = None
+    mean_label_accuracy: float | None = None
+    """Mean over all steps of the metric label_accuracy."""
+    mean_kept_label_accuracy: float | None = None
+    """Mean over all steps of the metric kept_label_accuracy."""
     place: str = ""
     """Model and task of the arm."""
 
@@ -178,8 +178,8 @@ def measure(run: FinishedRun) -> RunResult:
         labels=_labels(run),
         tokens_per_step=_mean(train, "sampled_tokens"),
         turns=_turn_scores(evaluations),
-        kept_label_accuracy=_mean(train, "kept_label_accuracy"),
-        all_label_accuracy=_mean(train, "label_accuracy"),
+        mean_label_accuracy=_mean(train, "label_accuracy"),
+        mean_kept_label_accuracy=_mean(train, "kept_label_accuracy"),
         place=run.place,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from srt_fast.transfer import fetch, send
 from srt_fast.types import Conversation, Groups, PlayedTurn, Problem, Prompts, Rollouts
 from srt_fast.utilization.meter import StepMeter
 from srt_kernels import AnswerReader, majority_vote
-from srt_kernels.answers.canonical import answer_key
+from srt_kernels.answers.canonical import hash_bytes
 
 Question = tuple[list[int], Conversation]  # the completions that it shows, and its prompt
 
@@ -43,7 +43,6 @@ class Episodes:
         self._tokenizer: Any = policy.tokenizer
         self._sampler = sampler
         self._reader = reader
-        self._text_reader = AnswerReader(policy.tokenizer, "whole")
         self._meter = meter or StepMeter()
         self._longest_prompt = longest_prompt(policy, config.sampling)
         self._stop_tokens = set(stop_tokens(policy))
@@ -75,7 +74,7 @@ class Episodes:
 
         agrees [R] bool: which of these agree with their labels, if the turn is "balanced". Leaves
         out questions that are longer than a prompt may be. Asks nothing if no question is left. One
-        host sync beside sampling.
+        host sync beside sampling, two where problems are written.
         """
         read = [before.rollouts.tokens, before.groups.keys]
         tokens, keys, *flags = fetch(*read, *([] if agrees is None else [agrees]))
@@ -108,16 +107,23 @@ class Episodes:
         return rollouts
 
     def _keys(self, turn: Turn, rollouts: Rollouts, conversations: list[Conversation]) -> Tensor:
-        """[R] int64: keys of the answers. Of a problem, the key of its text, and 0 if it is
-        truncated, empty or the task's prompt again.
+        """[R] int64: keys of the answers. Of a problem, a hash of its text, and 0 if it is
+        truncated, empty or the task's prompt again. That takes a host sync.
         """
         if turn.reply != "problem":
             return answer_keys(self._reader, rollouts, self._config.reward)
-        keys = self._text_reader.keys(rollouts.tokens, rollouts.cu_seqlens)
-        known = [answer_key(item.problem.prompt) for item in conversations]
-        own = torch.tensor([known[group] for group in rollouts.layout.groups], dtype=torch.int64)
-        [own] = send([own], keys.device)
-        return keys.masked_fill(rollouts.truncated | (keys == own), 0)
+        tokens, truncated = fetch(rollouts.tokens, rollouts.truncated)
+        keys = torch.zeros(len(truncated), dtype=torch.int64)
+        spans = pairwise(rollouts.layout.offsets)
+        for place, (group, (start, stop)) in enumerate(
+            zip(rollouts.layout.groups, spans, strict=True)
+        ):
+            text = str(self._tokenizer.decode(tokens[start:stop], skip_special_tokens=True)).strip()
+            is_own = text == conversations[group].problem.prompt.strip()
+            if text and not is_own and not truncated[place]:
+                keys[place] = hash_bytes(text.encode("utf-8", "surrogatepass"))
+        [keys] = send([keys], rollouts.tokens.device)
+        return keys
 
     def _groups(
         self, rollouts: Rollouts, keys: Tensor, sizes: list[int], parents: list[int]

@@ -144,7 +144,7 @@ class RewardPipeline:
             rollouts=rollouts,
             groups=groups,
             reward=reward,
-            rounds=1,
+            rounds=0 if prompts.are_repeated else 1,
             later=list(later),
             later_rewards=later_rewards,
         )
@@ -154,13 +154,14 @@ class RewardPipeline:
         return join_rounds(batch, new, self._config.train.prompts_per_step + repeated)
 
     def hard_prompts(self, batch: Batch) -> Prompts | None:
-        """The step's prompts that are sampled a second time. One host sync with
-        curriculum.repeat_hard.
+        """The step's prompts that are sampled a second time. None if there are none.
+
+        One host sync with curriculum.repeat_hard.
         """
         fraction = self._config.curriculum.repeat_hard
         if not fraction:
             return None
-        [shares] = fetch(batch.groups.vote.share)
+        [shares] = fetch(batch.groups.vote.share.where(prompts_kept(batch), -1.0))
         places = draw_hard(shares, fraction)
         if not places:
             return None

@@ -78,11 +78,13 @@ class Turn:
     one_per_answer: the first completion of each answer, all in one question. Only prompts with
     several answers are asked.
     one_per_prompt: the first completion of each prompt.
-    new: each problem that the model wrote, once in a step, if it is not empty or truncated."""
+    new: each problem that the model wrote, if it is not empty or truncated; of equal texts the
+    first. A step that samples several times (reward.resample, curriculum.repeat_hard) asks each
+    time anew."""
     samples: int = 1
     """Completions of each question."""
     limit: int = 0
-    """The most questions in a step, chosen at random. 0: no limit."""
+    """The most questions of a sampling, chosen at random. 0: no limit."""
     group: Baseline = "prompt"
     """Which completions share a baseline: those of a task's prompt, of a question, or those about
     one answer to a prompt."""
@@ -160,10 +162,17 @@ def turns_of(function: Any) -> tuple[Turn, ...]:
                 f"{name}: expected ask {turn.ask!r} behind a turn of reply {reply!r}, "
                 f"got it behind {before.reply!r}"
             )
-        if reply == "answer" and turn.ask in needs and not is_about_task(turns, number):
+        if is_about_task(turns, number):
+            continue
+        if reply == "answer" and turn.ask in needs:
             raise ValueError(
                 f"{name}: expected ask {turn.ask!r} about answers to the task's prompt, "
                 "got it about answers to a problem that the model wrote"
+            )
+        if "{prompt}" in turn.question:
+            raise ValueError(
+                f"{name}: expected no {{prompt}}, which is the task's, in a question about a "
+                f"problem that the model wrote, got {turn.question!r}"
             )
     return turns
 

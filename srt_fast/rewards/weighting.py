@@ -12,7 +12,7 @@ from srt_fast.types import Groups, Reward
 
 
 def head_tail(reward: Reward, groups: Groups, power: float) -> Reward:
-    """Weight each prompt by (1 - f_m)^power, scaled to mean 1 over the prompts.
+    """Weight each prompt by (1 - f_m)^power, scaled to mean 1 over the prompts of a sampling.
 
     f_m is the majority's share: hard prompts count more. Head-tail rebalancing (arXiv 2510.26474)
     caps the trajectories of easy prompts. It repeats and resamples those of hard prompts in
@@ -38,12 +38,14 @@ def cap_easy(reward: Reward, groups: Groups, cap: int) -> Reward:
 
 
 def draw_hard(shares: Tensor, fraction: float) -> list[int]:
-    """At most this fraction of the prompts, drawn without repeats by 1 - share, in their order.
+    """At most this fraction of the prompts that train, drawn without repeats by 1 - share, in
+    their order.
 
-    shares [P] fp32 in host memory. Draws from torch's generator on the CPU.
+    shares [P] fp32 in host memory, negative for a prompt that does not train. A prompt without any
+    answer (share 0) is not drawn. Draws from torch's generator on the CPU.
     """
-    hardness = (1 - shares).clamp_min(0)
-    count = min(int(fraction * len(shares)), int((hardness > 0).sum()))
+    hardness = (1 - shares).clamp_min(0).where(shares > 0, 0.0)
+    count = min(int(fraction * (shares >= 0).sum()), int((hardness > 0).sum()))
     if not count:
         return []
     return hardness.multinomial(count).sort().values.tolist()

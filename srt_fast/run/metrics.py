@@ -24,7 +24,7 @@ metrics.jsonl has one JSON object per line:
         completion_tokens     mean length of a completion
         sampled_tokens        tokens of all completions of the step, a teacher's too
         repetition            8-token windows that came before in the same completion
-        rounds                batches that were sampled for this step (with reward.resample)
+        rounds                batches of new prompts in this step (with reward.resample)
         round                 number of the offline round, from 1 (with train.rounds)
         judge_failures        rollouts that the judge could not grade (reward.kind self_judge)
         label_coverage        prompts that have a label (labels from the starting model or a file)

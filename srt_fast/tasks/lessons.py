@@ -5,8 +5,9 @@ r"""What the warm start of the embedded model teaches, as texts.
     redo     740+580=4310\boxed{134}!       2310\boxed{132}
              740+580=4310\boxed{134}?\boxed{0}!
 
-All of them have slips: half of the solutions that are shown are wrong, and so are some verdicts and
-new solutions. So self-training has something to improve.
+All of them have slips (warm_start.slip): with the default almost half of the solutions that are
+shown are wrong, and so are some verdicts and new solutions. So self-training has something to
+improve.
 """
 
 from __future__ import annotations

@@ -88,6 +88,14 @@ FILE_TASK = {
             r"reward\.resample: expected 0 with train\.rounds, .* got 1",
         ),
         (
+            {"train.rounds": 1, "train.objective": "dpo", "curriculum.repeat_hard": 0.5},
+            r"curriculum\.repeat_hard: expected 0 with train\.rounds, .* got 0\.5",
+        ),
+        (
+            {"curriculum.repeat_hard": 0.01},
+            r"repeat_hard: expected 0, or at least 1 prompt of .*=64, got 0\.01 of them",
+        ),
+        (
             {"vllm.one_step_off": True, "sampling.engine": "hf"},
             r"vllm\.one_step_off: expected sampling\.engine='vllm'",
         ),

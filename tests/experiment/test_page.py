@@ -79,15 +79,20 @@ def test_the_page_of_runs_with_later_turns(tmp_path):
     for seed, final in ((0, 0.95), (1, 0.90)):
         scores = {"acc@first": 0.9, "acc@final": final, "verdict_accuracy": 0.8, "gv_gap": 0.05}
         first = verdicts[0] | {"acc@first": 0.5, "acc@final": 0.5}
-        save_run(tmp_path, make_run("coverl", RISING, seed, turns={0: first, 30: scores}))
+        run = make_run("coverl", RISING, seed, turns={0: first, 30: scores})
+        for row in run.rows_of("train"):
+            row["kept_label_accuracy"] = 0.7
+        save_run(tmp_path, run)
     only_verdicts = {0: verdicts[0], 30: {"verdict_accuracy": 0.7, "gv_gap": None}}
     save_run(tmp_path, make_run("verify", RISING, turns=only_verdicts))
     save_run(tmp_path, make_run("majority", RISING))
     _, page, *_ = write_page(grid, [0, 1], tmp_path, tmp_path)
     table = page.read_text().split("The later turns:")[1]
     gain = "2.5 (0.0 to 5.0)"
-    assert f"| `coverl` | 2 | 60.0 | 80.0 | 0.0 | 5.0 | 90.0 | 92.5 | {gain} |" in table
-    assert "| `verify` | 1 | 60.0 | 70.0 | - | - | - | - | - |" in table
+    assert (
+        f"| `coverl` | 2 | 60.0 | 80.0 | 0.0 | 5.0 | 90.0 | 92.5 | {gain} | 50.0 | 70.0 |" in table
+    )
+    assert "| `verify` | 1 | 60.0 | 70.0 | - | - | - | - | - | 50.0 | - |" in table
     assert "`majority` |" not in table.split("##")[0]
 
 

@@ -198,7 +198,7 @@ class Says:
 def test_a_problem_is_answered_once_and_if_it_is_new(tiny_policy, tiny_config):
     """Left out: the task's own prompt, a repetition, an empty and a truncated problem."""
     _, first = fixed_turn(tiny_policy, tiny_config, ["3", "4", "34", "5"], samples=2)
-    texts = ["7+7=", "1+2=", "7+7= ", "", "8+8", "30+4"]
+    texts = ["7+7=", "1+2=", "7+7= ", "", "8+8", "30+4"]  # 30+4 is not the prompt 30+4=
     reader = AnswerReader(tiny_policy.tokenizer, "last_number")
     says = Says(tiny_policy, texts, truncated=(4,))
     episodes = Episodes(tiny_config, tiny_policy, says, reader)
@@ -363,8 +363,12 @@ def test_verification_is_what_it_was(digits_config, tmp_path, monkeypatch, chang
 
 
 @pytest.mark.parametrize("kind", EPISODES)
-def test_gold_changes_no_step_of_an_episode(digits_config, tmp_path, kind):
+def test_gold_changes_no_step_of_an_episode(digits_config, tiny_model, tmp_path, kind):
     """Right and wrong gold give the same weights, and none as well. Scores of turns need gold."""
+    if kind == "propose":  # a truncated problem is none
+        model = speak_digits(tiny_model, tmp_path / "ends", ends=True)
+        changes = {"model.path": model, "sampling.max_new_tokens": 3}
+        digits_config = override(digits_config, changes)
     final = {}
     scores = {}
     names = ("right", "wrong", "none") if kind == "coverl" else ("right", "wrong")
@@ -388,7 +392,10 @@ def test_gold_changes_no_step_of_an_episode(digits_config, tmp_path, kind):
         final[name] = weights(folder)
         rows = read_rows(folder / "metrics.jsonl")
         scores[name] = [row for row in rows if row["kind"] == "eval"][-1]
-        assert all(row["turn2_asked"] > 0 for row in rows if row["kind"] == "train")
+        steps = [row for row in rows if row["kind"] == "train"]
+        assert all(row["turn2_asked"] > 0 for row in steps)
+        if kind == "propose":
+            assert any(row["turn3_asked"] > 0 for row in steps)
     for name in names[1:]:
         assert_same_weights(final[name], final["right"])
     turns = turns_of(make_reward_function(kind, {}))

@@ -11,7 +11,7 @@ from srt_fast.learner import Learner
 from srt_fast.model.loading import load_policy
 from srt_fast.rewards.base import keep_all
 from srt_fast.rewards.inputs import RewardInputs
-from srt_fast.rewards.joining import concatenate
+from srt_fast.rewards.joining import concatenate, prompts_kept
 from srt_fast.rewards.pipeline import RewardPipeline
 from srt_fast.rewards.weighting import cap_easy, draw_hard, head_tail
 from srt_fast.run import checkpoint
@@ -57,10 +57,23 @@ def test_who_is_sampled_a_second_time():
     assert abs(hard - 900) < 4 * (1000 * 0.9 * 0.1) ** 0.5
     assert draw_hard(shares, 1.0) == [1, 2]
     assert draw_hard(torch.ones(4), 0.5) == draw_hard(shares, 0.2) == []
+    # Without an answer, and one that does not train: a half of three is one.
+    assert draw_hard(torch.tensor([0.0, 0.5, 0.9, -1.0]), 0.5) in ([1], [2])
 
 
-def test_hard_prompts_are_sampled_a_second_time(sharp_config, tmp_path, monkeypatch):
-    """They are groups of their own beside the step's prompts, and train."""
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"reward": {"kind": "threshold", "params": {"tau": 0.5}, "resample": 2}},
+        {"reward": {"kind": "self_correct", "params": {"question": "!"}}},
+    ],
+    ids=["majority", "threshold", "self_correct"],
+)
+def test_hard_prompts_are_sampled_a_second_time(sharp_config, tmp_path, monkeypatch, changes):
+    """They are groups of their own beside the step's prompts. Only prompts that train and do not
+    agree come again.
+    """
     batches = []
     join_turns = RewardPipeline.join_turns
 
@@ -69,16 +82,24 @@ def test_hard_prompts_are_sampled_a_second_time(sharp_config, tmp_path, monkeypa
         return join_turns(self, batch)
 
     monkeypatch.setattr(RewardPipeline, "join_turns", recording)
-    changes = {"run_dir": str(tmp_path / "run"), "curriculum.repeat_hard": 0.5, "train.steps": 3}
-    Trainer(override(sharp_config, changes), quiet=True).train()
+    run = {"run_dir": str(tmp_path / "run"), "curriculum.repeat_hard": 0.5, "train.steps": 3}
+    Trainer(override(sharp_config, run | changes), quiet=True).train()
     count = sharp_config.train.prompts_per_step
-    repeats = [batch.prompts.problems[count:] for batch in batches]
-    assert any(repeats)
-    for batch, again in zip(batches, repeats, strict=True):
-        assert len(again) <= count // 2
-        assert all(problem in batch.prompts.problems[:count] for problem in again)
-        assert len(batch.groups.cu_groups) - 1 == len(batch.prompts.problems)
-        assert batch.reward.keep.all()
+    repeats = 0
+    for batch in batches:
+        first = count * batch.rounds
+        kept = prompts_kept(batch).tolist()
+        problems = batch.prompts.problems
+        assert len(batch.groups.cu_groups) - 1 == len(problems)
+        for problem in problems[first:]:
+            place = problems.index(problem)
+            assert place < first and kept[place]
+            assert 0 < batch.groups.vote.share[place] < 1
+        repeats += len(problems) - first
+        assert len(problems) - first <= sum(kept[:first]) // 2
+        for turn in batch.later:
+            assert [batch.rollouts.layout.groups[parent] for parent in turn.parents] == turn.prompts
+    assert repeats
 
 
 def test_concatenate(tiny_policy):

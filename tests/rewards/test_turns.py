@@ -186,6 +186,14 @@ EXPECTED = {
             ([1, 1, 0, 0, 1, 1, 1, 1, 1, 0, 1, 1], [1] * 4 + [0] * 4 + [1] * 4),
         ],
     ),
+    # A gate of 1/10 keeps shares of 3/5 and 2/5, whatever their rounding.
+    ("propose", (("gate", 0.1),)): (
+        [
+            ([101, 102], [0, 2], [0, 0]),
+            ([A, A, A, B, B, A, A, B, 0, C], [0, 5, 10], [0] * 5 + [1] * 5),
+        ],
+        [(VOTE, ALL), ([0.8, 0.8], ALL), ([1, 1, 1, 0, 0, 1, 1, 0, 0, 0], ALL)],
+    ),
     # A gate of 0 keeps p = 1/2 alone.
     ("propose", (("gate", 0.0),)): (
         [([101, 102], [0, 2], [0, 0]), ([A, B, A, B, B, B], [0, 2, 6], [0, 0, 1, 1, 1, 1])],
@@ -200,7 +208,9 @@ def test_every_reward_function_of_episodes_has_an_expected_episode():
 
 @pytest.mark.parametrize(("kind", "params"), EXPECTED)
 def test_an_episode_worked_out_by_hand(kind, params):
-    """Values are sums of small integers and halves: exact in fp32."""
+    """Values are sums of small integers and halves, exact in fp32; but for shares of fifths, which
+    are rounded to 2^-25, with a factor of 2 and two more roundings.
+    """
     later, expected = EXPECTED[kind, params]
     episode = [make_groups(*FIRST)]
     episode += [make_groups(keys, cu_groups, parent=parent) for keys, cu_groups, parent in later]
@@ -208,7 +218,7 @@ def test_an_episode_worked_out_by_hand(kind, params):
     for reward, (values, keep) in zip(rewards, expected, strict=True):
         assert reward.rewards.dtype == torch.float32 and reward.keep.dtype == torch.bool
         target = torch.tensor(values, dtype=torch.float32)
-        torch.testing.assert_close(reward.rewards, target, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(reward.rewards, target, rtol=0, atol=2**-22, equal_nan=True)
         kept = [True] * len(values) if keep is ALL else [bool(value) for value in keep]
         assert reward.keep.tolist() == kept
 
@@ -362,6 +372,15 @@ def test_bad_turns(fields, message):
                 Turn(question="!", ask="balanced"),
             ),
             "expected ask 'balanced' about answers to the task's prompt",
+        ),
+        (
+            (
+                Turn(),
+                Turn(question="?", reply="problem"),
+                Turn(question="{completion}", ask="new"),
+                Turn(question="{prompt}{completion}?", reply="verdict"),
+            ),
+            "expected no {prompt}, which is the task's, in a question about a problem",
         ),
     ],
 )

@@ -92,14 +92,18 @@ def sharpen(model: str, folder: Path) -> str:
     return str(folder)
 
 
-def speak_digits(model: str, folder: Path) -> str:
+def speak_digits(model: str, folder: Path, *, ends: bool = False) -> str:
     """A copy of a model that writes 0, 1 and 2 at random: answers recur, and some are verdicts.
 
+    ends: it ends its completions, at random too.
+
     The first number of each hidden state is made large and constant. Through it the head takes all
-    other tokens away. The logits of the three are close.
+    other tokens away. The logits of these are close.
     """
     policy = load_policy(model, ModelConfig())
     spoken = policy.tokenizer.convert_tokens_to_ids(list("012"))
+    if ends:
+        spoken.append(policy.tokenizer.eos_token_id)
     with torch.no_grad():
         policy.model.get_input_embeddings().weight[:, 0] = 0.3
         head = policy.model.lm_head.weight

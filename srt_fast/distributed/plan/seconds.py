@@ -29,8 +29,9 @@ once. FSDP2 hides communication behind computation, so a step takes the longer o
 Weight sync. Weights c P are gathered, and written to the engine. A teacher borrows the engine, so
 it is filled three times.
 
-Not counted: latencies, evaluation, checkpoints, AdamW (with offload it runs on the CPU), uneven
-ranks, and the tail of long completions.
+Not counted: later turns of episodes, prompts sampled a second time, latencies, evaluation,
+checkpoints, AdamW (with offload it runs on the CPU), uneven ranks, and the tail of long
+completions.
 """
 
 from __future__ import annotations

@@ -11,12 +11,13 @@ anything. Where few agree the majority is often wrong: R-Zero measures labels th
 problems get harder. So the gate is strict: answers to other problems do not train. With the gate of
 1/4, p is from 1/4 to 3/4.
 
-A problem that is truncated, empty, the task's own, or written before in the step is not answered:
-its p is 0, and so is its reward. The same holds for one that is too long for a prompt.
+A problem that is truncated, empty, the task's own, or has the text of one before it in the same
+sampling is not answered: its p is 0, and so is its reward. The same holds for one that is too long
+for a prompt.
 
 The sources' proposer and solver are two models that train in turns. Here one policy is both (SQLM
 too), in one step. The sources' proposer is told a topic. Here it sees one of the task's prompts.
-R-Zero pays for variety by clusters of BLEU. Here a repeated problem has no reward. No gold answer
+R-Zero pays for variety by clusters of BLEU. Here a repeated text has no reward. No gold answer
 is used: `labels` is about the task's own prompts.
 """
 
@@ -36,6 +37,9 @@ PROPOSE = (
     "Here is a problem:\n{prompt}\nWrite one new problem of the same kind that is a little harder. "
     "Write the problem only, without its solution."
 )
+
+ROUNDING = 1e-6
+"""More than the rounding of a share and less than the distance between two shares."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +82,7 @@ class Propose:
     def __call__(self, episode: Sequence[Groups]) -> list[Reward]:
         first, second, third = episode
         distance = (third.vote.share - 0.5).abs()  # of each new problem that was answered
-        is_kept = (distance <= self.gate)[group_index(third)]
+        is_kept = (distance <= self.gate + ROUNDING)[group_index(third)]
         return [
             Reward(rewards=agreement(episode, 0).float(), keep=keep_all(first)),
             Reward(rewards=_uncertainty(second, third, distance), keep=keep_all(second)),
