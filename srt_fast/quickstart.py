@@ -95,7 +95,10 @@ def cache_folder(config: Config) -> Path:
     """The folder of this configuration's model: $XDG_CACHE_HOME/srt-fast/quickstart-<hash>."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     task = [config.task.params, config.task.template, config.task.answer_rule, config.task.verifier]
-    recipe = [FORMAT, asdict(config.warm_start), task]
+    settings = asdict(config.warm_start)
+    if not settings["formats"]:
+        del settings["formats"]  # a model that was cached before there were formats is the same
+    recipe = [FORMAT, settings, task]
     return (
         root
         / "srt-fast"

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from srt_fast.errors import printable
-from srt_fast.run.panels import PANELS, Panel, Series
+from srt_fast.run.panels import Panel, Series, panels_of
 
 Row = dict[str, Any]
 Curve = tuple[np.ndarray, np.ndarray]  # steps, values
@@ -57,7 +57,7 @@ def overview(rows: list[Row], title: str) -> Figure:
         figure = Figure(figsize=(13, 7), layout="constrained")
         # Fonts refuse lone surrogates.
         figure.suptitle(printable(title), parse_math=False, fontsize=12, fontweight="bold")
-        for axes, panel in zip(figure.subplots(2, 3).flat, PANELS[:6], strict=True):
+        for axes, panel in zip(figure.subplots(2, 3).flat, panels_of(rows)[:6], strict=True):
             _draw(axes, panel, rows)
         return figure
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 Series = tuple[str, str, str]  # kind of row, name of the metric, label
 
@@ -94,3 +95,9 @@ PANELS = (
     ),
 )
 """All panels of the report. The PNG has the first six."""
+
+
+def panels_of(rows: list[dict[str, Any]]) -> tuple[Panel, ...]:
+    """The panels of these rows of metrics: without the monitor's if it took no look."""
+    has_looks = any(row["kind"] == "monitor" for row in rows)
+    return tuple(panel for panel in PANELS if has_looks or not panel.marks_alarms)

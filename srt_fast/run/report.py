@@ -19,7 +19,7 @@ from srt_fast.errors import hide_passwords
 from srt_fast.files import Row, write_atomically
 from srt_fast.run.curves import bar_svg, limits_svg, overview, panel_svg
 from srt_fast.run.page import html_text, page, table
-from srt_fast.run.panels import PANELS
+from srt_fast.run.panels import panels_of
 from srt_fast.run.records import RunRecord, read_record
 from srt_fast.run.score_tables import score_tables
 
@@ -102,7 +102,9 @@ def _lead(facts: Row) -> str:
 
 
 def _curves(rows: list[Row]) -> str:
-    return f'<div class="curves">{"".join(panel_svg(panel, rows) for panel in PANELS)}</div>'
+    return (
+        f'<div class="curves">{"".join(panel_svg(panel, rows) for panel in panels_of(rows))}</div>'
+    )
 
 
 def _step_time(rows: list[Row]) -> str:
