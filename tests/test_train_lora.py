@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from srt_fast.cli import main
 from srt_fast.config import Config, override
 from srt_fast.files import read_rows
+from srt_fast.model.loading import load_policy
 from srt_fast.train import Trainer
 from support.models import sharpen
 
@@ -72,3 +73,39 @@ def test_a_run_is_resumed_bit_for_bit_and_exported(config, tmp_path, capsys):
     scores = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert scores["model"] == str(whole / "model")
     assert 0 <= scores["pass1"] <= 1
+
+
+def test_a_run_on_4_bit_weights_is_resumed_and_evaluated(config, tmp_path, capsys):
+    """The sampler's log-probs are the training pass's. A resumed run quantizes to the same bits."""
+    changes = {"model.lora.quantize": "nf4", "train.steps": 3, "log.mfu": False}
+    config = override(config, changes | {"checkpoint.every": 1})
+    whole = Path(config.run_dir)
+    Trainer(config, quiet=True).train()
+    weights = load_file(whole / "model" / "adapter_model.safetensors")
+    assert any(weight.any() for name, weight in weights.items() if "lora_B" in name)
+    rows = read_rows(whole / "metrics.jsonl")
+    mismatches = [row["train_mismatch_max"] for row in rows if row.get("updates")]
+    assert mismatches and max(mismatches) < 1e-3  # as above
+
+    resumed = tmp_path / "resumed"
+    shutil.copytree(whole, resumed, symlinks=True)
+    for step in (2, 3):
+        shutil.rmtree(resumed / "checkpoints" / f"step-{step:06d}")
+    Trainer(override(config, {"run_dir": str(resumed)}), resume=resumed, quiet=True).train()
+    again = load_file(resumed / "model" / "adapter_model.safetensors")
+    assert all(weights[name].equal(again[name]) for name in weights)
+
+    exported = tmp_path / "exported"
+    assert main(["export", str(whole), str(exported)]) == 0
+    merged = load_policy(str(whole / "model"), config.model).named_weights()
+    on_disk = load_file(exported / "model.safetensors")
+    assert all(on_disk[name].equal(weight) for name, weight in merged)
+    start = load_file(Path(config.model.path) / "model.safetensors")
+    down = "model.layers.0.mlp.down_proj.weight"  # no adapter on it
+    assert not on_disk[down].equal(start[down])
+
+    capsys.readouterr()
+    assert main(["eval", str(whole)]) == 0
+    scores = json.loads(capsys.readouterr().out.splitlines()[-1])
+    last = [row for row in rows if row["kind"] == "eval"][-1]
+    assert scores["pass1"] == last["pass1"] and scores["vote_share"] == last["vote_share"]

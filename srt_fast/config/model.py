@@ -34,8 +34,17 @@ class LoRAConfig:
     seed: NonNegative = 0
     """Seed of the adapters' first weights. B begins as 0, so every run starts from the same
     model."""
+    quantize: Literal["none", "nf4"] = "none"
+    """"nf4": keep the frozen weights of the body's linear layers in 4 bits (QLoRA), on a GPU or a
+    CPU, in one process. Needs the extra `qlora` (bitsandbytes). A 4-bit weight takes 0.52 bytes in
+    place of 4, and each pass makes it whole again."""
 
     def __post_init__(self) -> None:
+        if self.quantize != "none" and not self.r:
+            raise ValueError(
+                "model.lora.r: expected at least 1 with model.lora.quantize="
+                f"{self.quantize!r}, got 0"
+            )
         if self.dropout:
             raise ValueError(
                 "model.lora.dropout: expected 0 (with dropout the training pass would not have the "

@@ -33,7 +33,8 @@ from srt_fast.model.lora import (
     reset_adapters,
 )
 from srt_fast.model.lora_policy import LoRAPolicy
-from srt_fast.model.policy import Policy
+from srt_fast.model.policy import Policy, autocast_dtype
+from srt_fast.model.quantized import check_quantization, quantize_layers
 from srt_fast.model.sharded_loading import load_sharded
 
 
@@ -57,7 +58,8 @@ def load_policy(
 
     path: a Hugging Face folder, a .gguf file or a hub id. Only safetensors are read from folders
     and from the hub. An adapter's folder, which peft or a run has written, is loaded with the model
-    that it names. Its own settings count, not config.lora. share_prompts: see Policy.
+    that it names. Its own settings count, not config.lora, but for quantize. share_prompts: see
+    Policy.
 
     Raises ValueError for a missing file or folder, a folder without config.json, a GGUF file
     without the gguf package, a model that the hub or transformers refuses, an architecture that
@@ -67,6 +69,7 @@ def load_policy(
     if is_adapter_folder(path):
         folder = Path(path).expanduser()
         base, lora = read_adapter_config(folder)
+        lora = replace(lora, quantize=config.lora.quantize)  # peft's settings do not say it
         policy = _load(
             base, replace(config, lora=lora), world, [TRAINED], share_prompts=share_prompts
         )
@@ -106,6 +109,12 @@ def _load(
     device = pick_device(config.device)
     if adapters:
         check_peft()
+    quantizes = bool(adapters) and config.lora.quantize != "none"
+    if quantizes:
+        check_quantization(device)
+        if world.is_distributed or config.compile:
+            got = "several ranks" if world.is_distributed else "model.compile"
+            raise ValueError(f"model.lora.quantize: expected 'none' with {got}, got 'nf4'")
     if config.compile:
         check_compiler("model.compile", device)
 
@@ -123,7 +132,7 @@ def _load(
         if world.is_distributed:
             model = load_sharded(source, config, world, device, add_parts)
         else:
-            model = _load_whole(source, config, device, arguments)
+            model = _load_whole(source, config, device, arguments, quantizes=quantizes)
             add_parts(model)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         if str(error).startswith("model."):  # it names the setting already
@@ -140,7 +149,12 @@ def _load(
 
 
 def _load_whole(
-    source: str, config: ModelConfig, device: torch.device, arguments: dict[str, Any]
+    source: str,
+    config: ModelConfig,
+    device: torch.device,
+    arguments: dict[str, Any],
+    *,
+    quantizes: bool,
 ) -> PreTrainedModel:
     model: Any = AutoModelForCausalLM.from_pretrained(
         source,
@@ -149,6 +163,8 @@ def _load_whole(
         attn_implementation=ATTENTION,
         **arguments,
     )
+    if quantizes:
+        quantize_layers(model, device, autocast_dtype(device, config) or model.dtype)
     return model.to(device)
 
 

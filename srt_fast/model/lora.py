@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from srt_fast.config import LoRAConfig
 from srt_fast.distributed.sharding import copy_whole
+from srt_fast.model.quantized import is_quantized, whole_weight
 
 TRAINED = "default"
 """peft's name of the adapter that is trained."""
@@ -153,8 +154,10 @@ def base_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def merged_weight(layer: Any, adapter: str) -> Tensor:
-    """W + alpha / r * B A of a peft layer, in W's dtype. Gradients reach A, B and W."""
-    weight = layer.get_base_layer().weight
+    """W + alpha / r * B A of a peft layer, in W's dtype. Gradients reach A, B and W, but for a W in
+    4 bits.
+    """
+    weight = whole_weight(layer.get_base_layer())
     with torch.autocast(weight.device.type, enabled=False):
         change = layer.get_delta_weight(adapter)
     return (weight + change).to(weight.dtype)
@@ -200,7 +203,7 @@ def _check_targets(model: Any, targets: Sequence[str]) -> None:
 
     layers = adapted_layers(model)
     for name, layer in layers.items():
-        if not isinstance(layer, Linear):
+        if not isinstance(layer, Linear) and not is_quantized(layer.get_base_layer()):
             kind = type(layer.get_base_layer()).__name__
             raise ValueError(f"model.lora.target: expected linear layers, got {name}, a {kind}")
     for target in targets:

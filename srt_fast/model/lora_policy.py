@@ -21,6 +21,7 @@ from srt_fast.model.lora import (
     merged_weight,
 )
 from srt_fast.model.policy import Policy, Result, saved_tensors
+from srt_fast.model.quantized import is_quantized, whole_weight
 
 
 class LoRAPolicy(Policy):
@@ -57,14 +58,23 @@ class LoRAPolicy(Policy):
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """All weights, merged, by their names in a model without adapters. One copy at a time."""
         own = base_weights(saved_tensors(self.model))
+        quantized = {
+            f"{name.removesuffix('.base_layer')}.weight": module
+            for name, module in self.model.named_modules()
+            if is_quantized(module) and not hasattr(module, "lora_A")
+        }
+        for weight in quantized:  # what bitsandbytes saves beside a weight
+            own = {name: own[name] for name in own if not name.startswith(f"{weight}.")}
         layers = {f"{name}.weight": layer for name, layer in adapted_layers(self.model).items()}
         for name, tensor in revert_weight_conversion(self.model, own).items():
             layer = layers.pop(name, None)
-            if layer is None or self._adapter is None:
-                yield name, tensor.detach()
-            else:
+            base = quantized.pop(name, None)
+            if layer is not None and self._adapter is not None:
                 yield name, merged_weight(layer, self._adapter)
-        assert not layers, f"the checkpoint's layout has other names than {sorted(layers)}"
+            else:
+                yield name, tensor.detach() if base is None else whole_weight(base)
+        others = {*layers, *quantized}
+        assert not others, f"the checkpoint's layout has other names than {sorted(others)}"
 
     def save(self, folder: Path) -> None:
         """Write the merged model and the tokenizer in Hugging Face format."""

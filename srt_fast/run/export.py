@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from srt_fast.config import LoRAConfig, ModelConfig
+from srt_fast.config import ModelConfig
 from srt_fast.errors import print_text
 from srt_fast.model.loading import load_policy, quiet_transformers
 from srt_fast.run.folder import load_config
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
         config = load_config(source).model
         source = source / "model"
     quiet_transformers()
-    config = replace(config, device="cpu", compile=False, lora=LoRAConfig())
+    config = replace(config, device="cpu", compile=False)
     load_policy(str(source), config).save(folder)
     print_text(folder)
     return 0

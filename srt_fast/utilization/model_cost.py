@@ -80,6 +80,11 @@ def _matrices(body: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
         if isinstance(module, nn.Embedding):
             continue
         for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.is_floating_point():
+                raise UnknownCostError(
+                    f"expected weights of floats, got {name} of {type(module).__name__} in "
+                    f"{parameter.dtype}"
+                )
             if parameter.ndim == 2:
                 matrices.append(parameter)
             elif parameter.ndim == 3:

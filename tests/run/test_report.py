@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from srt_fast.config import Config, LogConfig
 from srt_fast.run.curves import panel_svg
 from srt_fast.run.metrics import MetricsWriter
-from srt_fast.run.panels import PANELS
+from srt_fast.run.panels import PANELS, panels_of
 from srt_fast.run.records import LARGEST, read_record
 from srt_fast.run.report import write_report
 from srt_fast.run.score_tables import score_tables
@@ -219,6 +219,14 @@ def test_damaged_rows_and_fields_are_left_out_and_counted_once(tmp_path, caplog)
         (tmp_path / "config.json").write_text(text, encoding="latin-1")
         (tmp_path / "summary.json").write_text(text, encoding="latin-1")
         assert read_record(tmp_path).damage[-2:] == ["config.json", "summary.json"]
+
+
+def test_the_panel_of_the_monitor_needs_a_look():
+    look = {"step": 0, "kind": "monitor", "time": 1, "probe_score": 0.5}
+    assert panels_of([look]) == PANELS
+    without = panels_of([{"step": 0, "kind": "eval", "time": 1, "pass1": 0.5}])
+    assert without == tuple(panel for panel in PANELS if "Held-out agreement" not in panel.title)
+    assert len(without) == len(PANELS) - 1
 
 
 @pytest.mark.parametrize("panel", [PANELS[3], PANELS[-1]], ids=["linear", "logarithmic"])

@@ -1,0 +1,86 @@
+"""Frozen weights in 4 bits under adapters (QLoRA, arXiv 2305.14314), by bitsandbytes.
+
+Each linear layer of the body holds its weight as NF4, in blocks of 64 with a scale each. A pass
+makes the whole weight again for its product. The embeddings, the norms and the LM head stay as they
+are: the loss reads the head's weight itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+DEVICES = ("cuda", "cpu")
+"""Where bitsandbytes multiplies by 4-bit weights."""
+
+
+def check_quantization(device: torch.device) -> None:
+    """Raise ValueError if bitsandbytes is not installed, or does not support the device."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(
+            "model.lora.quantize: expected the package bitsandbytes, got none: "
+            "pip install 'srt-fast[qlora]'"
+        )
+    if device.type not in DEVICES:
+        raise ValueError(
+            f"model.lora.quantize: expected a device of {' or '.join(DEVICES)}, got {device.type}"
+        )
+
+
+def quantize_layers(model: Any, device: torch.device, compute_dtype: torch.dtype) -> None:
+    """Put 4-bit layers in place of all linear layers but the LM head. They are on the device.
+
+    compute_dtype: of the products. Raises ValueError for a model without such layers.
+    """
+    head = model.get_output_embeddings()
+    layers = [
+        (module, name, child)
+        for module in model.modules()
+        for name, child in module.named_children()
+        if type(child) is nn.Linear and child is not head
+    ]
+    if not layers:
+        raise ValueError(
+            "model.lora.quantize: expected linear layers in the model's body, got none in "
+            f"{type(model).__name__}"
+        )
+    for module, name, child in layers:
+        setattr(module, name, _quantized(child, device, compute_dtype))
+    model.is_loaded_in_4bit = True  # peft looks here
+
+
+def is_quantized(layer: nn.Module) -> bool:
+    """Whether a layer holds its weight in 4 bits."""
+    return getattr(getattr(layer, "weight", None), "quant_state", None) is not None
+
+
+def whole_weight(layer: Any) -> Tensor:
+    """[outputs, inputs] weight of a linear layer. Of a 4-bit layer a copy, else the layer's own."""
+    if not is_quantized(layer):
+        return layer.weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+
+
+def _quantized(layer: nn.Linear, device: torch.device, compute_dtype: torch.dtype) -> nn.Module:
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    quantized = Linear4bit(
+        layer.in_features,
+        layer.out_features,
+        bias=layer.bias is not None,
+        compute_dtype=compute_dtype,
+        quant_type="nf4",
+        device="meta",
+    )
+    # bitsandbytes would repack weights on a CPU with AVX512-BF16 for passes without gradient only.
+    # Then training and sampling would not have the same log-probs.
+    quantized.support_avx512bf16_for_cpu = False
+    weight = layer.weight.data.contiguous()
+    quantized.weight = Params4bit(weight, requires_grad=False, quant_type="nf4", module=quantized)
+    quantized.bias = layer.bias
+    return quantized.to(device)
