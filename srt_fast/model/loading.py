@@ -109,8 +109,13 @@ def _load(
     device = pick_device(config.device)
     if adapters:
         check_peft()
-    quantizes = bool(adapters) and config.lora.quantize != "none"
+    quantizes = config.lora.quantize != "none"
     if quantizes:
+        if not adapters:
+            raise ValueError(
+                "model.lora.r: expected at least 1 with model.lora.quantize="
+                f"{config.lora.quantize!r}, got 0"
+            )
         check_quantization(device)
         if world.is_distributed or config.compile:
             got = "several ranks" if world.is_distributed else "model.compile"

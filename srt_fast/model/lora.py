@@ -139,7 +139,7 @@ def adapter_weights(model: nn.Module, adapter: str) -> dict[str, Tensor]:
     """An adapter's A and B by their names in a peft folder, not copied."""
     return {
         f"base_model.model.{name.replace(f'.{adapter}.', '.')}": tensor
-        for name, tensor in model.state_dict(keep_vars=True).items()
+        for name, tensor in model.named_parameters()
         if is_adapter(name) and f".{adapter}." in name
     }
 
@@ -166,13 +166,14 @@ def merged_weight(layer: Any, adapter: str) -> Tensor:
 def head_weight(head: Any) -> Tensor:
     """[V, H] weight of an LM head, with the adapters that are active.
 
-    Without adapters it is the head's own, not copied. With them it is a copy in each call.
+    Without adapters it is the head's own, not copied. With them, or in 4 bits, it is a copy in each
+    call.
     """
     if not hasattr(head, "lora_A") or head.disable_adapters or head.merged:
-        return head.weight
+        return whole_weight(head)
     adapters = [name for name in head.active_adapters if name in head.lora_A]
     if not adapters:
-        return head.weight
+        return whole_weight(head)
     if len(adapters) > 1 or head.lora_variant:
         raise ValueError(
             "LM head: expected at most one active adapter of plain LoRA, got "

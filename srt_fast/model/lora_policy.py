@@ -63,8 +63,6 @@ class LoRAPolicy(Policy):
             for name, module in self.model.named_modules()
             if is_quantized(module) and not hasattr(module, "lora_A")
         }
-        for weight in quantized:  # what bitsandbytes saves beside a weight
-            own = {name: own[name] for name in own if not name.startswith(f"{weight}.")}
         layers = {f"{name}.weight": layer for name, layer in adapted_layers(self.model).items()}
         for name, tensor in revert_weight_conversion(self.model, own).items():
             layer = layers.pop(name, None)

@@ -1,12 +1,12 @@
 """Frozen weights in 4 bits under adapters (QLoRA, arXiv 2305.14314), by bitsandbytes.
 
-Each linear layer of the body holds its weight as NF4, in blocks of 64 with a scale each. A pass
-makes the whole weight again for its product. The embeddings, the norms and the LM head stay as they
-are: the loss reads the head's weight itself.
+Each linear layer of the body holds its weight as NF4, in blocks of 64 with a scale each. The
+embeddings, the norms and the LM head stay as they are: the loss reads the head's weight itself.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from typing import Any
 
@@ -18,7 +18,7 @@ DEVICES = ("cuda", "cpu")
 
 
 def check_quantization(device: torch.device) -> None:
-    """Raise ValueError if bitsandbytes is not installed, or does not support the device."""
+    """Raise ValueError if bitsandbytes is not installed, or the device is none of DEVICES."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(
             "model.lora.quantize: expected the package bitsandbytes, got none: "
@@ -66,10 +66,33 @@ def whole_weight(layer: Any) -> Tensor:
     return dequantize_4bit(layer.weight.data, layer.weight.quant_state)
 
 
-def _quantized(layer: nn.Linear, device: torch.device, compute_dtype: torch.dtype) -> nn.Module:
-    from bitsandbytes.nn import Linear4bit, Params4bit
+@functools.cache
+def _layer_class() -> Any:
+    """bitsandbytes' layer, which peft knows, with a pass of our own."""
+    from bitsandbytes import matmul_4bit
+    from bitsandbytes.nn import Linear4bit
 
-    quantized = Linear4bit(
+    class QuantizedLinear(Linear4bit):
+        """bitsandbytes' own pass returns the type of its input, casts the bias for good, and
+        repacks weights on a CPU with AVX512-BF16 in passes without gradient only.
+        """
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.to(self.compute_dtype)
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            return matmul_4bit(x, self.weight, bias=bias, quant_state=self.weight.quant_state)
+
+        def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+            """Without the scales: a weight is saved whole (whole_weight)."""
+            nn.Linear._save_to_state_dict(self, destination, prefix, keep_vars)
+
+    return QuantizedLinear
+
+
+def _quantized(layer: nn.Linear, device: torch.device, compute_dtype: torch.dtype) -> nn.Module:
+    from bitsandbytes.nn import Params4bit
+
+    quantized = _layer_class()(
         layer.in_features,
         layer.out_features,
         bias=layer.bias is not None,
@@ -77,9 +100,6 @@ def _quantized(layer: nn.Linear, device: torch.device, compute_dtype: torch.dtyp
         quant_type="nf4",
         device="meta",
     )
-    # bitsandbytes would repack weights on a CPU with AVX512-BF16 for passes without gradient only.
-    # Then training and sampling would not have the same log-probs.
-    quantized.support_avx512bf16_for_cpu = False
     weight = layer.weight.data.contiguous()
     quantized.weight = Params4bit(weight, requires_grad=False, quant_type="nf4", module=quantized)
     quantized.bias = layer.bias

@@ -159,14 +159,18 @@ def _judge(
         gold=gold,
         sampling=drawn.cost,
         training=training,
-        step=_step(drawn.cost, training, advice, vote.mixed),
+        step=_step(drawn.cost, training, advice, vote.mixed, config.train.objective),
         advice=advice,
         rows=[make_row(*row) for row in zip(ballots, drawn.answers, drawn.problems, strict=True)],
     )
 
 
 def _step(
-    sampling: Cost, training: Cost | None, advice: Advice, mixed: dict[int, Estimate]
+    sampling: Cost,
+    training: Cost | None,
+    advice: Advice,
+    mixed: dict[int, Estimate],
+    objective: str,
 ) -> StepCost | None:
     if training is None:
         return None
@@ -174,12 +178,13 @@ def _step(
     prompts = advice.prompts_per_step.value
     assert isinstance(group_size, int) and isinstance(prompts, int)
     fraction = mixed[group_size].value
+    taught = 1.0 if objective == "sft" else fraction
     return scale_to_step(
         sampling,
         training,
         prompts=prompts,
         group_size=group_size,
-        taught=fraction if advice.design.value == "ema" else 0.0,
+        taught=taught if advice.design.value == "ema" else 0.0,
         mixed=fraction,
     )
 

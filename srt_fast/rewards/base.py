@@ -72,7 +72,8 @@ class EMATeacher:
     decay, final_decay: the decay at the start and at the end of the run.
     samples: the teacher's completions of a prompt. 0: as many as the policy's.
     ask: "all" prompts, or those on which the policy's rollouts differ ("undecided"). The others
-    have no teacher's answers. Their rewards are equal under any label, so they have no gradient.
+    have no teacher's answers. Their rewards are equal under any label, so the label changes no
+    gradient.
     """
 
     decay: float

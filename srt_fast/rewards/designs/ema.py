@@ -8,8 +8,9 @@ Reported as stable where the vote collapses (Qwen3-8B on DAPO-14k: MATH500 80.6 
 teacher lags by about 1 / (1 - a) steps. That delays the loop that collapses, and does not cut it.
 The cost is a copy of the weights, and a second sampling of the prompts on which the policy's
 rollouts differ. A group whose rollouts all give one answer, or all give none, has equal rewards
-under any label. So its advantages are exactly 0, and the teacher is not asked. `samples` lowers the
-cost further.
+under any label. So its advantages are exactly 0, and the teacher is not asked. With a KL penalty in
+the reward they are not 0, but the same under any label, up to rounding. `samples` lowers the cost
+further.
 """
 
 from __future__ import annotations
