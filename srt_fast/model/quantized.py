@@ -7,6 +7,7 @@ embeddings, the norms and the LM head stay as they are: the loss reads the head'
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 from typing import Any
 
@@ -61,18 +62,20 @@ def whole_weight(layer: Any) -> Tensor:
     """[outputs, inputs] weight of a linear layer. Of a 4-bit layer a copy, else the layer's own."""
     if not is_quantized(layer):
         return layer.weight
-    from bitsandbytes.functional import dequantize_4bit
+    return _bitsandbytes().functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
 
-    return dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+
+def _bitsandbytes() -> Any:
+    """The package. It has no types that a type checker could read."""
+    return importlib.import_module("bitsandbytes")
 
 
 @functools.cache
 def _layer_class() -> Any:
     """bitsandbytes' layer, which peft knows, with a pass of our own."""
-    from bitsandbytes import matmul_4bit
-    from bitsandbytes.nn import Linear4bit
+    bitsandbytes = _bitsandbytes()
 
-    class QuantizedLinear(Linear4bit):
+    class QuantizedLinear(bitsandbytes.nn.Linear4bit):
         """bitsandbytes' own pass returns the type of its input, casts the bias for good, and
         repacks weights on a CPU with AVX512-BF16 in passes without gradient only.
         """
@@ -80,7 +83,8 @@ def _layer_class() -> Any:
         def forward(self, x: Tensor) -> Tensor:
             x = x.to(self.compute_dtype)
             bias = None if self.bias is None else self.bias.to(x.dtype)
-            return matmul_4bit(x, self.weight, bias=bias, quant_state=self.weight.quant_state)
+            state = self.weight.quant_state
+            return bitsandbytes.matmul_4bit(x, self.weight, bias=bias, quant_state=state)
 
         def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
             """Without the scales: a weight is saved whole (whole_weight)."""
@@ -90,8 +94,6 @@ def _layer_class() -> Any:
 
 
 def _quantized(layer: nn.Linear, device: torch.device, compute_dtype: torch.dtype) -> nn.Module:
-    from bitsandbytes.nn import Params4bit
-
     quantized = _layer_class()(
         layer.in_features,
         layer.out_features,
@@ -101,6 +103,8 @@ def _quantized(layer: nn.Linear, device: torch.device, compute_dtype: torch.dtyp
         device="meta",
     )
     weight = layer.weight.data.contiguous()
-    quantized.weight = Params4bit(weight, requires_grad=False, quant_type="nf4", module=quantized)
+    quantized.weight = _bitsandbytes().nn.Params4bit(
+        weight, requires_grad=False, quant_type="nf4", module=quantized
+    )
     quantized.bias = layer.bias
     return quantized.to(device)
