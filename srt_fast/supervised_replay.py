@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from srt_fast.config import CurriculumConfig
+from srt_fast.rewards.base import sums_by
 from srt_fast.rewards.turns import CORRECT
 from srt_fast.sampling.base import Completion, pack_completions
 from srt_fast.transfer import fetch
@@ -121,9 +122,9 @@ def _accepted(groups: Groups, verdicts: Groups) -> tuple[Tensor, Tensor]:
     more of them.
     """
     assert verdicts.parent is not None
-    zeros = torch.zeros(len(groups.keys), dtype=torch.float64, device=groups.keys.device)
-    accepts = zeros.index_add(0, verdicts.parent, (verdicts.keys == CORRECT).double())
-    asked = zeros.index_add(0, verdicts.parent, torch.ones_like(verdicts.keys).double())
+    is_accepted = (verdicts.keys == CORRECT).double()
+    accepts = sums_by(verdicts.parent, is_accepted, len(groups.keys))
+    asked = sums_by(verdicts.parent, torch.ones_like(is_accepted), len(groups.keys))
     highest, is_highest = _highest(accepts / asked.clamp_min(1), groups.cu_groups)
     return highest >= 0.5, is_highest
 

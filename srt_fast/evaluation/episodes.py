@@ -40,9 +40,9 @@ def evaluate_turns(
 ) -> dict[str, float | None]:
     """Ask the turns after the first, once about each completion.
 
-    Stops where the model writes a problem: a problem of its own has no gold answer. A turn that
-    is "balanced" in training asks about all completions here. No turn has a limit. A
-    turn that shows one completion of each answer speaks for all completions of its prompt.
+    Stops where the model writes a problem: a problem of its own has no gold answer. A turn that is
+    "balanced" in training asks about all completions here. No turn has a limit. A turn that shows
+    one completion of each answer speaks for all completions of its prompt.
 
     Args:
         turns: Those of the reward function, the first one included.

@@ -237,6 +237,12 @@ def is_undecided(keys: Tensor, cu_groups: Tensor) -> Tensor:
     return segment_reduce(differs, "max", cu_groups) > 0
 
 
+def sums_by(index: Tensor, values: Tensor, count: int) -> Tensor:
+    """[count]: the sum of the values [R] at each index [R] int64, in their type. 0 without any."""
+    zeros = torch.zeros(count, dtype=values.dtype, device=values.device)
+    return zeros.index_add(0, index, values)
+
+
 def mean_over_tokens(groups: Groups, values: Tensor) -> Tensor:
     """[R] fp32: the mean of values [N] over each rollout's tokens."""
     lengths = groups.cu_seqlens.diff().clamp_min(1)

@@ -22,10 +22,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from srt_fast.rewards.base import QUESTION, Requirement
+from srt_fast.rewards.base import QUESTION, Requirement, sums_by
 from srt_fast.rewards.turns import (
     CORRECT,
     LabelSource,
@@ -90,5 +89,4 @@ class Coverl:
         says_correct = (episode[1].keys == CORRECT).long()
         vote = (2 * says_correct - 1).where(agreement(episode, 0)[parent], 0)
         prompts = len(episode[0].cu_groups) - 1
-        balance = torch.zeros(prompts, dtype=torch.int64, device=vote.device)
-        return balance.index_add(0, prompt_index(episode, 1), vote) > 0
+        return sums_by(prompt_index(episode, 1), vote, prompts) > 0

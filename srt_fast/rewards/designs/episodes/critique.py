@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from srt_fast.rewards.base import Requirement, keep_all
+from srt_fast.rewards.base import Requirement, keep_all, sums_by
 from srt_fast.rewards.turns import LabelSource, Turn, agreement, label_requirements
 from srt_fast.types import Groups, Reward
 
@@ -64,9 +64,9 @@ class Critique:
         assert second.parent is not None and third.parent is not None
         solved = agreement(episode, 0).float()
         revised = agreement(episode, 2).float()
-        zeros = torch.zeros(len(second.keys), device=revised.device)
-        revisions = zeros.index_add(0, third.parent, torch.ones_like(revised))
-        mean = zeros.index_add(0, third.parent, revised) / revisions  # NaN without a revision
+        revisions = sums_by(third.parent, torch.ones_like(revised), len(second.keys))
+        # NaN without a revision
+        mean = sums_by(third.parent, revised, len(second.keys)) / revisions
         return [
             Reward(rewards=solved, keep=keep_all(first)),
             Reward(rewards=mean - solved[second.parent], keep=revisions > 0),

@@ -8,8 +8,8 @@ R-Zero (arXiv 2508.05004), Self Rewarding Self Improving (2505.08827), SQLM (250
 
 A problem is worth most if half of its answers agree. Where nearly all agree it is too easy to teach
 anything. Where few agree the majority is often wrong: R-Zero measures labels that get worse as the
-problems get harder. So the gate is strict: answers to other problems do not train. With the gate of
-1/4, p is from 1/4 to 3/4.
+problems get harder. So the gate is strict: answers to problems beyond it do not train. With the
+gate of 1/4, p is from 1/4 to 3/4.
 
 A problem that is truncated, empty, the task's own, or has the text of one before it in the same
 sampling is not answered: its p is 0, and so is its reward. The same holds for one that is too long

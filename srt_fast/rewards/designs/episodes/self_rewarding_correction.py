@@ -24,10 +24,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from srt_fast.rewards.base import QUESTION, Requirement, keep_all
+from srt_fast.rewards.base import QUESTION, Requirement, keep_all, sums_by
 from srt_fast.rewards.turns import (
     CORRECT,
     LabelSource,
@@ -88,5 +87,4 @@ class SelfRewardingCorrection:
 
 def _any_child(parent: Tensor, flags: Tensor, parents: int) -> Tensor:
     """[parents] bool: whether any completion of a parent has the flag. parent, flags [R]."""
-    counts = torch.zeros(parents, dtype=torch.int64, device=parent.device)
-    return counts.index_add(0, parent, flags.long()) > 0
+    return sums_by(parent, flags.long(), parents) > 0
