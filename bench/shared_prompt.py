@@ -9,8 +9,8 @@ an advantage. "tokens" are those that the model computes. Peaks are above what w
 first; the sampler computes a prompt once either way.
 
 Three cases sample from their model: quickstart (sums), smollm (chat prompts), larger (30M
-parameters). math has the model of "larger" and random tokens: prompts of 120, completions of 100 to
-300, 32 of each prompt.
+parameters). The others have random tokens: prompts of 120, completions of 100 to 300, 32 of each
+prompt. math has the model of "larger", whose LM head is most of it, math_smollm has SmolLM2-135M.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from trainers.larger_model import larger
 from trainers.runs import CPU, run_alone
 
 WAYS = {"apart": False, "shared": True}
+RANDOM_TOKENS = ("math", "math_smollm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,17 +62,17 @@ def make_case(name: str) -> Case:
         return Case(config=quickstart(), prompts=64, steps=12)
     if name == "smollm":
         return Case(config=smollm(), prompts=8, steps=3)
-    config = larger()
     if name == "larger":
-        return Case(config=config, prompts=8, steps=10)
-    return Case(config=override(config, {"sampling.group_size": 32}), prompts=2, steps=0)
+        return Case(config=larger(), prompts=8, steps=10)
+    config, prompts = (larger(), 2) if name == "math" else (smollm(), 1)
+    return Case(config=override(config, {"sampling.group_size": 32}), prompts=prompts, steps=0)
 
 
 def make_rollouts(name: str, case: Case, policy: Policy) -> Rollouts:
-    """Rollouts of the case's model, or for math of random tokens."""
+    """Rollouts of the case's model, or of random tokens."""
     torch.manual_seed(0)
     sampling = case.config.sampling
-    if name == "math":
+    if name in RANDOM_TOKENS:
         lengths = torch.randint(100, 301, (case.prompts * sampling.group_size,)).tolist()
         prompts = torch.randint(10, 40000, (case.prompts, 120)).tolist()
         completions = [
@@ -189,7 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = ("quickstart", "smollm", "larger", "math")
+    names = ("quickstart", "smollm", "larger", *RANDOM_TOKENS)
     parser.add_argument("--cases", nargs="+", choices=names, default=list(names))
     parser.add_argument("--rounds", type=int, default=5, help="passes of each way")
     parser.add_argument("--runs", type=int, default=2, help="runs of each way; 0: no whole steps")
