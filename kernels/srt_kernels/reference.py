@@ -250,18 +250,18 @@ def majority_vote(
     weights: Tensor | None = None,
     share_over: ShareOver = "all",
 ) -> Vote:
-    """Group after group, with a dict that keeps answers in the order of their first rollout."""
+    """Group after group, with a dict that keeps answers in the order of their first vote."""
     answers = keys.tolist()
     rollout_weights = [1.0] * len(answers) if weights is None else weights.tolist()
     majority, share, runner_up, rewards = [], [], [], []
     for start, stop in itertools.pairwise(cu_groups.tolist()):
         votes: dict[int, float] = {}
         for i in range(start, stop):
-            votes[answers[i]] = votes.get(answers[i], 0.0) + rollout_weights[i]
+            if rollout_weights[i] > 0:
+                votes[answers[i]] = votes.get(answers[i], 0.0) + rollout_weights[i]
         silent_votes = votes.pop(0, 0.0)
         total = sum(votes.values()) + (silent_votes if share_over == "all" else 0.0)
         ranked = sorted(votes, key=lambda key: -votes[key])  # stable: ties stay in order
-        ranked = [key for key in ranked if votes[key] > 0]
         majority.append(ranked[0] if ranked else 0)
         share.append(votes[ranked[0]] / total if ranked else 0.0)
         runner_up.append(votes[ranked[1]] / total if len(ranked) > 1 else 0.0)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch._C import _autograd
 from torch._library.custom_ops import CustomOpDef
+from torch.autograd import forward_ad
 
 from srt_kernels.core.backend import is_interpreted_bf16, on_device_of_tensors, use_triton
 
@@ -43,6 +44,18 @@ def scale_saved_gradients(op: CustomOpDef, leaves: tuple[int, ...], first_output
         return tuple(gradients)
 
     op.register_autograd(differentiate, setup_context=save)
+
+
+def refuse_tangents(**leaves: Tensor | None) -> None:
+    """Raise RuntimeError for a tensor with a tangent (torch.func.jvp, dual tensors).
+
+    torch would take the derivative of an op without a forward mode as 0.
+    """
+    if forward_ad._current_level < 0:
+        return
+    for name, leaf in leaves.items():
+        if leaf is not None and forward_ad.unpack_dual(leaf).tangent is not None:
+            raise RuntimeError(f"{name}: expected no tangent (only backward has a formula), got one")
 
 
 def _scale(gradient: Tensor, factor: Tensor, in_place: bool) -> Tensor:

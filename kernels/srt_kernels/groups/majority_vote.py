@@ -50,7 +50,8 @@ def vote_by_sorting(
     if weights is None:
         weights = torch.ones_like(keys, dtype=torch.float64)
     weights = weights.double()
-    votes = votes_per_key(keys, group, weights).where(valid, 0.0)
+    # A rollout without weight does not decide a tie. Each answer with votes has others.
+    votes = votes_per_key(keys, group, weights).where(valid & (weights > 0), 0.0)
     most_votes = segment_reduce(votes, "max", cu_groups)
     is_leading = (votes == most_votes[group]) & (votes > 0)
     index = torch.arange(rollouts, device=keys.device)
@@ -139,7 +140,8 @@ def majority_vote(
     """Vote of the rollouts of each group about its answer.
 
     Synchronises with the host only for CPU tensors. The same on every run. A tie goes to the answer
-    whose earliest rollout comes first. An answer without any weight cannot win.
+    whose earliest rollout with a weight above 0 comes first. An answer without any weight cannot
+    win.
 
     A GPU compares each rollout with each of its group, O(R x largest group). Groups of more than
     1024 rollouts on average are sorted instead, O(R log R), with the same bits. The host knows the

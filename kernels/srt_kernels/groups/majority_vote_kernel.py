@@ -74,6 +74,9 @@ def vote_kernel(
         votes, all_votes = count_votes(
             key_ptr, weight_ptr, keys, start, stop, HAS_WEIGHTS, SHARE_OVER_ALL
         )
+        if HAS_WEIGHTS:  # a rollout without weight does not decide a tie
+            weights = tl.load(weight_ptr + index, mask=index < stop, other=0.0)
+            votes = tl.where(weights > 0, votes, 0.0)
         block_most = tl.max(votes, 0)
         earliest = tl.min(tl.where(votes == block_most, index, stop), 0)
         block_majority = tl.sum(tl.where(index == earliest, keys, 0), 0)

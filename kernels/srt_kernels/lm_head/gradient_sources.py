@@ -98,14 +98,26 @@ def active_tokens(objective: Objective, inputs: TokenInputs) -> Tensor:
     return is_active
 
 
+def read_tokens(objective: Objective, inputs: TokenInputs) -> Tensor:
+    """[N] bool: tokens whose values decide a gradient, if only by a correction that is 0."""
+    is_read = inputs.advantages != 0
+    if objective.kl_coef > 0 or objective.entropy_coef > 0:
+        return torch.ones_like(is_read)
+    if needs_whole_rollouts(objective, has_correction=False):
+        return segment_reduce(is_read, "max", inputs.cu_seqlens)[inputs.rollout_index] > 0
+    return is_read
+
+
 def active_index(
-    is_active: Tensor, head: LMHead, inputs: TokenInputs, normalizer: Tensor | None
+    objective: Objective, head: LMHead, inputs: TokenInputs, normalizer: Tensor | None
 ) -> tuple[Tensor, bool]:
     """[n] int64 positions of the active tokens, and whether no two of them share a hidden row.
 
-    Raises ValueError for nan or inf in what the caller gave for active tokens, their hidden rows
-    included, and for a normalizer that is no size. On a GPU this is the one host sync.
+    Raises ValueError for nan or inf in what the caller gave for tokens that are read, for hidden
+    rows of active tokens that are not finite, and for a normalizer that is no size. On a GPU this
+    is the one host sync.
     """
+    is_active = active_tokens(objective, inputs)
     tokens = len(is_active)
     if tokens == 0:
         return inputs.rollout_index, True
@@ -115,7 +127,8 @@ def active_index(
     bad_hidden = first_true(is_active & ~_finite_rows(head))
     own = torch.stack([count, _distinct_rows(is_active, head), is_size.long(), bad_hidden])
     values = token_values(inputs)
-    figures = torch.cat([own, first_bad_tokens(values, is_active)]).tolist()
+    bad_values = first_bad_tokens(values, read_tokens(objective, inputs))
+    figures = torch.cat([own, bad_values]).tolist()
     active, distinct, has_size, bad_token, *first_bad = figures
     expect_finite(values, first_bad, inputs.rollout_index)
     expect(bool(has_size), "normalizer", NORMALIZER, normalizer)

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from srt_kernels.core.autograd import refuse_tangents
 from srt_kernels.core.backend import on_device_of_tensors
 from srt_kernels.core.checks import check_tensors
 from srt_kernels.lm_head.gradient_sources import KnownGradient
@@ -134,15 +135,15 @@ def linear_logprob(
 ) -> tuple[Tensor, Tensor]:
     """Log-prob of each target and entropy of its distribution.
 
-    Differentiable once in hidden, weight and bias: a second derivative raises RuntimeError. A row's
-    result does not depend on the other rows.
+    Differentiable once in hidden, weight and bias: a second derivative raises RuntimeError, and so
+    does forward mode (torch.func.jvp). A row's result does not depend on the other rows.
 
     Args:
         hidden: [M, H] fp16, bf16, fp32 or fp64. float8 has no products here.
         weight: [V, H] of the same types. A wider one is rounded to hidden's, as autocast does.
         targets: [N] int64.
         temperature: divides the logits, after the softcap, as in a sampler.
-        bias: [V].
+        bias: [V]. -inf masks an entry of the vocabulary, which is then no target.
         softcap: the model's (Gemma 2, arXiv 2408.00118).
         row_index: [N] int64, the hidden row of each target. Rows may repeat. None: N = M, in order.
         unique_rows: no row repeats in row_index. Then dX takes no fp32 [M, H] and, on a GPU, no
@@ -161,9 +162,10 @@ def linear_logprob(
         ValueError: a bad shape, dtype, device or setting. On a CPU also a target or a row out of
             range, a row that repeats with unique_rows, or nan or inf in what makes the logits. On a
             GPU, where looking would synchronise with the host, these are an assertion on the device
-            and a nan log-prob.
+            and a nan log-prob; the log-prob of a masked target is -1e30 there.
     """
     check_tensors(hidden=hidden, weight=weight, targets=targets, bias=bias, row_index=row_index)
+    refuse_tangents(hidden=hidden, weight=weight, bias=bias)
     check_settings(unique_rows, temperature, softcap, chunk_rows, group)
     return _forward(
         hidden,

@@ -20,12 +20,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
 
-from srt_kernels.core.autograd import scale_saved_gradients
+from srt_kernels.core.autograd import refuse_tangents, scale_saved_gradients
 from srt_kernels.core.backend import on_device_of_tensors
 from srt_kernels.core.checks import check_tensors
 from srt_kernels.lm_head.gradient_sources import (
     active_index,
-    active_tokens,
     largest_gradient,
     needs_whole_rollouts,
 )
@@ -82,8 +81,7 @@ def _compute(*arguments) -> tuple[Tensor, ...]:
     if all_rows:
         check_finite_on_cpu(token_values(inputs), inputs)
     else:
-        is_active = active_tokens(objective, inputs)
-        index, has_unique_rows = active_index(is_active, head, inputs, rollouts[-1])
+        index, has_unique_rows = active_index(objective, head, inputs, rollouts[-1])
         head = replace(head, has_unique_rows=has_unique_rows)
         index = index if len(index) < len(targets) else None
     if index is not None:
@@ -190,9 +188,10 @@ def linear_policy_loss(
 
     Raises:
         ValueError: as linear_logprob and policy_loss. Of log-probs and advantages only those of
-            tokens that are computed must be finite. A GPU too finds nan and inf in them, in hidden
-            states and in the normalizer, but not in weight and bias. With all_rows it looks at no
-            value: they make the loss nan, inf or 0.
+            tokens that are computed, or that a correction leaves out, must be finite. A GPU too
+            finds nan and inf in them, in hidden states and in the normalizer, but not in weight and
+            bias. With all_rows it looks at no value: they make the loss nan, inf or 0.
+        RuntimeError: a tensor with a forward-mode tangent.
     """
     check_objective(objective)
     check_tensors(
@@ -207,6 +206,7 @@ def linear_policy_loss(
         ref_logprobs=ref_logprobs,
         sampler_logprobs=sampler_logprobs,
     )
+    refuse_tangents(hidden=hidden, weight=weight, bias=bias)
     check_settings(unique_rows, temperature, softcap, chunk_rows, group)
     number, tensor = split_normalizer(normalizer)
     needs_grad = [

@@ -21,6 +21,8 @@ TILE_COLUMNS = 256
 # Each chunk reads and writes dW: 8 V H bytes. At 4.3 TB/s, and with half of it hidden, that takes
 # as long as three row tiles of dX at 790 TFLOP/s (an H200).
 ROW_TILES_OF_DWEIGHT = 3
+# Least logit. exp of it is 0, and differences with it are finite.
+LOWEST = -1e30
 
 HEAD_SCHEMA = """Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, Tensor? row_index,
 bool unique_rows, float temperature, float? softcap, int? chunk_rows, str group"""
@@ -197,17 +199,18 @@ def check_settings(
 
 
 def check_finite(head: LMHead, logprobs: Tensor) -> None:
-    """Raise ValueError that names the first hidden row with a nan log-prob.
+    """Raise ValueError for nan and inf in a weight, and for the first log-prob that is nan or -inf.
 
-    For CPU tensors: it synchronises with the host.
+    Names the hidden row of that log-prob. For CPU tensors: it synchronises with the host.
     """
-    bad_targets = logprobs.isnan().nonzero()
+    # A sum has the nan and inf of its terms, and takes no memory.
+    has_weight = bool(head.weight.sum(dtype=head.dtype).isfinite())
+    expect(has_weight, "weight", "finite values", "nan or inf")
+    bad_targets = (~(logprobs > LOWEST / 2)).nonzero()
     if len(bad_targets) == 0:
         return
     index = bad_targets[0, 0]
     row = int(index if head.row_index is None else head.row_index[index])
-    name = "weight or bias" if head.hidden[row].isfinite().all() else "hidden"
-    raise ValueError(
-        f"{name}: expected finite values, "
-        f"got nan or inf in what makes the logits of hidden row {row}"
-    )
+    name = "bias" if head.hidden[row].isfinite().all() else "hidden"
+    got = f"nan or inf in what makes the logits of hidden row {row}"
+    expect(False, name, "finite values", got)

@@ -34,7 +34,7 @@ class Objective:
     ValueError.
 
     An Objective may be made inside of a function that torch.compile compiles. Its fields are
-    constants there. Make it outside if a field changes from call to call.
+    constants there: for each new value the function is compiled again.
     """
 
     ratio: Ratio = "token"
@@ -158,18 +158,23 @@ FIELDS = tuple(field.name for field in fields(Objective))
 
 
 def _json_value(value: str | float | bool | None) -> str:
-    """As json.dumps, which torch.compile cannot trace. A string is one of CHOICES."""
+    """As json.dumps, which torch.compile cannot trace. A string is one of CHOICES.
+
+    A number that torch.compile has as a symbol becomes a constant, because a set hashes it.
+    """
     if isinstance(value, str):
         return f'"{value}"'
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return f"{value}"
+    [constant] = {value}
+    return f"{constant}"
 
 
 def _check_number(name: str, value: Any, *, positive: bool) -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    is_finite = is_number and math.isfinite(value)
-    if not is_finite or value < 0 or (positive and value == 0):
+    # Compared, because torch.compile cannot trace isfinite of a number that it has as a symbol.
+    is_valid = is_number and (0 < value if positive else 0 <= value) and value < math.inf
+    if not is_valid:
         bound = "above" if positive else "of at least"
         raise ValueError(f"{name}: expected a finite number {bound} 0, got {value!r}")
 

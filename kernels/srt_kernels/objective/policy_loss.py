@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from srt_kernels.core.autograd import scale_saved_gradients
+from srt_kernels.core.autograd import refuse_tangents, scale_saved_gradients
 from srt_kernels.core.backend import on_device_of_tensors
 from srt_kernels.core.checks import check_tensor, check_tensors, expect
 from srt_kernels.objective.finite import check_finite_on_cpu, token_values
@@ -132,6 +132,7 @@ def policy_loss(
             also the first nan or inf among log-probs, advantages, and entropies that the loss
             needs. On a GPU, where looking would synchronise with the host, nan and inf make the
             loss nan or inf, as does a normalizer in a tensor that is not above 0.
+        RuntimeError: a tensor with a forward-mode tangent.
     """
     check_objective(objective)
     check_tensors(
@@ -143,6 +144,7 @@ def policy_loss(
         ref_logprobs=ref_logprobs,
         sampler_logprobs=sampler_logprobs,
     )
+    refuse_tangents(logprobs=logprobs, entropies=entropies)
     number, tensor = split_normalizer(normalizer)
     loss, means, *_ = _forward(
         logprobs,

@@ -61,6 +61,10 @@ def test_by_hand():
     assert heavy.majority.tolist() == [5] and heavy.rewards.tolist() == [0, 0, 1]
     assert heavy.share.equal(torch.tensor([0.6]))
     assert heavy.runner_up.equal(torch.tensor([0.4]))
+    # A rollout without weight decides no tie.
+    keys = torch.tensor([2, 1, 2])
+    tied = majority_vote(keys, torch.tensor([0, 3]), weights=torch.tensor([0.0, 1.0, 1.0]))
+    assert tied.majority.tolist() == [1] and tied.rewards.tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,27 @@ def test_one_graph_and_the_same_results():
         assert torch.equal(eager, compiled)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_an_objective_made_inside_of_numbers_that_are_symbols(dynamic):
+    """torch.compile makes symbols of numbers that change, and with `dynamic` of all."""
+
+    def loss(logprobs, advantages, cu_seqlens, clip_high, max_length):
+        objective = Objective.preset(
+            "srt", clip_high=clip_high, reduction="fixed", max_length=max_length
+        )
+        return policy_loss(
+            logprobs, advantages, cu_seqlens, objective, old_logprobs=logprobs - 1
+        ).loss
+
+    batch = packed_rollouts(LENGTHS)
+    rollouts = (batch.old_logprobs, batch.advantages, batch.cu_seqlens)
+    compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="eager")
+    for clip_high, max_length in ((0.2, 7), (0.3, 9), (1, 11)):
+        numbers = (clip_high, max_length)
+        assert torch.equal(compiled(*rollouts, *numbers), loss(*rollouts, *numbers)), numbers
+
+
 def test_fake_tensors_have_the_shapes_and_types_of_real_ones():
     real = step(*arguments())
     with FakeTensorMode(allow_non_fake_inputs=False) as mode:

@@ -86,6 +86,22 @@ def test_tokens_without_gradient_may_have_any_value():
     assert result.logprobs[FIRST].isnan()
 
 
+@pytest.mark.parametrize("correction", ["token_truncate", "sequence_mask"])
+@pytest.mark.parametrize("name, value", [("old_logprobs", -torch.inf), ("sampler_logprobs", 1e9)])
+def test_a_correction_of_0_hides_no_bad_value(correction, name, value):
+    """The second value is a valid one, whose correction is 0 too: the tokens are left out."""
+    batch = make_batch()
+    bad = arguments_of(batch, name, value)
+    bad["objective"] = Objective.preset("srt", correction=correction)
+    head = (batch.hidden, batch.weight, batch.targets)
+    if value < 0:
+        with pytest.raises(ValueError, match=message(name, value)):
+            linear_policy_loss(*head, **bad)
+    else:
+        result = linear_policy_loss(*head, **bad)
+        assert result.loss.isfinite() and result.logprobs[FIRST].isnan()
+
+
 @pytest.mark.parametrize("value", [torch.inf, torch.nan, 0.0, -1.0])
 def test_a_normalizer_is_a_size(value):
     batch = make_batch()
@@ -102,9 +118,8 @@ def test_a_normalizer_is_a_size(value):
     inputs = make_token_inputs(
         batch.targets, torch.float32, *rollouts[:2], Objective().json, *5 * [None]
     )[1]
-    is_active = torch.ones_like(batch.targets, dtype=torch.bool)
     with pytest.raises(ValueError, match=expected):
-        active_index(is_active, make_head(*head), inputs, torch.tensor(value))
+        active_index(Objective(), make_head(*head), inputs, torch.tensor(value))
 
 
 @pytest.mark.skipif(ON_GPU, reason="a GPU would have to wait for the device")
@@ -152,3 +167,18 @@ def test_a_second_derivative_of_logprobs_is_refused():
     gradient = torch.autograd.grad(logprobs.sum(), hidden, create_graph=True)[0]
     with pytest.raises(RuntimeError, match="linear_logprob is differentiable once"):
         gradient.square().sum().backward()
+
+
+def test_a_tangent_is_refused():
+    """torch would take the derivative as 0."""
+    batch = make_batch()
+    rollouts = (batch.advantages, batch.cu_seqlens, Objective())
+    functions = {
+        "hidden": lambda x: linear_logprob(x, batch.weight, batch.targets)[0],
+        "weight": lambda x: linear_policy_loss(batch.hidden, x, batch.targets, *rollouts).loss,
+        "logprobs": lambda x: policy_loss(x, *rollouts).loss,
+    }
+    leaves = dict(hidden=batch.hidden, weight=batch.weight, logprobs=batch.old_logprobs)
+    for name, function in functions.items():
+        with pytest.raises(RuntimeError, match=f"{name}: expected no tangent"):
+            torch.func.jvp(function, (leaves[name],), (torch.ones_like(leaves[name]),))

@@ -271,8 +271,16 @@ def test_nan_is_reported_with_its_row():
     if not ON_GPU:
         with pytest.raises(ValueError, match="hidden row 12"):
             linear_logprob(hidden, batch.weight, batch.targets, softcap=30.0)
-        with pytest.raises(ValueError, match="weight or bias: expected finite values"):
+        with pytest.raises(ValueError, match="weight: expected finite values"):
             linear_logprob(batch.hidden, batch.weight * torch.inf, batch.targets)
+        weight = batch.weight.clone()
+        weight[0] = -torch.inf  # no target is 0, but dX would be nan
+        with pytest.raises(ValueError, match="weight: expected finite values"):
+            linear_policy_loss(batch.hidden, weight, *arguments[2:])
+        entry = torch.arange(len(batch.weight))
+        masked = torch.where(entry == batch.targets[0], -torch.inf, 0.0)
+        with pytest.raises(ValueError, match="bias: expected finite values.* hidden row 0"):
+            linear_logprob(batch.hidden, batch.weight, batch.targets, bias=masked)
 
 
 def test_where_kernels_run(monkeypatch):
