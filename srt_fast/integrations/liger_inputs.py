@@ -78,7 +78,8 @@ def as_columns(ratio: Tensor | None, mask: Tensor) -> Tensor | None:
     got = list(ratio.shape)
     expect(got in shapes, "vllm_is_ratio", expected, got)
     columns = ratio[:, None] if ratio.dim() == 1 else ratio
-    _check_all("vllm_is_ratio", ~((columns < 0) & (mask != 0)), "at least 0 everywhere")
+    is_ratio = columns.isfinite() & (columns >= 0)
+    _check_all("vllm_is_ratio", is_ratio | (mask == 0), "finite, at least 0 everywhere")
     return columns
 
 

@@ -124,6 +124,8 @@ def _last_text(completion: str | list[Message]) -> str:
         return completion
     is_list = isinstance(completion, list)
     expect(is_list, "completions", "strings or lists of messages", type(completion).__name__)
+    others = {type(message).__name__ for message in completion if not isinstance(message, dict)}
+    expect(not others, "completions", "strings or lists of messages", f"a list of {others}")
     answers = [message for message in completion if message.get("role") == "assistant"]
     texts = (_text(message.get("content")) for message in reversed(answers))
     return next((text for text in texts if text.strip()), "")
@@ -131,12 +133,11 @@ def _last_text(completion: str | list[Message]) -> str:
 
 def _text(content: object) -> str:
     """The text of a message's content, or of the parts of a multimodal template's."""
-    if isinstance(content, str):
-        return content
     if isinstance(content, list):
         return "".join(_text(part) for part in content)
-    if isinstance(content, dict):
-        return _text(content.get("text"))
+    text = content.get("text") if isinstance(content, dict) else content
+    if isinstance(text, str):
+        return text
     expected = "strings, or messages with text, parts or None as content"
-    expect(content is None, "completions", expected, f"a {type(content).__name__} in one")
+    expect(text is None, "completions", expected, f"a {type(text).__name__} in one")
     return ""

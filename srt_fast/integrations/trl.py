@@ -60,7 +60,7 @@ from srt_fast.model.routers import (
 )
 from srt_fast.types import PackedSequences
 from srt_kernels import Objective, linear_logprob, linear_policy_loss
-from srt_kernels.core.checks import expect
+from srt_kernels.core.checks import check_values_on_cpu, expect
 
 __all__ = ["SRTGRPOTrainer", "check_settings", "majority_reward", "objective_of"]
 
@@ -226,7 +226,11 @@ class SRTGRPOTrainer(GRPOTrainer):
         if advantages.dim() == 1:
             advantages = advantages[:, None]
         if self.use_vllm and self.vllm_importance_sampling_correction:
-            advantages = advantages * inputs["importance_sampling_ratio"]
+            ratio = inputs["importance_sampling_ratio"]
+            ratios = ratio.expand(inputs["completion_ids"].shape)[loss_mask(inputs)]
+            is_finite = ratios.isfinite()
+            check_values_on_cpu("importance_sampling_ratio", is_finite, ratios, "finite values")
+            advantages = advantages * ratio
         return advantages.expand(inputs["completion_ids"].shape)
 
     def _fused_loss(

@@ -66,6 +66,9 @@ def fused_forward(
             a linear layer, a bias, a scale and a softcap.
     """
     expect(bool(return_dict), "return_dict", "True", return_dict)
+    parts = [part for part in ("model", "lm_head") if not hasattr(self, part)]
+    got = f"a {type(self).__name__} without {', '.join(parts)}"
+    expect(not parts, "model", "a body `model` and a head `lm_head`, as verl's forward pass", got)
     labels = input_ids if labels is None else labels
     if shift_labels is None:
         expect(labels is not None, "shift_labels", "a tensor without labels and input_ids", None)
@@ -120,11 +123,15 @@ def _score(
 
 
 class _Given(nn.Module):
-    """A body that has computed its hidden states already."""
+    """A body that has computed its hidden states already. Other attributes are the real body's."""
 
-    def __init__(self, outputs: Any):
+    def __init__(self, outputs: Any, body: nn.Module):
         super().__init__()
         self.outputs = outputs
+        self.__dict__["body"] = body  # not as a child: its parameters are no others
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["body"], name)
 
     def forward(self, *_: Any, **__: Any) -> Any:
         return self.outputs
@@ -135,7 +142,7 @@ def _own_logits(model: Any, outputs: Any) -> Tensor:
     [hidden] = outputs.last_hidden_state
     ids = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
     body = model._modules[model.base_model_prefix]
-    model._modules[model.base_model_prefix] = _Given(outputs)
+    model._modules[model.base_model_prefix] = _Given(outputs, body)
     try:
         return type(model).own_forward(model, input_ids=ids, use_cache=False).logits[0]
     finally:
@@ -146,8 +153,14 @@ def _own_logits(model: Any, outputs: Any) -> Tensor:
 def _check_head(model: Any, outputs: Any, hidden: Tensor) -> None:
     """Raise ValueError if the head at some of the rows hidden [N, H] has not the model's logits."""
     name = f"model {type(model).__name__}"
-    got = type(model.lm_head).__name__
-    expect(isinstance(model.lm_head, nn.Linear), name, "a linear layer as lm_head", got)
+    beside = [
+        parameter
+        for parameter, _ in model.lm_head.named_parameters()
+        if parameter not in ("weight", "bias") and not parameter.startswith("parametrizations.")
+    ]
+    is_linear = isinstance(model.lm_head, nn.Linear) and not beside
+    got = f"{type(model.lm_head).__name__} with {', '.join(beside[:3]) or 'no weights beside'}"
+    expect(is_linear, name, "an lm_head that is a linear layer with weight and bias alone", got)
     rows = hidden.detach()[:ROWS]
     rows = torch.cat([rows, AMPLIFIED * rows])
     logits = _own_logits(model, type(outputs)(last_hidden_state=rows[None]))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from srt_fast.integrations.padded import Packed, completion_means, pack_per_token
 from srt_kernels import Objective, policy_loss
-from srt_kernels.core.checks import expect
+from srt_kernels.core.checks import check_values_on_cpu, expect
 from srt_kernels.objective.reduction import loss_normalizer
 
 # Ratios are within exp(-20) and exp(20), as in verl. gspo and dro do not bound the log-ratio.
@@ -151,8 +151,12 @@ def masked_policy_loss(
     is_covered = rollout_is_weights is None or mode != "dro"
     expect(is_covered, "rollout_is_weights", "None with loss_mode srt_dro", "a tensor")
     # A loss is linear in the advantages, so they take the rollout weights.
-    weighted = advantages if rollout_is_weights is None else advantages * rollout_is_weights
     packed = pack_per_token(response_mask.bool())
+    weighted = advantages
+    if rollout_is_weights is not None:
+        weights = _gather(rollout_is_weights, packed)
+        check_values_on_cpu("rollout_is_weights", weights.isfinite(), weights, "finite values")
+        weighted = advantages * rollout_is_weights
     logprobs = _gather(log_prob, packed)
     old_logprobs = _gather(old_log_prob, packed)
     terms = RatioTerms.of(mode, config, logprobs.detach() - old_logprobs, packed.cu_seqlens)

@@ -99,6 +99,9 @@ def majority_advantage(
 
 def _answer_keys(token_level_rewards: Tensor) -> Tensor:
     """[B] int64: the scores. Looks at each reward: what is added to several may sum to a score."""
+    dtype = token_level_rewards.dtype
+    is_exact = dtype in (torch.float32, torch.float64)
+    expect(is_exact, "token_level_rewards", "dtype float32 or float64: scores name answers", dtype)
     is_score = token_level_rewards == token_level_rewards.trunc()
     is_score &= (token_level_rewards >= 0) & (token_level_rewards < MAX_SCORE)
     is_valid = is_score.all(-1) & ((token_level_rewards != 0).sum(-1) <= 1)

@@ -2,7 +2,8 @@
 
 Numbers cannot show a part whose weights are zero or tiny: a new adapter, a branch that begins as 0,
 a convolution that has just been initialised. So the structure is checked too, whatever the values:
-a graph of gradients has a weight that is 0, and NaN passes through it.
+a graph of gradients has a weight that is 0, and NaN passes through it. Nor do small logits show a
+softcap or a clamp. So the head is also compared on hidden states that are made larger.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from srt_fast.types import Segments
 # them in each layer.
 PARITY_FLOAT32 = 1e-4
 PARITY_BFLOAT16 = 3e-2
+LARGEST_LOGITS = (64.0, 2048.0)  # of the hidden states that are made larger
+FOLLOWING_TOKENS = 58  # a layer may carry a sequence this far into the next one
 OWN_VALUE = "srt_own_value"
 
 
@@ -72,28 +75,39 @@ def _obstacle(policy: PackedModel, *, shares_prompt: bool) -> str | None:
         raise ValueError(
             f"model {type(policy.model).__name__}: expected finite weights, got logits of nan"
         )
-    is_float32 = policy.compute_dtype == torch.float32
-    tolerance = PARITY_FLOAT32 if is_float32 else PARITY_BFLOAT16
-    if difference <= tolerance:
+    if difference <= _tolerance(policy):
         return None
     return (
         "expected packed hidden states times the LM head to give the model's own logits (relative "
-        f"difference at most {tolerance:g}), got {difference:.3g}"
+        f"difference at most {_tolerance(policy):g}), got {difference:.3g}"
     )
 
 
+def _tolerance(policy: PackedModel) -> float:
+    is_float32 = policy.compute_dtype == torch.float32
+    return PARITY_FLOAT32 if is_float32 else PARITY_BFLOAT16
+
+
 def _check_structure(policy: PackedModel, name: str) -> None:
-    """Raise ValueError for what _logit_difference cannot see: parts whose weights are small."""
+    """Raise ValueError for what _logit_difference cannot see: parts whose weights or inputs are
+    small.
+    """
     was_training = policy.model.training
     policy.model.eval()
     with policy.gathered_weights():
         beside_head = _trained_beside_head(policy)
+        head_difference = _head_difference(policy)
         mixes_sequences = _mixes_sequences(policy)
     policy.model.train(was_training)
     if beside_head:
         raise ValueError(
             f"{name}expected logits of the LM head on the last hidden states alone, got some that "
             f"also depend on {', '.join(beside_head[:3])}"
+        )
+    if not head_difference <= _tolerance(policy):
+        raise ValueError(
+            f"{name}expected a linear LM head with a bias, a scale and a softcap, got other logits "
+            f"where they are large (relative difference {head_difference:.3g})"
         )
     if mixes_sequences:
         raise ValueError(
@@ -114,15 +128,55 @@ def _trained_beside_head(policy: PackedModel) -> list[str]:
 
 
 @torch.no_grad()
+def _head_difference(policy: PackedModel) -> float:
+    """Largest difference between the head and the model's own logits where logits are large.
+
+    Relative to the largest logit. The hidden states of three tokens are multiplied by powers of 2.
+    """
+    hidden, logits = _own_logits(policy, 1.0)
+    most = torch.finfo(hidden.dtype).max / 4
+    limit = most / hidden.abs().max().clamp_min(1).item()
+    size = logits.abs().max().clamp_min(1e-30).item()
+    differences = []
+    for largest in LARGEST_LOGITS:
+        factor = 2.0 ** math.floor(math.log2(min(largest / size, limit)))
+        hidden, logits = _own_logits(policy, factor)
+        difference = (head_logits(hidden, policy.head) - logits).abs().max()
+        differences.append(difference / logits.abs().max().clamp_min(1))
+    return torch.stack(differences).max().item()
+
+
+def _own_logits(policy: PackedModel, factor: float) -> tuple[Tensor, Tensor]:
+    """Hidden states [3, H] of three tokens, times `factor`, and the model's logits [3, V]."""
+    seen = []
+
+    def scale(body: nn.Module, arguments: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state * factor
+        seen.append(output.last_hidden_state[0])
+        return output
+
+    ids = torch.arange(3, device=policy.device)
+    handle = policy.model.base_model.register_forward_hook(scale)
+    try:
+        with policy.autocast():
+            logits = policy.model(input_ids=ids[None], use_cache=False).logits[0].float()
+    finally:
+        handle.remove()
+    return seen[0].to(policy.compute_dtype), logits
+
+
+@torch.no_grad()
 def _mixes_sequences(policy: PackedModel) -> bool:
     """Whether a layer other than attention carries one packed sequence into another."""
     if policy.model.config._attn_implementation != ATTENTION:
         return False  # its rows are padded
     device = policy.device
-    ids = torch.arange(9, device=device) % policy.model.config.vocab_size
-    cu_seqlens = torch.tensor([0, 3, 6, 9], dtype=torch.int32, device=device)
-    segments = Segments.of_sequences([3, 3, 3], cu_seqlens)
-    positions = torch.arange(3, device=device).repeat(3)
+    context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    lengths = [3, 3, min(FOLLOWING_TOKENS, context or FOLLOWING_TOKENS)]
+    ids = torch.arange(sum(lengths), device=device) % policy.model.config.vocab_size
+    cu_seqlens = torch.tensor([0, 3, 6, sum(lengths)], dtype=torch.int32, device=device)
+    segments = Segments.of_sequences(lengths, cu_seqlens)
+    positions = torch.cat([torch.arange(length, device=device) for length in lengths])
     with _without_attention(policy.model), _nan_embeddings(policy.model, slice(3, 6)):
         hidden = policy.hidden(ids, positions, segments)
     return bool(hidden[:3].isnan().any() or hidden[6:].isnan().any())

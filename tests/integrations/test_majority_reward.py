@@ -45,6 +45,19 @@ def test_masked_completions_do_not_vote():
     assert majority_reward()(["a"] * 2, boxes[:2], is_masked=[True] * 2) == [None, None]
 
 
+@pytest.mark.parametrize(
+    "completion, got",
+    [
+        (["hello"], "a list of {'str'}"),
+        ([None], "a list of {'NoneType'}"),
+        ([{"role": "assistant", "content": [{"text": {"value": "7"}}]}], "a dict in one"),
+    ],
+)
+def test_other_completions_are_refused(completion, got):
+    with pytest.raises(ValueError, match=f"completions: expected strings.* got {got}"):
+        majority_reward()(["a"] * 2, [completion] * 2)
+
+
 def test_conversations():
     """Tool messages, contents in parts, a last turn that is blank, and none with content."""
     prompts = [[{"role": "user", "content": name}] for name in "aaaabbbb"]

@@ -107,18 +107,37 @@ def test_a_head_that_is_sharded_on_its_own(mesh):
         assert torch.equal(actual_part, expected_part)
 
 
-def scaled_head(model: PreTrainedModel) -> None:
-    """A head of another type, as an adapter makes one. It has a weight."""
+class TwoBranches(nn.Linear):
+    """A head with a second branch that begins as 0, as an adapter makes one."""
+
+    def __init__(self) -> None:
+        super().__init__(32, 265, bias=False)
+        self.branch = nn.Parameter(torch.zeros(265, 32))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(hidden) + hidden @ self.branch.T
+
+
+def two_branches(model: PreTrainedModel) -> None:
+    model.lm_head = TwoBranches()
+
+
+def other_type(model: PreTrainedModel) -> None:
     model.lm_head = nn.Bilinear(32, 1, 265)
 
 
+def no_head(model: PreTrainedModel) -> None:
+    model.embed_out = model._modules.pop("lm_head")
+
+
 def scale_logits(model: PreTrainedModel) -> None:
-    """A scale that no config names."""
+    """A scale that no config names, an attribute of the body."""
     forward = type(model).forward
+    model.model.logit_factor = 0.5
 
     def scaled_forward(self, *args, **keywords):
         output = forward(self, *args, **keywords)
-        output.logits = 0.5 * output.logits
+        output.logits = self.model.logit_factor * output.logits
         return output
 
     type(model).forward = scaled_forward
@@ -127,7 +146,9 @@ def scale_logits(model: PreTrainedModel) -> None:
 @pytest.mark.parametrize(
     "change, message",
     [
-        (scaled_head, "model Patched: expected a linear layer as lm_head, got Bilinear"),
+        (other_type, "model Patched: expected an lm_head that is a linear layer.* got Bilinear"),
+        (two_branches, "model Patched: expected an lm_head .* got TwoBranches with branch"),
+        (no_head, "model: expected a body `model` and a head .* got a Patched without lm_head"),
         (scale_logits, "model Patched: expected logits of its head within .*got a relative"),
     ],
 )

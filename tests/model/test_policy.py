@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -98,6 +100,28 @@ def test_a_branch_beside_the_head_is_refused_while_it_is_0():
     model = make_model(LlamaConfig(**SMALL))
     model.lm_head = TwoBranches(model.lm_head)
     with pytest.raises(ValueError, match="logits of the LM head .* lm_head.branch.weight"):
+        Policy(model, build_tokenizer(), ModelConfig())
+
+
+class Bounded(nn.Linear):
+    """An LM head that no config names. It has no weights of its own."""
+
+    def __init__(self, head: nn.Linear, bound: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(head.in_features, head.out_features, bias=False)
+        self.weight = head.weight
+        self.bound = bound
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.bound(super().forward(hidden))
+
+
+@pytest.mark.parametrize("bound", [lambda x: 30 * torch.tanh(x / 30), nn.Hardtanh(-100, 100)])
+def test_a_bound_of_logits_is_refused_while_they_are_small(bound):
+    model = make_model(LlamaConfig(**SMALL))
+    model.lm_head = Bounded(model.lm_head, bound)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(0.01)
+    with pytest.raises(ValueError, match="expected a linear LM head .* got other logits"):
         Policy(model, build_tokenizer(), ModelConfig())
 
 

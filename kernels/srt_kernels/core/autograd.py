@@ -55,7 +55,9 @@ def refuse_tangents(**leaves: Tensor | None) -> None:
         return
     for name, leaf in leaves.items():
         if leaf is not None and forward_ad.unpack_dual(leaf).tangent is not None:
-            raise RuntimeError(f"{name}: expected no tangent (only backward has a formula), got one")
+            raise RuntimeError(
+                f"{name}: expected no tangent (only backward has a formula), got one"
+            )
 
 
 def _scale(gradient: Tensor, factor: Tensor, in_place: bool) -> Tensor:

@@ -173,7 +173,7 @@ def _json_value(value: str | float | bool | None) -> str:
 def _check_number(name: str, value: Any, *, positive: bool) -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     # Compared, because torch.compile cannot trace isfinite of a number that it has as a symbol.
-    is_valid = is_number and (0 < value if positive else 0 <= value) and value < math.inf
+    is_valid = is_number and (value > 0 if positive else value >= 0) and value < math.inf
     if not is_valid:
         bound = "above" if positive else "of at least"
         raise ValueError(f"{name}: expected a finite number {bound} 0, got {value!r}")
