@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from srt_fast.config import CurriculumConfig
 from srt_fast.rewards.base import sums_by
+from srt_fast.rewards.choice import at_most
 from srt_fast.rewards.turns import CORRECT
 from srt_fast.sampling.base import Completion, pack_completions
 from srt_fast.transfer import fetch
@@ -14,7 +17,9 @@ from srt_fast.types import Groups, Rollouts
 from srt_kernels.core.segments import segment_ids, segment_reduce
 
 MAX_PAIRS = 256
-"""Pairs that wait for a supervised step. Older ones are dropped."""
+"""Pairs that wait for a supervised step. Of a step with more a random choice waits, of all its
+turns. Older ones are dropped.
+"""
 
 Pair = tuple[list[int], list[int]]  # token ids of a prompt and of its completion
 
@@ -59,7 +64,7 @@ class SupervisedReplay:
         places = [
             picked.index(True, group_bounds[group]) for group in qualifies.nonzero()[:, 0].tolist()
         ]
-        self._keep(rollouts, tokens, places)
+        self._keep(_pairs_at(rollouts, tokens, places))
 
     def _majority(self, groups: Groups) -> tuple[Tensor, Tensor]:
         """[P] bool: the vote is strong but rare. [R] bool: the rollout agrees with the majority."""
@@ -71,24 +76,21 @@ class SupervisedReplay:
         qualifies &= vote.share >= settings.supervised_lead * vote.runner_up
         return qualifies, vote.rewards.bool()
 
-    def collect_marked(self, rollouts: Rollouts, marks: Tensor) -> None:
-        """Keep the completions that a reward function marks. marks [R] bool.
+    def collect_marked(self, turns: Sequence[tuple[Rollouts, Tensor]]) -> None:
+        """Keep the completions that a reward function marks: marks [R] bool of each turn.
 
-        One host sync if there are supervised steps.
+        One host sync for each turn if there are supervised steps.
         """
         if not self._settings.supervised_every:
             return
-        tokens, marks = fetch(rollouts.tokens, marks)
-        self._keep(rollouts, tokens, marks.nonzero()[:, 0].tolist())
+        pairs = []
+        for rollouts, marks in turns:
+            tokens, marks = fetch(rollouts.tokens, marks)
+            pairs += _pairs_at(rollouts, tokens, marks.nonzero()[:, 0].tolist())
+        self._keep(pairs)
 
-    def _keep(self, rollouts: Rollouts, tokens: Tensor, places: list[int]) -> None:
-        """Keep the completions at these places. tokens [N] in host memory."""
-        offsets = rollouts.layout.offsets
-        groups = rollouts.layout.groups
-        for place in places:
-            completion = tokens[offsets[place] : offsets[place + 1]].tolist()
-            self._pairs.append((rollouts.prompts[groups[place]], completion))
-        self._pairs = self._pairs[-MAX_PAIRS:]
+    def _keep(self, pairs: list[Pair]) -> None:
+        self._pairs = (self._pairs + at_most(pairs, MAX_PAIRS))[-MAX_PAIRS:]
 
     def take(self, step: int) -> list[Pair]:
         """The pairs of the supervised step after this step. Empty if none is due."""
@@ -108,6 +110,16 @@ class SupervisedReplay:
 
     def load_state_dict(self, state: list[Pair]) -> None:
         self._pairs = list(state)
+
+
+def _pairs_at(rollouts: Rollouts, tokens: Tensor, places: list[int]) -> list[Pair]:
+    """The completions at these places with their prompts. tokens [N] in host memory."""
+    offsets = rollouts.layout.offsets
+    groups = rollouts.layout.groups
+    return [
+        (rollouts.prompts[groups[place]], tokens[offsets[place] : offsets[place + 1]].tolist())
+        for place in places
+    ]
 
 
 def _likeliest(rollouts: Rollouts) -> tuple[Tensor, Tensor]:

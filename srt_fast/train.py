@@ -209,8 +209,7 @@ class Trainer:
         if parts.collapse.is_frozen:
             return {}
         marked = marked_completions(batch)
-        for rollouts, marks in marked:
-            parts.replay.collect_marked(rollouts, marks)
+        parts.replay.collect_marked(marked)
         if not marked:
             verdicts = batch.later[0].groups if batch.later else None
             parts.replay.collect(batch.rollouts, batch.groups, verdicts)

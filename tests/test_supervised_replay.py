@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import torch
 
+from srt_fast import supervised_replay
 from srt_fast.config import CurriculumConfig
 from srt_fast.rewards.turns import CORRECT, WRONG
 from srt_fast.supervised_replay import SupervisedReplay, pack_pairs
@@ -66,6 +67,22 @@ def test_supervised_steps_take_the_completion_that_verdicts_accept():
     replay.collect(rollouts, make_groups([0] * 9, [0, 3, 6, 9]), verdicts)
     tokens = [tokens.tolist() for tokens in rollouts.tokens.split(list(range(1, 10)))]
     assert replay.take(1) == [([5, 6], tokens[1]), ([5, 6], tokens[7])]
+
+
+def test_a_step_with_many_marks_keeps_some_of_all_turns(monkeypatch):
+    monkeypatch.setattr(supervised_replay, "MAX_PAIRS", 4)
+    policy = SimpleNamespace(tokenizer=lambda text: {"input_ids": [ord(text)]})
+    turns = [random_rollouts(policy, 4, name) for name in ("a", "b")]
+    kept = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        replay = SupervisedReplay(CurriculumConfig(supervised_every=1))
+        replay.collect_marked([(turn, torch.ones(4, dtype=torch.bool)) for turn in turns])
+        pairs = replay.take(1)
+        assert len(pairs) == 4
+        kept |= {(prompt[0], len(completion)) for prompt, completion in pairs}
+    # Each of 8 is kept with chance 1/2: one is missing in all 20 draws in 8 of a million runs.
+    assert len(kept) == 8
 
 
 def test_a_frozen_run_takes_no_supervised_steps():

@@ -11,13 +11,15 @@ import torch
 
 from srt_fast.evaluation.scores import summarize_revisions, summarize_verdicts
 from srt_fast.rewards.episodes import Episodes
-from srt_fast.rewards.turns import CORRECT, Turn
+from srt_fast.rewards.turns import CORRECT, WRONG, Turn
 from srt_fast.sampling.base import SamplingParams
 from srt_fast.tasks.base import Task
 from srt_fast.types import PlayedTurn
 from srt_kernels import AnswerReader, majority_vote
 
 EVAL_SEED = 20260101
+READ_VERDICTS = {CORRECT: True, WRONG: False}
+"""The verdict of a key. Other keys are none."""
 
 
 @contextlib.contextmanager
@@ -53,8 +55,9 @@ def evaluate_turns(
     Returns:
         The scores of summarize_revisions, if a later turn answers the task; those of
         summarize_verdicts, of the first turn that judges answers; and `maj_verdict`, the accuracy
-        of a vote weighted by the verdicts on the first turn's answers. The vote of a prompt whose
-        answers are all rejected is not weighted.
+        of a vote weighted by the verdicts on the first turn's answers. An answer that was not asked
+        about, because its question was too long, votes. The vote of a prompt whose answers are all
+        rejected is not weighted.
     """
     scores: dict[str, float | None] = {}
     final = list(correct)
@@ -79,7 +82,7 @@ def evaluate_turns(
         else:
             is_first = "verdict_accuracy" not in scores
             if turn.reply == "verdict" and right_before is not None and is_first:
-                verdicts = (played.groups.keys == CORRECT).tolist()
+                verdicts = [READ_VERDICTS.get(key) for key in played.groups.keys.tolist()]
                 judged = [right_before[parent] for parent in played.parents]
                 scores |= summarize_verdicts(verdicts, judged)
                 if before is first:
@@ -118,13 +121,15 @@ def _replace_answers(
 
 
 def _weighted_vote(
-    first: PlayedTurn, correct: list[bool], roots: list[int], verdicts: list[bool]
+    first: PlayedTurn, correct: list[bool], roots: list[int], verdicts: list[bool | None]
 ) -> float:
-    """The part of the prompts whose majority is right, if only accepted completions vote."""
+    """The part of the prompts whose majority is right, if what was asked and not accepted has no
+    vote.
+    """
     keys = first.groups.keys
-    weights = torch.zeros(len(correct), dtype=torch.float64)
+    weights = torch.ones(len(correct), dtype=torch.float64)
     for root, verdict in zip(roots, verdicts, strict=True):
-        weights[root] = float(verdict)
+        weights[root] = float(verdict is True)
     has_key = (keys != 0).cpu()
     bounds = first.rollouts.layout.group_bounds
     for start, stop in pairwise(bounds):

@@ -105,28 +105,32 @@ def summarize_revisions(first: Sequence[bool], final: Sequence[bool]) -> dict[st
 
 
 def summarize_verdicts(
-    verdicts: Sequence[bool], correct: Sequence[bool]
+    verdicts: Sequence[bool | None], correct: Sequence[bool]
 ) -> dict[str, float | None]:
     """Scores of own verdicts v on answers, of which c are correct.
 
     Args:
-        verdicts: Whether the model accepts each answer.
+        verdicts: Whether the model accepts each answer. None: its reply is neither 1 nor 0.
         correct: Whether the answer is correct.
 
     Returns:
-        `verdict_accuracy`: the mean of 1[v = c]. None without verdicts.
+        `verdict_accuracy`: the mean of 1[v = c], 0 for None. None without verdicts.
+        `verdict_no_answer`: the fraction of None. None without verdicts.
         `gv_gap`: the generation-verification gap, sum v c / sum v - mean c (Mind the Gap, arXiv
-            2412.02674). None if the model accepts nothing.
+            2412.02674), None accepts nothing. None if the model accepts nothing.
     """
     if not verdicts:
-        return {"verdict_accuracy": None, "gv_gap": None}
-    pairs = [(bool(verdict), bool(right)) for verdict, right in zip(verdicts, correct, strict=True)]
+        return dict.fromkeys(("verdict_accuracy", "verdict_no_answer", "gv_gap"))
+    pairs = [(verdict, bool(right)) for verdict, right in zip(verdicts, correct, strict=True)]
     accepted = [right for verdict, right in pairs if verdict]
     gap = None
     if accepted:
         gap = statistics.fmean(accepted) - statistics.fmean(right for _, right in pairs)
-    agreement = statistics.fmean(verdict == right for verdict, right in pairs)
-    return {"verdict_accuracy": agreement, "gv_gap": gap}
+    return {
+        "verdict_accuracy": statistics.fmean(verdict == right for verdict, right in pairs),
+        "verdict_no_answer": statistics.fmean(verdict is None for verdict, _ in pairs),
+        "gv_gap": gap,
+    }
 
 
 def _validate(

@@ -5,6 +5,7 @@ reward.kind "base_rate". designs/episodes/: those that take several turns.
 from __future__ import annotations
 
 import importlib
+import math
 from dataclasses import fields
 from typing import Any
 
@@ -39,6 +40,13 @@ def make_reward_function(kind: str, params: dict[str, Any]) -> RewardFunction:
         function = pydantic.TypeAdapter(reward_class).validate_python(params)
     except pydantic.ValidationError as error:
         raise ValueError(explain(error, "reward.params: ")) from None
+    for name in names:
+        value = getattr(function, name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"reward.params: {name}: expected a finite number, got {value}")
     function.requires  # noqa: B018  a requirement checks its settings when it is made
-    turns_of(function)
+    try:
+        turns_of(function)
+    except ValueError as error:
+        raise ValueError(f"reward.params: {error}") from None
     return function

@@ -42,7 +42,9 @@ def choose(
         asked = [[place] for place, key in enumerate(keys) if key == WRONG]
     else:
         asked = [[place] for place in range(len(keys))]
-    return _at_most(asked, turn.limit)
+    if turn.group == "parent":
+        return at_most(asked, turn.limit)
+    return _whole_prompts(asked, prompts, turn.limit)
 
 
 def _firsts(values: Sequence[int]) -> list[int]:
@@ -66,7 +68,11 @@ def _choose_halves(agrees: Tensor, limit: int) -> list[int]:
 def _choose_anchored(
     keys: Sequence[int], agrees: Sequence[bool], prompts: Sequence[int], limit: int
 ) -> list[list[int]]:
-    """In each prompt all that agree, and one that has the rarest other answer as often."""
+    """In each prompt all that agree, and one that has the rarest other answer as often.
+
+    At least two of both, because a verdict alone has no baseline: one that agrees is asked twice.
+    With a limit as many prompts as have room for that, and the room that is left goes round.
+    """
     members: dict[int, list[int]] = {}
     for place, prompt in enumerate(prompts):
         members.setdefault(prompt, []).append(place)
@@ -76,17 +82,46 @@ def _choose_anchored(
         others = [place for place in places if not agrees[place] and keys[place]]
         if agreeing and others:
             votes = Counter(keys[place] for place in others)
+            agreeing = agreeing * 2 if len(agreeing) == 1 else agreeing
             pairs.append((agreeing, min(others, key=lambda place: votes[keys[place]])))
-    pairs = _at_most(pairs, limit // 2)
-    most = limit // (2 * len(pairs)) if limit and pairs else None
+    pairs = at_most(pairs, limit // 4)
+    counts = _share_out(limit // 2, [len(agreeing) for agreeing, _ in pairs])
     return [
         [place]
-        for agreeing, dissenter in pairs
-        for place in agreeing[:most] + [dissenter] * len(agreeing[:most])
+        for (agreeing, dissenter), count in zip(pairs, counts, strict=True)
+        for place in agreeing[:count] + [dissenter] * count
     ]
 
 
-def _at_most(items: list[Item], limit: int) -> list[Item]:
+def _share_out(room: int, sizes: Sequence[int]) -> list[int]:
+    """One at a time to each that has not enough, until there is no room. 0: no limit."""
+    if not room:
+        return list(sizes)
+    counts = [0] * len(sizes)
+    while room and counts != list(sizes):
+        for place, size in enumerate(sizes):
+            if room and counts[place] < size:
+                counts[place] += 1
+                room -= 1
+    return counts
+
+
+def _whole_prompts(asked: list[list[int]], prompts: Sequence[int], limit: int) -> list[list[int]]:
+    """A random choice of `limit` questions in their order, of as few prompts as possible.
+
+    A baseline over a prompt is one over several questions then. 0: no limit.
+    """
+    if not limit or len(asked) <= limit:
+        return asked
+    of_prompt: dict[int, list[int]] = {}
+    for number, shown in enumerate(asked):
+        of_prompt.setdefault(prompts[shown[0]], []).append(number)
+    order = [list(of_prompt.values())[place] for place in torch.randperm(len(of_prompt)).tolist()]
+    numbers = [number for members in order for number in members][:limit]
+    return [asked[number] for number in sorted(numbers)]
+
+
+def at_most(items: list[Item], limit: int) -> list[Item]:
     """A random choice of `limit` items in their order, or all of them. 0: no limit."""
     if not limit or len(items) <= limit:
         return items

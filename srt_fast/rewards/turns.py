@@ -72,8 +72,8 @@ class Turn:
 
     all: each of them.
     balanced: as many that agree with the label as others. With group "answer", in each prompt: all
-    that agree once, and one with the rarest other answer as often. With other groups, at random
-    over the step; where one kind is rare, the other fills up to `limit`.
+    that agree once (a single one twice), and one with the rarest other answer as often. With other
+    groups, at random over the step; where one kind is rare, the other fills up to `limit`.
     rejected: those that are the verdict 0.
     one_per_answer: the first completion of each answer, all in one question. Only prompts with
     several answers are asked.
@@ -84,7 +84,8 @@ class Turn:
     samples: int = 1
     """Completions of each question."""
     limit: int = 0
-    """The most questions of a sampling, chosen at random. 0: no limit."""
+    """The most questions of a sampling, chosen at random. 0: no limit. With group "prompt" and
+    "answer" those of as few prompts as possible, so that baselines are not of one completion."""
     group: Baseline = "prompt"
     """Which completions share a baseline: those of a task's prompt, of a question, or those about
     one answer to a prompt."""
@@ -100,9 +101,10 @@ class Turn:
                 expected = ", ".join(get_args(kinds))
                 raise ValueError(f"turn: {name}: expected one of {expected}, got {value!r}")
         asks_pairs = self.ask == "balanced" and self.group == "answer"
-        if self.samples < 1 or self.limit < 0 or (asks_pairs and self.limit == 1):
+        if self.samples < 1 or self.limit < 0 or (asks_pairs and 0 < self.limit < 4):
             raise ValueError(
-                "turn: expected samples of at least 1 and a limit of at least 0 (of pairs: not 1), "
+                "turn: expected samples of at least 1 and a limit of at least 0 (balanced with "
+                'group "answer": 0, or two verdicts on each of two answers, 4), '
                 f"got samples={self.samples}, limit={self.limit}"
             )
         if self.ask == "one_per_answer" and "{completion}" not in self.question:

@@ -18,6 +18,7 @@ SCORE_LABELS = {
     "wrong_to_right": "wrong at first, right at the end",
     "right_to_wrong": "right at first, wrong at the end",
     "verdict_accuracy": "verdicts that are right",
+    "verdict_no_answer": "verdicts that are neither 1 nor 0",
     "gv_gap": "accuracy of accepted answers, minus that of all",
     "maj_verdict": "vote weighted by verdicts",
 }

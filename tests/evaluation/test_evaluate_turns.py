@@ -28,10 +28,15 @@ def test_revisions_worked_example():
 
 def test_verdicts_worked_example():
     """Accepted: two right, one wrong, of 2 right in 5. The gap is 2/3 - 2/5."""
-    scores = summarize_verdicts([1, 1, 1, 0, 0], [1, 1, 0, 0, 0])
-    assert scores == {"verdict_accuracy": 4 / 5, "gv_gap": 2 / 3 - 2 / 5}
-    assert summarize_verdicts([0, 0], [1, 0]) == {"verdict_accuracy": 0.5, "gv_gap": None}
-    assert summarize_verdicts([], []) == {"verdict_accuracy": None, "gv_gap": None}
+    scores = summarize_verdicts([True, True, True, False, None], [True, True, False, False, False])
+    assert scores == {
+        "verdict_accuracy": 3 / 5,
+        "verdict_no_answer": 1 / 5,
+        "gv_gap": 2 / 3 - 2 / 5,
+    }
+    scores = summarize_verdicts([False, False], [True, False])
+    assert scores == {"verdict_accuracy": 0.5, "verdict_no_answer": 0.0, "gv_gap": None}
+    assert set(summarize_verdicts([], []).values()) == {None}
 
 
 def play(keys: list[int], parents: list[int], prompts: list[int]) -> PlayedTurn:
@@ -92,6 +97,7 @@ def test_verdicts_then_revisions():
     )
     assert scores == {
         "verdict_accuracy": pytest.approx(4 / 6),
+        "verdict_no_answer": 0.0,
         "gv_gap": pytest.approx(2 / 4 - 2 / 6),
         "maj_verdict": 1.0,
         "acc@first": pytest.approx(2 / 6),
@@ -111,6 +117,14 @@ def test_a_prompt_whose_answers_are_all_rejected_keeps_its_vote():
     scores, _ = evaluate([Turn(question="?", reply="verdict")], [verdicts])
     assert scores["maj_verdict"] == 0.0
     assert "acc@final" not in scores
+
+
+def test_an_answer_that_was_not_asked_about_votes():
+    """Prompt 0 is R W W. R is not asked, both W are rejected, one of them without a verdict."""
+    verdicts = play([WRONG, X, *3 * [CORRECT]], [1, 2, 3, 4, 5], [0] * 2 + [1] * 3)
+    scores, _ = evaluate([Turn(question="?", reply="verdict")], [verdicts])
+    assert scores["maj_verdict"] == 1.0
+    assert scores["verdict_no_answer"] == pytest.approx(1 / 5)
 
 
 def test_a_pick_speaks_for_its_prompt():

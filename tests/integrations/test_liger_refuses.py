@@ -94,7 +94,7 @@ def test_refused_settings(options, message):
             dict(vllm_is_ratio=torch.ones(9)),
             r"vllm_is_ratio: expected one of the shapes \[8\], \[8, 1\], \[8, 9\], got \[9\]",
         ),
-        (dict(vllm_is_ratio=-torch.ones(8)), "vllm_is_ratio: expected at least 0 everywhere"),
+        (dict(vllm_is_ratio=-torch.ones(8)), "vllm_is_ratio: expected finite, at least 0 "),
         (
             dict(num_items_in_batch=torch.ones(8)),
             r"num_items_in_batch: expected one number, got shape \[8\]",

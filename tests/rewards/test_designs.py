@@ -281,7 +281,7 @@ def test_the_constant_answer_has_weight_zero_in_base_rate():
         ("threshold", {"rho": 0.5}, "expected tau for 'threshold', got rho"),
         ("ddrl", {"fraction": 1.5}, "fraction: expected more than 0, at most 1, got 1.5"),
         ("scrl", {"tau_low": -1}, "expected tau_pos, tau_margin and tau_low from 0 to 1, got"),
-        ("pool", {"low_entropy": -1}, "low_entropy: expected at least 0 or none, got -1"),
+        ("pool", {"low_entropy": -1}, "low_entropy: expected at least 0 or null, got -1"),
         ("random", {"probability": 2}, "probability: expected 0 to 1, got 2"),
         ("peers", {}, "files: expected at least one file of votes, got none"),
         ("peers", {"files": "votes.jsonl"}, "files: .* valid tuple, got 'votes.jsonl'"),

@@ -1,6 +1,8 @@
 """Episodes by hand: the worked examples, each reward function, who is asked."""
 
 import itertools
+import math
+from collections import Counter
 from typing import get_args
 
 import pytest
@@ -110,6 +112,22 @@ def test_who_is_asked_in_the_examples():
     assert choose(pairs, keys, agrees, [0] * 4) == [[0], [1], [2], [3], [3], [3]]
     pairs = make_reward_function("coverl", {"limit": 4}).turns[1]
     assert choose(pairs, keys, agrees, [0] * 4) == [[0], [1], [3], [3]]
+
+
+def test_a_limit_leaves_every_baseline_two_verdicts():
+    """Half of 8 prompts of 6 and 2; then prompts of 1 and 7, whose room goes round."""
+    keys, agrees = 8 * [*6 * [A], *2 * [B]], torch.tensor(8 * [*6 * [True], *2 * [False]])
+    prompts = [place // 8 for place in range(64)]
+    asked = choose(make_reward_function("coverl", {"limit": 18}).turns[1], keys, agrees, prompts)
+    votes = Counter((prompts[place], keys[place]) for [place] in asked)
+    assert len(votes) == 2 * 4 and sorted(votes.values()) == [*6 * [2], *2 * [3]]
+
+    keys = [A, B, *7 * [A], B]
+    agrees = torch.tensor([key == A for key in keys])
+    asked = choose(
+        make_reward_function("coverl", {"limit": 12}).turns[1], keys, agrees, [0, 0, *8 * [1]]
+    )
+    assert asked == [[0], [0], [1], [1], [2], [3], [4], [5], *4 * [[9]]]
 
 
 # ---- each reward function, by hand ----
@@ -282,7 +300,7 @@ def steps(draw):
     steps(),
     st.sampled_from(get_args(Ask)),
     st.sampled_from(["prompt", "parent", "answer"]),
-    st.sampled_from([0, 2, 3, 6]),
+    st.sampled_from([0, 4, 5, 9]),
 )
 def test_who_is_asked(step, ask, group, limit):
     keys, agrees, prompts = step
@@ -295,6 +313,12 @@ def test_who_is_asked(step, ask, group, limit):
     places = [place for shown in asked for place in shown]
     if not (ask == "balanced" and group == "answer"):
         assert len(set(places)) == len(places)  # nobody twice
+    if limit and ask in ("all", "rejected") and group != "parent":
+        can_be_asked = Counter(
+            p for key, p in zip(keys, prompts, strict=True) if ask == "all" or key == WRONG
+        )
+        counts = Counter(prompts[place] for place in places)
+        assert sum(counts[prompt] < can_be_asked[prompt] for prompt in counts) <= 1  # the last
     if ask == "all":
         assert len(asked) == min(limit or len(keys), len(keys))
     elif ask == "rejected":
@@ -317,7 +341,7 @@ def test_who_is_asked(step, ask, group, limit):
             of_prompt = [place for place in places if prompts[place] == prompt]
             agreeing = [place for place in of_prompt if agrees[place]]
             dissenting = [place for place in of_prompt if not agrees[place]]
-            assert len(agreeing) == len(dissenting) and len(set(dissenting)) <= 1
+            assert len(agreeing) == len(dissenting) != 1 and len(set(dissenting)) <= 1
             rest = [
                 key
                 for key, p, a in zip(keys, prompts, agrees, strict=True)
@@ -345,7 +369,7 @@ def test_who_is_asked(step, ask, group, limit):
         ),
         ({"samples": 0}, "turn: expected samples of at least 1 .* got samples=0"),
         ({"limit": -1}, "turn: expected .* got samples=1, limit=-1"),
-        ({"ask": "balanced", "group": "answer", "limit": 1}, "of pairs: not 1"),
+        ({"ask": "balanced", "group": "answer", "limit": 3}, "two verdicts on each .* limit=3"),
         ({"ask": "one_per_answer", "question": "Which?"}, "turn: question: expected {completion}"),
     ],
 )
@@ -399,6 +423,9 @@ def test_turns_that_do_not_fit_together(turns, message):
     [
         ("self_correct", {"alpha": -1}, "alpha: expected at least 0, got -1"),
         ("self_correct", {"labels": "vote"}, "labels: expected 'majority', 'ema', .*'vote'"),
+        ("self_correct", {"alpha": math.nan}, "alpha: expected a finite number, got nan"),
+        ("self_correct", {"samples": 0}, "turn: expected samples of at least 1"),
+        ("verify", {"wrong": 2}, "expected wrong and no_answer of at most 1, .* got wrong=2"),
         ("coverl", {"redo": -1}, "redo: expected at least 0, got -1"),
         ("critique", {"revisions": 1}, "revisions: expected at least 2, got 1"),
         ("select", {"labels": "ema"}, "expected question, samples, limit for 'select', got labels"),

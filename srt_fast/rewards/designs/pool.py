@@ -51,7 +51,7 @@ class Pool:
     def __post_init__(self) -> None:
         if self.low_entropy is not None and not self.low_entropy >= 0:
             raise ValueError(
-                f"reward.params: low_entropy: expected at least 0 or none, got {self.low_entropy}"
+                f"reward.params: low_entropy: expected at least 0 or null, got {self.low_entropy}"
             )
 
     @property

@@ -50,6 +50,11 @@ class Verify:
                 "reward.params: expected at least 1 solution and 2 samples, "
                 f"got solutions={self.solutions}, samples={self.samples}"
             )
+        if max(self.wrong, self.no_answer) > 1:
+            raise ValueError(
+                "reward.params: expected wrong and no_answer of at most 1, the reward of a right "
+                f"answer, got wrong={self.wrong}, no_answer={self.no_answer}"
+            )
 
     @property
     def requires(self) -> tuple[Requirement, ...]:
