@@ -8,9 +8,10 @@ from srt_fast.collapse.detector import (
     DROPS,
     LEAST_LEVEL,
     PATIENCE,
-    TOLERANCE,
+    WINDOW,
     FalseAlarmBound,
     log_likelihood_ratio,
+    tolerance,
 )
 from srt_fast.collapse.look import Look
 
@@ -25,17 +26,17 @@ def detection_delay(
     and the starts of several looks add up.
 
     Args:
-        samples: prompts x samples of a look.
+        samples: prompts x samples of a look. The reference is of WINDOW looks.
         fall: how far the score falls below the reference, 0 to 1.
         reference: the score before, 0 to 1.
         look: the number of the look at which the score falls. It matters with a bound of the
             chance, whose weights become smaller.
 
-    Returns inf for a fall that the test does not see: one that is near TOLERANCE or smaller.
+    Returns inf for a fall that the test does not see: one that is near the tolerance or smaller.
     """
     if not 0 < fall < reference <= 1:
         raise ValueError(f"fall: expected more than 0, below the reference {reference}, got {fall}")
-    healthy = reference - TOLERANCE
+    healthy = reference - tolerance(reference, WINDOW * samples)
     levels = {max(reference - drop, LEAST_LEVEL) for drop in DROPS}
     growth = max(
         (

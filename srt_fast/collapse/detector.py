@@ -2,7 +2,7 @@
 
 After Shin, Ramdas, Rinaldo, "E-detectors" (arXiv 2203.03532). Plain Python on numbers.
 
-    m = reference - TOLERANCE                        what a healthy policy has at least
+    m = reference - max(TOLERANCE, 3 s)              what a healthy policy has at least
     q_j = reference - DROPS[j]                       fallen levels
     log L_j = k log(q_j / m) + (n - k) log((1 - q_j) / (1 - m))         k of n samples agree
     W_j = (W_j + w_t) exp(min(log L_j, cap))         alarm where mean(W) >= 1 / alpha
@@ -20,7 +20,10 @@ e-process (Ville's inequality) for weights that sum to 1.
 
 The reference is the best score of a window of looks. The best of many is a lucky one. So one half
 of each prompt's samples chooses a window, and the other half measures it. Each half chooses once,
-and the reference is the mean of the two measurements.
+and the reference r is the mean of the two measurements, with the standard error s =
+sqrt(r (1 - r) / samples). A bound that holds for the true score needs one for r: m is three of its
+standard errors lower, if that is more than TOLERANCE. That is so for looks of less than 113 samples
+(of less than 450 until there are eight).
 
 Worked example: reference 0.80, so m = 0.75. Looks of 256 samples with 154 agreeing (0.60) have
 log L = 13.3 for q = 0.60, cut to cap = log(10000) / 3 = 3.07. The
@@ -38,6 +41,8 @@ from srt_fast.config import MonitorConfig
 
 TOLERANCE = 0.05
 """A score that is this much below the reference is still healthy."""
+REFERENCE_ERRORS = 3.0
+"""Standard errors of the reference that are healthy too."""
 DROPS = (0.1, 0.2, 0.4)
 """Falls below the reference that the test bets on."""
 WINDOW = 8
@@ -101,12 +106,21 @@ class DetectorState:
     """The score of these windows by the other half. Empty before two looks."""
     reference_looks: int = 0
     """Looks of these windows."""
+    reference_samples: int = 0
+    """Samples of a window, of both halves."""
     is_alarmed: bool = False
 
     @property
     def reference(self) -> float | None:
         """What looks are compared with. None before two looks."""
         return sum(self.measured) / 2 if self.measured else None
+
+    @property
+    def healthy(self) -> float | None:
+        """The least healthy score, m. None before two looks."""
+        if self.reference is None:
+            return None
+        return self.reference - tolerance(self.reference, self.reference_samples)
 
 
 class FallDetector:
@@ -141,13 +155,12 @@ class FallDetector:
 
     def _test(self, look: Look) -> bool:
         state = self.state
-        reference = state.reference
-        if reference is None:
+        reference, healthy = state.reference, state.healthy
+        if reference is None or healthy is None:
             return False
         state.tested += 1
         weight = self._bound.weight(state.tested)
         cap = self._bound.cap(state.tested)
-        healthy = reference - TOLERANCE
         for index, drop in enumerate(DROPS):
             fallen = max(reference - drop, LEAST_LEVEL)
             if fallen < healthy:
@@ -175,15 +188,13 @@ class FallDetector:
                 state.best[half] = score
                 state.measured[half] = scores[1 - half]
         state.reference_looks = looks
+        state.reference_samples = sum(sum(look.samples) for look in state.recent)
 
     def _end_alarm_after_recovery(self) -> None:
-        recent = self.state.recent
-        reference = self.state.reference
-        assert reference is not None
-        if len(recent) == WINDOW:
-            score = sum(look.score for look in recent) / WINDOW
-            if score >= reference - TOLERANCE:
-                self.restart()
+        recent, healthy = self.state.recent, self.state.healthy
+        assert healthy is not None
+        if len(recent) == WINDOW and sum(look.score for look in recent) / WINDOW >= healthy:
+            self.restart()
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self.state)
@@ -194,6 +205,18 @@ class FallDetector:
             Look(agreeing=tuple(look["agreeing"]), samples=tuple(look["samples"]))
             for look in state["recent"]
         ]
+
+
+def tolerance(reference: float, samples: int) -> float:
+    """How far below a reference, measured on so many samples, a score is still healthy.
+
+    A reference of 0 or 1 has the standard error of one with one other sample. 0 samples are those
+    of a checkpoint that does not say how many there were.
+    """
+    if not samples:
+        return TOLERANCE
+    spread = max(reference * (1 - reference), 1 / samples)
+    return max(TOLERANCE, REFERENCE_ERRORS * math.sqrt(spread / samples))
 
 
 def log_likelihood_ratio(look: Look, fallen: float, healthy: float) -> float:

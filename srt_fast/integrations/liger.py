@@ -34,12 +34,14 @@ every positive advantage on policy; and use_bias_correction_kl with sequence rat
 Liger and TRL multiply by the ratio of the sequence, DeepSeek-V3.2 (arXiv 2512.02556, eq. 7) by the
 token's.
 
-In Liger's own tests of the class 30 of 1024 fail: 16 of "luspo" with a KL in fp32, 8 of "luspo" in
-bf16, 4 of the two refusals above, and 2 that need a GPU.
+In Liger's own tests (test/chunked_loss/test_grpo_loss.py of 0.8.5, without a GPU) 30 fail and 1,014
+pass: 16 of "luspo" with a KL in fp32, 8 of "luspo" in bf16, 4 of the two refusals above, and 2 that
+need a GPU.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +130,12 @@ class FusedLinearGRPOLoss(LigerSettings, torch.nn.Module):
         objective = objective_of(self)
         check_batch(_input, selected_token_ids, attention_mask, advantages)
         check_logprobs(_input, ref_per_token_logps, old_per_token_logps)
+        if self.use_ref_model and ref_per_token_logps is not None and ref_input is not None:
+            # As Liger does.
+            warnings.warn(
+                "Both ref_per_token_logps and ref_input are provided. Using ref_per_token_logps.",
+                stacklevel=2,
+            )
         vllm_is_ratio = as_columns(vllm_is_ratio, attention_mask)
         mask = attention_mask != 0
         tokens = ComputedTokens.of(mask if self.has_kl else mask & (advantages != 0)[:, None])

@@ -27,6 +27,7 @@ def with_reference(bound: FalseAlarmBound) -> FallDetector:
     detector.state.best = [1.0, 1.0]
     detector.state.measured = [REFERENCE, REFERENCE]
     detector.state.reference_looks = WINDOW
+    detector.state.reference_samples = 10**9  # measured without error
     return detector
 
 
@@ -65,6 +66,27 @@ def test_the_mean_number_of_looks_between_false_alarms():
     luck = 3.1 * statistics.stdev(lengths) / math.sqrt(runs)  # of a normal distribution
     assert statistics.fmean(lengths) >= looks - luck
     assert any(alarm is not None for alarm in alarms)
+
+
+def test_small_looks_have_no_more_false_alarms():
+    """Two samples a look, of a policy that does not change: the reference's error is large."""
+    runs, looks = 200, 200
+    alarms = 0
+    for run in range(runs):
+        rng = random.Random(f"small/{run}")
+        detector = FallDetector(FalseAlarmBound(looks=10_000))
+        found = first_alarm(detector, (draw_look(rng, [0.5]) for _ in range(looks)))
+        alarms += found is not None
+    # By the bound, and by a reference that is three standard errors too high.
+    rate = looks / 10_000 + 2 * statistics.NormalDist().cdf(-3)
+    assert chance_of_more(alarms - 1, runs, rate) >= LUCK
+
+
+def chance_of_more(count: int, runs: int, rate: float) -> float:
+    """The chance of more than `count` among `runs`, each of which has the chance `rate`."""
+    return 1 - sum(
+        math.comb(runs, k) * rate**k * (1 - rate) ** (runs - k) for k in range(count + 1)
+    )
 
 
 def test_the_reference_is_not_the_luckiest_window():
