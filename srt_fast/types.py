@@ -195,8 +195,15 @@ class Segments:
     cu_keys: Tensor  # [s+1] int32, where each segment's keys begin: [0, 3, 8, 12]
     key_index: Tensor | None  # [K] int64, the token of each key: [0 1 2 | 0 1 2 3 4 | 0 1 2 5].
     # None: each segment's keys are its own tokens
+    max_queries: int = field(init=False)  # tokens of the longest segment: 3
+    max_keys: int = field(init=False)  # keys of the segment that has most: 5
+    # Numbers, because torch.compile would compile again for other lengths of the lists.
     plans: dict[int | None, Any] = field(default_factory=dict, compare=False, repr=False)
     """What the attention has worked out, by sliding window: each layer needs the same."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "max_queries", max(self.query_lengths, default=0))
+        object.__setattr__(self, "max_keys", max(self.key_lengths, default=0))
 
     @classmethod
     def of_sequences(cls, lengths: list[int], cu_seqlens: Tensor) -> Segments:
@@ -208,16 +215,6 @@ class Segments:
             cu_keys=cu_seqlens,
             key_index=None,
         )
-
-    @property
-    def max_queries(self) -> int:
-        """Tokens of the longest segment: 3."""
-        return max(self.query_lengths)
-
-    @property
-    def max_keys(self) -> int:
-        """Keys of the segment that has most: 5."""
-        return max(self.key_lengths)
 
 
 @dataclass(frozen=True, kw_only=True)

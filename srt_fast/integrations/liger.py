@@ -34,7 +34,7 @@ every positive advantage on policy; and use_bias_correction_kl with sequence rat
 Liger and TRL multiply by the ratio of the sequence, DeepSeek-V3.2 (arXiv 2512.02556, eq. 7) by the
 token's.
 
-In Liger's own tests (test/chunked_loss/test_grpo_loss.py of 0.8.5, without a GPU) 30 fail and 1,014
+In Liger's own tests (test/chunked_loss/test_grpo_loss.py of 0.8.5, without a GPU) 30 fail and 1,013
 pass: 16 of "luspo" with a KL in fp32, 8 of "luspo" in bf16, 4 of the two refusals above, and 2 that
 need a GPU.
 """

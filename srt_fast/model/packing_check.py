@@ -61,7 +61,17 @@ def check_packing(policy: PackedModel) -> None:
 
 def sharing_obstacle(policy: PackedModel) -> str | None:
     """Why completions cannot share their prompt in this model: expected and got. None: they can."""
-    return _obstacle(policy, shares_prompt=True)
+    obstacle = _obstacle(policy, shares_prompt=True)
+    if obstacle:
+        return obstacle
+    was_training = policy.model.training
+    policy.model.eval()
+    with policy.gathered_weights():
+        mixes_positions = _mixes(policy, slice(1, 2))
+    policy.model.train(was_training)
+    if mixes_positions:
+        return "expected that only attention mixes positions, got another layer that does"
+    return None
 
 
 def _obstacle(policy: PackedModel, *, shares_prompt: bool) -> str | None:
@@ -97,7 +107,7 @@ def _check_structure(policy: PackedModel, name: str) -> None:
     with policy.gathered_weights():
         beside_head = _trained_beside_head(policy)
         head_difference = _head_difference(policy)
-        mixes_sequences = _mixes_sequences(policy)
+        mixes_sequences = _mixes(policy, slice(3, 6))
     policy.model.train(was_training)
     if beside_head:
         raise ValueError(
@@ -147,27 +157,46 @@ def _head_difference(policy: PackedModel) -> float:
 
 
 def _own_logits(policy: PackedModel, factor: float) -> tuple[Tensor, Tensor]:
-    """Hidden states [3, H] of three tokens, times `factor`, and the model's logits [3, V]."""
+    """Hidden states [3, H] of three tokens, times `factor`, and the model's logits [3, V].
+
+    The hidden states are scaled where they leave the body, or where they enter the head in a model
+    that does not call its body as a whole (OPT).
+    """
     seen = []
 
-    def scale(body: nn.Module, arguments: Any, output: Any) -> Any:
+    def scale_output(body: nn.Module, arguments: Any, output: Any) -> Any:
         output.last_hidden_state = output.last_hidden_state * factor
         seen.append(output.last_hidden_state[0])
         return output
 
+    def scale_input(head: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor] | None:
+        if seen:
+            return None
+        seen.append(arguments[0][0] * factor)
+        return (seen[0][None],)
+
     ids = torch.arange(3, device=policy.device)
-    handle = policy.model.base_model.register_forward_hook(scale)
+    head: Any = policy.model.get_output_embeddings()
+    handles = [
+        policy.model.base_model.register_forward_hook(scale_output),
+        head.register_forward_pre_hook(scale_input),
+    ]
     try:
         with policy.autocast():
             logits = policy.model(input_ids=ids[None], use_cache=False).logits[0].float()
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     return seen[0].to(policy.compute_dtype), logits
 
 
 @torch.no_grad()
-def _mixes_sequences(policy: PackedModel) -> bool:
-    """Whether a layer other than attention carries one packed sequence into another."""
+def _mixes(policy: PackedModel, rows: slice) -> bool:
+    """Whether a layer other than attention carries these rows of packed sequences into others.
+
+    The rows 3 to 5 are the second sequence. The row 1 is inside of the first one: a layer that
+    mixes positions of one sequence alone cannot know which tokens a shared prompt precedes.
+    """
     if policy.model.config._attn_implementation != ATTENTION:
         return False  # its rows are padded
     device = policy.device
@@ -177,9 +206,9 @@ def _mixes_sequences(policy: PackedModel) -> bool:
     cu_seqlens = torch.tensor([0, 3, 6, sum(lengths)], dtype=torch.int32, device=device)
     segments = Segments.of_sequences(lengths, cu_seqlens)
     positions = torch.cat([torch.arange(length, device=device) for length in lengths])
-    with _without_attention(policy.model), _nan_embeddings(policy.model, slice(3, 6)):
-        hidden = policy.hidden(ids, positions, segments)
-    return bool(hidden[:3].isnan().any() or hidden[6:].isnan().any())
+    with _without_attention(policy.model), _nan_embeddings(policy.model, rows):
+        is_bad = policy.hidden(ids, positions, segments).isnan().any(1)
+    return bool(is_bad[: rows.start].any() or is_bad[rows.stop :].any())
 
 
 @torch.no_grad()

@@ -226,13 +226,27 @@ def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def _context(config: Any) -> int | None:
+    """The longest sequence of a model. None: any.
+
+    With "longrope" (Phi-3 of 128k) it is the original length: behind it transformers turns all
+    sequences of a row by other angles, so that their log-probs would depend on their neighbours.
+    """
+    context = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return context
+    name = "original_max_position_embeddings"
+    return rope.get(name) or getattr(config, name, None) or context
+
+
 def longest_prompt(policy: Policy, sampling: SamplingConfig) -> int:
     """The largest number of tokens that a prompt may have.
 
     This is sampling.max_prompt_tokens, or what a completion leaves of the model's context. Raises
     ValueError if the context is too short for any prompt.
     """
-    context = getattr(policy.model.config, "max_position_embeddings", None)
+    context = _context(policy.model.config)
     if context is None:  # for example a model with relative positions
         return sampling.max_prompt_tokens
     if sampling.max_new_tokens >= context:

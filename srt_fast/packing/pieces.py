@@ -29,7 +29,7 @@ class Piece(NamedTuple):
     @property
     def size(self) -> int:
         """What the piece takes of a token budget."""
-        return _size(len(self.prompt), len(self.inputs), sum(self.inputs))
+        return _size(len(self.prompt), sum(map(bool, self.inputs)), sum(self.inputs))
 
 
 def plan_micro_batches(
@@ -84,7 +84,9 @@ def cut_groups(rollouts: Rollouts, indices: Sequence[int], limit: int | None = N
         total = 0  # tokens of the piece's completions
         for place in sorted(places, key=lambda place: -lengths[place]):
             inputs = lengths[place] - 1
-            size = _size(len(prompt), len(piece.inputs) + 1, total + inputs)
+            # The longest come first, so before this one all have inputs if it has.
+            segments = len(piece.inputs) + 1 if inputs else sum(map(bool, piece.inputs))
+            size = _size(len(prompt), segments, total + inputs)
             if piece.rollouts and (limit is None or size > limit):
                 pieces.append(piece)
                 piece = Piece(group, prompt, [], [])
@@ -99,7 +101,8 @@ def cut_groups(rollouts: Rollouts, indices: Sequence[int], limit: int | None = N
 def _size(prompt: int, completions: int, inputs: int) -> int:
     """What completions of `inputs` tokens in all, with their prompt, take of a token budget.
 
-    That is their tokens, or more if they have many keys.
+    That is their tokens, or more if they have many keys. completions: those with inputs, which are
+    segments of their own.
     """
     tokens = prompt + inputs
     keys = tokens + (prompt * completions if completions > 1 else 0)

@@ -13,11 +13,11 @@ From this follows, for q queries (tokens that are computed) in segments that see
     backward          A linear layer has two products of the forward's size, one for the gradient
                       of its input and one for that of its weight. A frozen weight has no second
                       one. Attention has twice the forward: four products for two.
-    checkpointing     The body's forward pass a second time. The head's is not recomputed.
 
-Left out: norms, rotations, activations and the softmax, which are no products; the scores that
-fused attention computes again in its backward pass (half a forward more); padding; with frozen
-weights, that nothing below the lowest trained layer needs a gradient.
+Left out: norms, rotations, activations and the softmax, which are no products; what is computed a
+second time, as in PaLM's MFU (the body's forward pass with gradient checkpointing, the scores of
+fused attention in its backward pass); padding; with frozen weights, that nothing below the lowest
+trained layer needs a gradient.
 
 Source: Kaplan et al. (arXiv 2001.08361) count 2 a weight and token forward and 4 backward. PaLM
 (arXiv 2204.02311, appendix B) adds attention, over all keys, and defines MFU.
@@ -61,7 +61,6 @@ class ModelCost:
     head_weights: int  # V x H
     trained_head_weights: int
     attention: tuple[Attention, ...]  # of each layer
-    recomputes: bool = False  # gradient checkpointing
 
     def forward(self, segments: SegmentLengths) -> int:
         """FLOPs of a pass without gradient."""
@@ -69,13 +68,11 @@ class ModelCost:
 
     def training(self, segments: SegmentLengths) -> int:
         """FLOPs of a forward and a backward pass."""
-        body = self._body(segments)
         tokens = sum(segments.query_lengths)
         backward = 2 * tokens * (self.weights + self.trained_weights)
         backward += 2 * self._attention(segments)
         backward += 2 * segments.targets * (self.head_weights + self.trained_head_weights)
-        recomputed = body if self.recomputes else 0
-        return self.forward(segments) + backward + recomputed
+        return self.forward(segments) + backward
 
     def read_elements(self, segments: SegmentLengths, steps: int) -> int:
         """Elements that decoding reads at least: all weights in each step, and visible keys and

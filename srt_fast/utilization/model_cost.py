@@ -54,13 +54,7 @@ def model_cost(policy: Policy) -> ModelCost:
         head_weights=head.numel(),
         trained_head_weights=head.numel() if head.requires_grad else 0,
         attention=attention,
-        recomputes=_recomputes(model),
     )
-
-
-def _recomputes(model: nn.Module) -> bool:
-    """Whether backward recomputes activations. transformers 5.24 renamed its own property."""
-    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def largest_matrix(policy: Policy) -> tuple[int, int]:
@@ -76,10 +70,13 @@ def _matrices(body: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """The matrices [rows, columns] of a model's body, and its experts [experts, rows, columns]."""
     matrices: list[Tensor] = []
     experts: list[Tensor] = []
+    idle = _idle_adapters(body)
     for module in body.modules():
         if isinstance(module, nn.Embedding):
             continue
         for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in idle:
+                continue
             if not parameter.is_floating_point():
                 raise UnknownCostError(
                     f"expected weights of floats, got {name} of {type(module).__name__} in "
@@ -95,6 +92,18 @@ def _matrices(body: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
                     f"{parameter.ndim} dimensions"
                 )
     return matrices, experts
+
+
+def _idle_adapters(body: nn.Module) -> set[int]:
+    """Ids of the parameters of peft's adapters that are not active, such as a teacher's."""
+    idle = set()
+    for layer in body.modules():
+        for name in getattr(layer, "adapter_layer_names", ()):  # a layer of peft
+            adapters = getattr(layer, name, None)
+            if isinstance(adapters, nn.ModuleDict):
+                others = set(adapters) - set(layer.active_adapters)  # pyright: ignore
+                idle |= {id(weight) for other in others for weight in adapters[other].parameters()}
+    return idle
 
 
 def _experts_per_token(config: Any, experts: list[Tensor]) -> int:

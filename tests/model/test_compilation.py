@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +11,8 @@ from torch._dynamo.utils import counters
 from torch._inductor import config
 
 from srt_fast.config import ModelConfig
+from srt_fast.distributed.sharding import model_blocks
+from srt_fast.model import attention
 from srt_fast.model.loading import load_policy
 from srt_fast.model.logprobs import head_inputs
 from srt_fast.model.policy import Policy
@@ -79,3 +83,42 @@ def test_a_missing_compiler_is_one_clear_error(tiny_model, tmp_path, monkeypatch
     message = "^model.compile: expected torch.compile to work on 'cpu', got: .*no-such-compiler.*$"
     with config.patch({"cpp.cxx": ("no-such-compiler",)}), pytest.raises(ValueError, match=message):
         load_policy(tiny_model, ModelConfig(compile=True))
+
+
+@torch.library.custom_op("srt_tests::varlen", mutates_args=())
+def varlen(query: Tensor, max_queries: int, max_keys: int) -> Tensor:
+    """Stands for the attention kernels of a GPU, which take the longest lengths as numbers."""
+    return query.clone()
+
+
+@varlen.register_fake
+def _(query: Tensor, max_queries: int, max_keys: int) -> Tensor:
+    return torch.empty_like(query)
+
+
+@pytest.mark.parametrize("shares_prompts", [True, False])
+def test_the_number_of_segments_compiles_nothing_anew(tiny_policy, monkeypatch, shares_prompts):
+    monkeypatch.setattr(attention, "attention_path", lambda device, dtype: attention.TORCH_VARLEN)
+    monkeypatch.setattr(
+        attention,
+        "_torch_varlen",
+        lambda query, key, value, segments, *_: varlen(
+            query.contiguous(), segments.max_queries, segments.max_keys
+        ),
+    )
+    torch._dynamo.reset()
+    counters.clear()
+    policy = copy.copy(tiny_policy)
+    policy.model = copy.deepcopy(tiny_policy.model)
+    for block in model_blocks(policy.model):
+        block.forward = torch.compile(block.forward, dynamic=True, backend="eager")
+    graphs = []
+    for groups in (2, 3, 4, 5):
+        rollouts = random_rollouts(tiny_policy, 3, [f"{group}+{group}=" for group in range(groups)])
+        count = len(rollouts.truncated)
+        [batch] = pack(
+            rollouts, torch.zeros(count), range(count), 10**9, share_prompts=shares_prompts
+        )
+        policy.hidden(batch.input_ids, batch.position_ids, batch.segments)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[-1], graphs

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Gemma2Config, Lfm2Config, LlamaConfig
+from transformers import Gemma2Config, Lfm2Config, LlamaConfig, OPTConfig, Phi3Config
 
 from srt_fast.config import ModelConfig, SamplingConfig
 from srt_fast.model.policy import Policy, longest_prompt
@@ -125,6 +126,24 @@ def test_a_bound_of_logits_is_refused_while_they_are_small(bound):
         Policy(model, build_tokenizer(), ModelConfig())
 
 
+def test_a_model_that_does_not_call_its_body_as_a_whole():
+    """OPT calls its decoder."""
+    config = OPTConfig(
+        vocab_size=265,
+        hidden_size=32,
+        num_hidden_layers=2,
+        ffn_dim=48,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        word_embed_proj_dim=32,
+    )
+    policy = make_policy(config, share_prompts=True)
+    assert policy.shares_prompts
+    difference = (packed_logits(policy, SEQUENCES) - model_logits(policy, SEQUENCES)).abs().max()
+    size = model_logits(policy, SEQUENCES).abs().max().item()
+    assert difference <= rounding_error(TERMS, size, 2**-24)
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.0])
 def test_a_convolution_is_refused_while_it_is_small_or_0(scale):
     """Numbers do not show it: fresh it moves logits by 7e-6, with weights of 0 by nothing."""
@@ -153,3 +172,9 @@ def test_longest_prompt(tiny_policy):
     expected = "max_new_tokens: expected less than the model's context of 64 tokens, got 64"
     with pytest.raises(ValueError, match=expected):
         longest_prompt(tiny_policy, SamplingConfig(max_new_tokens=64))
+    # Behind the original length the angles of all sequences of a row would change.
+    factors = {"short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, **factors}
+    config = Phi3Config(**SMALL, rope_parameters=rope, original_max_position_embeddings=40)
+    policy = SimpleNamespace(model=SimpleNamespace(config=config))
+    assert longest_prompt(policy, roomy) == 16

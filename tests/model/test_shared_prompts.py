@@ -133,3 +133,26 @@ def test_a_model_that_cannot_share_says_why():
     policy = Policy(model, build_tokenizer(), ModelConfig(), share_prompts=True)
     assert not policy.shares_prompts
     assert "packed hidden states times the LM head" in policy.sharing_obstacle
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5])
+def test_a_layer_that_mixes_positions_of_a_sequence_shares_nothing(scale):
+    """A convolution of two tokens that begins anew at each segment, also while its weight is 0."""
+    model = make_model(ARCHITECTURES["query norms, tied head"])
+    tap = torch.nn.Parameter(torch.full((32,), scale))
+    starts = []
+
+    def read_starts(module, args, kwargs):
+        starts.append(kwargs.get("cu_seq_lens_q"))
+
+    def convolve(module, args, output):
+        before = torch.nn.functional.pad(output[:, :-1], (0, 0, 1, 0))
+        if starts[-1] is not None:
+            before[:, starts[-1][:-1].long()] = 0
+        return output + before * tap
+
+    model.base_model.register_forward_pre_hook(read_starts, with_kwargs=True)
+    model.base_model.layers[0].input_layernorm.register_forward_hook(convolve)
+    policy = Policy(model, build_tokenizer(), ModelConfig(), share_prompts=True)
+    assert not policy.shares_prompts
+    assert scale or "only attention mixes positions" in policy.sharing_obstacle

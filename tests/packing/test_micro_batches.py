@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from srt_fast.distributed.balance import KEYS_PER_TOKEN
+from srt_fast.distributed.world import ONE_PROCESS
 from srt_fast.packing.micro_batches import count_tokens, pack, select_rollouts
 from srt_fast.packing.pieces import count_planned_tokens, plan_micro_batches
 from srt_fast.types import Layout, MicroBatch, Rollouts
@@ -148,6 +149,14 @@ def test_one_prompt_for_a_group_that_fits():
     assert len(batch.input_ids) == (3 + 1 + 0 + 2) + (1 + 1 + 1)
     batches = pack(rollouts, torch.ones(5), range(5), 5, share_prompts=True)
     assert [len(batch.input_ids) for batch in batches] == [5, 4, 3]
+
+
+def test_completions_of_one_token_have_no_keys():
+    """Their only token is a target: 16 groups are 16 prompts."""
+    layout = Layout(lengths=[1] * 64 * 16, group_sizes=[64] * 16)
+    rollouts = SimpleNamespace(layout=layout, prompts=[list(range(1000))] * 16)
+    [batches] = plan_micro_batches(rollouts, range(64 * 16), 16000, ONE_PROCESS, share_prompts=True)
+    assert [sum(piece.tokens for piece in pieces) for pieces in batches] == [16000]
 
 
 def test_ranks_share_one_group():

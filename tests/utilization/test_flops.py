@@ -16,13 +16,17 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from srt_fast.config import LoRAConfig, ModelConfig
+from srt_fast.model.lora import TEACHER, TRAINED, add_adapters
+from srt_fast.model.lora_policy import LoRAPolicy
 from srt_fast.model.policy import Policy
+from srt_fast.quickstart import build_tokenizer
 from srt_fast.sampling.base import SamplingParams
 from srt_fast.sampling.hf import HFSampler
 from srt_fast.utilization.flops import Attention, ModelCost, SegmentLengths, visible_keys
 from srt_fast.utilization.layout import sampling_passes
 from srt_fast.utilization.model_cost import UnknownCostError, largest_matrix, model_cost
-from support.models import SMALL, make_policy
+from support.models import SMALL, make_model, make_policy
 
 IDS = [3, 1, 4, 1, 5, 9, 2]
 EXPERTS = {"num_experts_per_tok": 2, "experts_implementation": "eager"}
@@ -105,15 +109,28 @@ def test_checkpointing_and_frozen_weights():
     segments = SegmentLengths([7], [7], 4)
     cost = model_cost(policy)
     both = counted(lambda: own_logits(policy, 4).sum().backward())
-    # torch recomputes no product whose result the backward pass does not need: down_proj's.
-    needless = 2 * 7 * 32 * 48 * 2
-    assert both == cost.training(segments) + all_pairs(cost, 7, 8) - needless
+    # The body's forward a second time is no part of the model's FLOPs, but for down_proj, whose
+    # result the backward pass does not need: torch does not compute that product again.
+    again = cost.forward(SegmentLengths([7], [7], 0)) - 2 * 7 * 32 * 48 * 2
+    assert both == cost.training(segments) + all_pairs(cost, 7, 8) + again
 
     frozen = make_policy(LlamaConfig(**SMALL))
     frozen.model.base_model.layers.requires_grad_(False)
     cost = model_cost(frozen)
     both = counted(lambda: own_logits(frozen, 4).sum().backward())
     assert both == cost.training(segments) + all_pairs(cost, 7, 6)
+
+
+def test_an_adapter_that_is_not_active_computes_nothing():
+    """The teacher of `ema` is a second adapter of the model."""
+    weights = []
+    for names in ([TRAINED], [TRAINED, TEACHER]):
+        model = make_model(LlamaConfig(**SMALL))
+        lora = LoRAConfig(r=4)
+        add_adapters(model, lora, "base", names)
+        policy = LoRAPolicy(model, build_tokenizer(), ModelConfig(lora=lora))
+        weights.append(model_cost(policy).weights)
+    assert weights[0] == weights[1]
 
 
 def test_decoding_is_counted_exactly():
