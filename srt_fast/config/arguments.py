@@ -15,7 +15,7 @@ from typing import Any
 import tyro
 
 from srt_fast.config.fields import field_docs
-from srt_fast.config.overrides import override, read_file
+from srt_fast.config.overrides import flatten, override, read_file
 from srt_fast.config.recipes import RECIPES, for_model
 from srt_fast.config.schema import Config
 
@@ -77,7 +77,7 @@ def configure(arguments: Arguments, command: str, changes: dict[str, Any] | None
     recipe = arguments.recipe or str(values.get("recipe", "quickstart"))
     try:
         config = _base_config(recipe, values)
-        config = override(config, values | (changes or {}))
+        config = override(config, flatten(values) | flatten(changes or {}))
     except ValueError as error:
         raise ValueError(f"{arguments.file}: {error}" if arguments.file else str(error)) from None
     return override_fields(config, arguments.overrides, f"{command} {recipe}")

@@ -37,23 +37,37 @@ def from_dict(values: dict[str, Any]) -> Config:
 def override(config: Config, changes: dict[str, Any]) -> Config:
     """A copy of the configuration with some fields changed.
 
-    Keys of changes are nested ({"train": {"lr": 1e-4}}) or dotted ({"train.lr": 1e-4}). A table
-    such as task.params is replaced as a whole. Raises ValueError, which names each unknown field,
-    wrong type and impossible value.
+    Keys of changes are nested ({"train": {"lr": 1e-4}}) or dotted ({"train.lr": 1e-4}); of a field
+    that comes twice the last one counts. A table such as task.params is replaced as a whole. Raises
+    ValueError, which names each unknown field, wrong type and impossible value, and a name inside
+    of a table.
     """
     values = to_dict(config)
-    for key, value in changes.items():
-        *path, leaf = str(key).split(".")  # YAML also has keys that are no text
-        _merge(values, _nest(path, {leaf: value}), config, "")
+    for name, value in _flat_fields(changes, config, ""):
+        *path, leaf = name.split(".")
+        section = values
+        for part in path:
+            if not isinstance(section.get(part), dict):  # validation will name it
+                section[part] = {}
+            section = section[part]
+        section[leaf] = value
     return from_dict(values)
 
 
 def flatten(changes: dict[str, Any]) -> dict[str, Any]:
-    """Changes with one dotted name for each field: {"train": {"lr": 1}} is {"train.lr": 1}.
+    """Changes in a file, with one dotted name for each field: {"train": {"lr": 1}} is
+    {"train.lr": 1}.
 
-    A table such as task.params stays one value. Raises ValueError for a section that is no table.
+    A table such as task.params stays one value. Raises ValueError for a section that is no table,
+    a field that comes twice, and a name inside of a table ("task.params.max_digits"), which would
+    replace the whole table.
     """
-    return dict(_flat_fields(changes, Config(), ""))
+    fields: dict[str, Any] = {}
+    for name, value in _flat_fields(changes, Config(), ""):
+        if name in fields:
+            raise ValueError(f"{name}: expected one value, got it twice")
+        fields[name] = value
+    return fields
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
@@ -94,17 +108,15 @@ class _UniqueNames(yaml.SafeLoader):
         return node
 
 
-def _nest(path: list[str], value: Any) -> Any:
-    """{"a": {"b": value}} for the path ["a", "b"]."""
-    for name in reversed(path):
-        value = {name: value}
-    return value
-
-
 def _flat_fields(changes: dict[str, Any], section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in changes.items():
-        name, _, rest = str(key).partition(".")
+        name, _, rest = str(key).partition(".")  # YAML also has keys that are no text
         inner = getattr(section, name, None)
+        if rest and isinstance(inner, dict):
+            raise ValueError(
+                f"{prefix}{key}: expected the table {prefix}{name} as a whole, got a name inside "
+                f"of it; write {name}: {{{rest}: ...}}"
+            )
         if not dataclasses.is_dataclass(inner):
             yield f"{prefix}{key}", value
         elif rest:
@@ -113,15 +125,3 @@ def _flat_fields(changes: dict[str, Any], section: Any, prefix: str) -> Iterator
             yield from _flat_fields(value, inner, f"{prefix}{name}.")
         else:
             raise ValueError(f"{prefix}{name}: expected a table of fields, got {value!r}")
-
-
-def _merge(values: dict[str, Any], changes: dict[str, Any], section: Any, prefix: str) -> None:
-    """Write changes into a section's values. Sections in it are merged, other tables replaced."""
-    for key, value in changes.items():
-        inner = getattr(section, str(key), None)
-        if not dataclasses.is_dataclass(inner):
-            values[key] = value
-        elif isinstance(value, dict):
-            _merge(values[key], value, inner, f"{prefix}{key}.")
-        else:
-            raise ValueError(f"{prefix}{key}: expected a table of fields, got {value!r}")

@@ -36,10 +36,13 @@ def main(argv: list[str]) -> int:
     arms = _choose_arms(grid, options.arms)
     root = Path(options.runs or f"runs/{grid.name}")
     failures: dict[str, str] = {}
-    if not options.report_only:
-        # Imports yaml and rich, which --help does not need.
-        from srt_fast.experiment.runner import run_grid
+    # Imports yaml and rich, which --help does not need.
+    from srt_fast.experiment.runner import PlannedRun, run_grid
 
+    for arm in grid.arms:
+        for seed in seeds:
+            PlannedRun(arm, seed, root).has_finished()  # an error for another configuration
+    if not options.report_only:
         try:
             failures = run_grid(arms, seeds, root, options.jobs, options.threads)
         except RunInterrupted as interrupt:

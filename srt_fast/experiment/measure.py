@@ -140,8 +140,16 @@ def read_runs(root: Path, arms: Iterable[Arm], seeds: Sequence[int]) -> list[Fin
 
 
 def measure(run: FinishedRun) -> RunResult:
-    """The numbers of one run. After a stop, its end is that of the restored weights."""
+    """The numbers of one run. After a stop, its end is that of the restored weights.
+
+    Raises ValueError for evaluations without pass@1.
+    """
     evaluations = run.rows_of("eval")
+    if any("pass1" not in row for row in evaluations):
+        raise ValueError(
+            f"{run.place or run.arm}, seed {run.seed}: expected gold answers for all held-out "
+            "prompts, with which the page measures, got some without"
+        )
     train = run.rows_of("train")
     peak = max(evaluations, key=lambda row: row["pass1"])
     warning_steps = first_warnings(run)

@@ -22,6 +22,9 @@ from srt_fast.experiment.grid import BASE, COLLAPSE, RISE, Arm, Grid
 from srt_fast.experiment.measure import FinishedRun, RunResult, measure, read_runs
 from srt_fast.files import write_atomically
 
+OWN_SECTIONS = ("Curves", "Terms", "Arms", "Alarm", "Warnings")
+"""Sections of a file's page that could be a task's name."""
+
 
 def write_page(grid: Grid, seeds: Sequence[int], root: Path, out: Path) -> list[Path]:
     """Read the finished runs in `root` and write page, numbers and figures to `out`.
@@ -161,7 +164,7 @@ def file_document(grid: Grid, runs: Sequence[FinishedRun], numbers: dict[str, An
         partial(file_figure, grid.arms, runs),
     )
     places: dict[str, list[Block]] = {
-        place or "Arms": [
+        _heading(place): [
             tables.file_arms(found["arms"]),
             "The vote and the labels over time:",
             tables.labels(found["labels"]),
@@ -182,6 +185,11 @@ def file_document(grid: Grid, runs: Sequence[FinishedRun], numbers: dict[str, An
             "Every run": [tables.runs(numbers["runs"])],
         },
     )
+
+
+def _heading(place: str) -> str:
+    """The section of a model and task. It is not one of the page's own."""
+    return f"Task {place}" if place in OWN_SECTIONS else place or "Arms"
 
 
 def _leads(numbers: dict[str, Any]) -> dict[str, list[Block]]:

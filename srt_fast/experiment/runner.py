@@ -207,8 +207,14 @@ class _Workers:
             if process.returncode:
                 self._report_failure(run, _failure_reason(process.returncode, run.log))
             else:
-                self.progress.note(_outcome(run))
+                self._report_outcome(run)
             self._show_progress()
+
+    def _report_outcome(self, run: PlannedRun) -> None:
+        try:
+            self.progress.note(_outcome(run))
+        except ValueError as error:  # nothing to measure
+            self._report_failure(run, str(error))
 
     def _report_failure(self, run: PlannedRun, reason: str) -> None:
         self.failures[run.name] = reason
@@ -243,8 +249,8 @@ def _failure_reason(returncode: int, log: Path) -> str:
 
     A run that could save exits with 128 + signal.
     """
-    if returncode < 0 or returncode > 128:
-        number = -returncode if returncode < 0 else returncode - 128
+    number = -returncode if returncode < 0 else returncode - 128
+    if number in set(signal.Signals):
         return f"stopped by {signal.Signals(number).name}"
     lines = log.read_text(errors="replace").split("\n")
     texts = [line.strip() for line in lines if line.strip()]

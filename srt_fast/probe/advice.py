@@ -18,6 +18,8 @@ LEAST_MIXED = 0.1
 """Fewer groups with a gradient than this: the prompts are too easy."""
 MOST_TOP_ANSWER = 0.5
 """If one answer is the majority of more prompts, agreement may be a habit."""
+LEAST_LABELLED = 8
+"""Prompts with gold answers. With fewer a standard error says little."""
 CONFIDENCE = 0.95
 """Chance that the vote teaches more truth than error from which on the verdict is "start"."""
 DOUBLING_GAIN = 0.05
@@ -57,7 +59,7 @@ def advise(
     unread: float,
     truncated: float,
     trains_with_gold: bool,
-    dtype: str,
+    can_average: bool,
 ) -> Advice:
     """Apply the rules.
 
@@ -65,8 +67,9 @@ def advise(
 
     1. "do not start" if more than MOST_UNREAD of the completions have no answer, or if fewer than
        LEAST_MIXED of the groups of the recommended size have a gradient;
-    2. with gold answers: "start" from a chance of CONFIDENCE on that the vote teaches more truth
-       than error, "do not start" up to 1 - CONFIDENCE, else "unknown";
+    2. with gold answers: "unknown" for fewer than LEAST_LABELLED prompts, "do not start" if no
+       sample is right, "start" from a chance of CONFIDENCE on that the vote teaches more truth than
+       error, "do not start" up to 1 - CONFIDENCE, else "unknown";
     3. without: "do not start" if fewer than LEAST_CLEAR of the prompts have a clear majority;
     4. "unknown".
 
@@ -75,7 +78,8 @@ def advise(
     two that was sampled. A step has so many prompts, a multiple of 8, that groups with a gradient
     hold STEP_ROLLOUTS rollouts, up to MOST_PROMPTS. The design is `ema`, as docs/rewards.md
     measured. Where the verdict is "do not start", it is `oracle` if all prompts have gold answers,
-    else none. A model that is not float32 has no moving average: it takes `majority`.
+    else none. A model whose trained weights are not float32 has no moving average: it takes
+    `majority`.
 
     Args:
         vote: Figures of the vote.
@@ -83,7 +87,7 @@ def advise(
         unread: Fraction of the completions without an answer.
         truncated: Fraction of the completions that reached sampling.max_new_tokens.
         trains_with_gold: Whether all training prompts have gold answers.
-        dtype: model.dtype.
+        can_average: Whether trained weights are float32, those of an adapter too.
     """
     group = _group_size(vote)
     assert isinstance(group.value, int)
@@ -94,7 +98,7 @@ def advise(
         reason=reason,
         group_size=group,
         prompts_per_step=_prompts(group.value, mixed),
-        design=_design(verdict, trains_with_gold, dtype),
+        design=_design(verdict, trains_with_gold, can_average),
     )
 
 
@@ -118,6 +122,18 @@ def _verdict(
 
 
 def _with_gold(gold: GoldFigures) -> tuple[Verdict, str]:
+    if gold.prompts < LEAST_LABELLED:
+        return (
+            "unknown",
+            f"{gold.prompts} prompts with gold answers are too few to tell what the vote teaches: "
+            f"label at least {LEAST_LABELLED}.",
+        )
+    if not gold.pass1.value:
+        return (
+            "do not start",
+            f"No sample of the {gold.prompts} prompts with gold answers is right: there is no "
+            "truth that a vote could teach.",
+        )
     chance = 0.5 if gold.chance is None else gold.chance
     facts = (
         f"{_percent(gold.maj.value)} of the majorities and {_percent(gold.pass1.value)} of the "
@@ -143,8 +159,9 @@ def _without_gold(vote: VoteFigures) -> tuple[Verdict, str]:
             "most labels would be chance.",
         )
     text = (
-        "Without gold answers nothing shows that a clear majority is right. At most "
-        f"{_percent(vote.accuracy_bound)} of the labels are. Label some prompts and probe again."
+        "Without gold answers nothing shows that a clear majority is right. Votes of half of the "
+        f"samples are right on at most {_percent(vote.accuracy_bound)} of the prompts. Label at "
+        f"least {LEAST_LABELLED} prompts and probe again."
     )
     if vote.top_answer > MOST_TOP_ANSWER:
         text += (
@@ -169,7 +186,7 @@ def _group_size(vote: VoteFigures) -> Choice:
     tested = max(vote.repeats)
     return Choice(
         max(vote.mixed),
-        f"The largest group that was sampled. Votes of {tested} repeat on "
+        f"The largest power of two that was sampled. Votes of {tested} repeat on "
         f"{_percent(vote.repeats[tested].value)} of the prompts; more --samples would show whether "
         "larger ones repeat more often.",
     )
@@ -186,15 +203,15 @@ def _prompts(group: int, mixed: float) -> Choice:
     )
 
 
-def _design(verdict: Verdict, trains_with_gold: bool, dtype: str) -> Choice:
+def _design(verdict: Verdict, trains_with_gold: bool, can_average: bool) -> Choice:
     if verdict == "do not start":
         if trains_with_gold:
             return Choice("oracle", "All training prompts have gold answers, and the vote is poor.")
         return Choice(None, "No reward function makes good labels of these votes.")
-    if dtype != "float32":
+    if not can_average:
         return Choice(
             "majority",
-            f"A moving average needs float32 weights, got {dtype}; add --monitor.action rollback.",
+            "A moving average needs float32 weights; add --monitor.action rollback.",
         )
     return Choice("ema", "It ended highest without labels in our runs (docs/rewards.md).")
 

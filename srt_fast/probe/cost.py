@@ -19,7 +19,7 @@ from srt_kernels import Vote
 class Cost:
     """What a pass took, as measured."""
 
-    completions: int
+    completions: int  # training: of the groups that train, whichever of them the loss takes
     tokens: int  # sampling: of completions; training: of prompts too
     seconds: float
 
@@ -64,17 +64,19 @@ def measure_training(
     truncated = rollouts.truncated
     keep = ~truncated if config.reward.truncated == "mask" else torch.ones_like(truncated)
     learner = Learner(config, policy, policy, check)
-    completions = tokens = 0
+    tokens = 0
+    groups: set[int] = set()
     start = time.perf_counter()
     for minibatch in learner.pack(rollouts, Reward(rewards=vote.rewards, keep=keep)):
         for batch in minibatch:
             learner.loss(batch).backward()
-            completions += len(batch.advantages)
+            groups |= {rollouts.layout.groups[place] for place in batch.rollout_index.tolist()}
             tokens += len(batch.input_ids)
         learner.step({})
     if policy.device.type == "cuda":
         torch.cuda.synchronize(policy.device)
     seconds = time.perf_counter() - start
+    completions = sum(rollouts.layout.group_sizes[group] for group in groups)
     return Cost(completions=completions, tokens=tokens, seconds=seconds) if completions else None
 
 

@@ -123,7 +123,7 @@ def gold_figures(ballots: Sequence[Ballot]) -> GoldFigures | None:
         effect=effect,
         gold_effect=gold_effect,
         relative_effect=effect.value / gold_effect.value if gold_effect.value else None,
-        chance=chance_above_zero(effect),
+        chance=chance_above_zero(effect, len(known)),
     )
 
 
@@ -139,14 +139,17 @@ def covariance(rewards: Sequence[bool], correct: Sequence[bool]) -> float:
     return (both - sum(rewards) * sum(correct) / n) / (n - 1)
 
 
-def chance_above_zero(mean: Estimate) -> float | None:
-    """The chance that a mean is above 0, by a normal distribution of its error.
+def chance_above_zero(mean: Estimate, count: int) -> float | None:
+    """The chance that a mean of `count` values is above 0, by Student's t of its error.
 
-    None without an error.
+    None without an error. By Wallace's transformation to a normal distribution (Ann. Math. Stat.
+    30, 1959), whose error is below 0.01 from two values on.
     """
     if mean.error is None:
         return None
-    return 1 - statistics.NormalDist(mean.value, mean.error).cdf(0)
+    t, degrees = mean.value / mean.error, count - 1
+    size = (8 * degrees + 1) / (8 * degrees + 3) * math.sqrt(degrees * math.log1p(t * t / degrees))
+    return statistics.NormalDist().cdf(math.copysign(size, t))
 
 
 def mixed_chance(keys: Sequence[int], size: int) -> float:

@@ -142,7 +142,7 @@ def _judge(
         unread=unread.value,
         truncated=truncated.value,
         trains_with_gold=trains_with_gold,
-        dtype=config.model.dtype,
+        can_average=config.model.dtype == "float32" or config.model.lora.r > 0,
     )
     values = to_dict(config)
     settings = {name: values[name] for name in ("model", "task", "sampling", "reward")}

@@ -7,6 +7,7 @@ import pytest
 
 from srt_fast.config import Config, TrainConfig, from_dict, override, to_dict
 from srt_fast.config.fields import field_docs
+from srt_fast.config.overrides import flatten
 from srt_fast.config.recipes import quickstart
 from srt_fast.config.task import AnswerRule
 from srt_fast.config.train import (
@@ -122,6 +123,27 @@ def test_override_takes_nested_and_dotted_names_and_copies():
     assert changed.task.params == {"max_digits": 2}
     assert changed.train.steps == config.train.steps
     assert config.train.seed == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"reward.params.samples": 2, "reward.params.decay": 0.9},
+            r"reward.params.samples: expected the table reward.params as a whole, .* params: \{s",
+        ),
+        ({"train.nothing.lr": 1}, "train.nothing: unknown field"),
+        ({"log.mfu.rate": 1}, "log.mfu: expected a valid boolean"),
+    ],
+)
+def test_changes_that_would_lose_something_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        override(quickstart(), changes)
+
+
+def test_a_field_that_comes_twice_in_a_file_is_refused():
+    with pytest.raises(ValueError, match="train.lr: expected one value, got it twice"):
+        flatten({"train.lr": 1, "train": {"lr": 2}})
 
 
 def test_allowed_values_are_those_of_the_kernels():

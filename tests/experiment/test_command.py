@@ -1,9 +1,13 @@
+import json
 from pathlib import Path
 
 import pytest
 
+from srt_fast.config import override
+from srt_fast.config.overrides import to_dict
 from srt_fast.experiment.command import main
 from srt_fast.experiment.grid import GROUPS, collapse_grid
+from srt_fast.experiment.grid_file import read_grid
 
 GRID = """
 tasks: {one: {task.params: {max_digits: 1}}, two: {task.params: {max_digits: 2}}}
@@ -24,6 +28,20 @@ def test_help_lists_the_arms(capsys):
         main(["--help"])
     output = capsys.readouterr().out
     assert all(f" {arm.name} " in output for arm in collapse_grid().arms)
+
+
+def test_runs_with_other_settings_are_not_shown(tmp_path):
+    """A page alone refuses them too."""
+    file = tmp_path / "grid.yaml"
+    file.write_text(GRID)
+    [arm, *_] = read_grid(file).arms
+    folder = tmp_path / "runs" / f"{arm.label}-seed0"
+    folder.mkdir(parents=True)
+    config = override(arm.config(0, folder), {"train.lr": 0.5})
+    (folder / "config.json").write_text(json.dumps(to_dict(config)))
+    (folder / "summary.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"another configuration \(train.lr is 0.5, not 0.0001\)"):
+        main([str(file), "--runs", str(tmp_path / "runs"), "--report-only"])
 
 
 @pytest.mark.parametrize(

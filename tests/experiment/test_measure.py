@@ -31,6 +31,13 @@ def test_what_does_not_happen_is_none():
     assert result.warning_steps == {}
 
 
+def test_evaluations_without_accuracy_are_an_error():
+    run = make_run("oracle", RISING)
+    del run.rows_of("eval")[-1]["pass1"]
+    with pytest.raises(ValueError, match="oracle, seed 0: expected gold answers for all held-out"):
+        measure(run)
+
+
 def test_below_the_start_with_a_low_pseudo_reward_is_no_collapse():
     result = measure(make_run("majority", {0: 0.5, 10: 0.45, 20: 0.45}, pseudo_reward=0.9))
     assert result.fall_step is None

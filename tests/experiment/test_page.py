@@ -36,6 +36,14 @@ def test_the_page_shows_finished_runs_and_names_missing_ones(tmp_path):
         assert figure.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_task_with_the_name_of_a_section(tmp_path):
+    arms = (Arm("majority", "", {}, "", place="Alarm"),)
+    grid = Grid(name="grid", page="arms", arms=arms, title="A grid")
+    save_run(tmp_path, make_run("majority", FALLING, place="Alarm", probe_scores=SCORES))
+    text = write_page(grid, [0], tmp_path, tmp_path)[1].read_text()
+    assert "## Task Alarm\n" in text and "## Alarm\n" in text
+
+
 def test_the_page_of_a_file(tmp_path):
     """Two tasks. One arm was not run on the second."""
     arms = [

@@ -98,8 +98,13 @@ def test_a_run_of_another_process_is_waited_for(tiny_arm, tmp_path, monkeypatch,
 
 @pytest.mark.parametrize(
     ("returncode", "reason"),
-    [(2, "error: why"), (143, "stopped by SIGTERM"), (-9, "stopped by SIGKILL")],
-    ids=["bad input", "saved", "killed"],
+    [
+        (2, "error: why"),
+        (255, "error: why"),
+        (143, "stopped by SIGTERM"),
+        (-9, "stopped by SIGKILL"),
+    ],
+    ids=["bad input", "no signal", "saved", "killed"],
 )
 def test_failure_reasons(tmp_path, returncode, reason):
     log = tmp_path / "run.log"

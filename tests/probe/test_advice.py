@@ -37,7 +37,7 @@ GOLD = GoldFigures(
 RISING = {2: exact(0.4), 4: exact(0.5), 8: exact(0.6)}
 
 
-def advice(vote=VOTE, gold=None, *, unread=0.1, truncated=0.0, gold_in_all=False, dtype="float32"):
+def advice(vote=VOTE, gold=None, *, unread=0.1, truncated=0.0, gold_in_all=False, can_average=True):
     """The advice on these figures."""
     return advise(
         vote,
@@ -45,7 +45,7 @@ def advice(vote=VOTE, gold=None, *, unread=0.1, truncated=0.0, gold_in_all=False
         unread=unread,
         truncated=truncated,
         trains_with_gold=gold_in_all,
-        dtype=dtype,
+        can_average=can_average,
     )
 
 
@@ -56,7 +56,9 @@ def advice(vote=VOTE, gold=None, *, unread=0.1, truncated=0.0, gold_in_all=False
         (advice(gold=replace(GOLD, chance=0.94)), "unknown", "64 prompts are too few"),
         (advice(gold=replace(GOLD, chance=None)), "unknown", "too few"),
         (advice(gold=replace(GOLD, chance=0.04)), "do not start", "more error than truth"),
-        (advice(), "unknown", "At most 80 % of the labels"),
+        (advice(), "unknown", "are right on at most 80 % of the prompts"),
+        (advice(gold=replace(GOLD, prompts=7)), "unknown", "label at least 8"),
+        (advice(gold=replace(GOLD, pass1=exact(0.0), chance=None)), "do not start", "No sample"),
         (advice(replace(VOTE, top_answer=0.6)), "unknown", "may be a habit"),
         (advice(replace(VOTE, clear=exact(0.19))), "do not start", "19 % of the prompts only"),
         # Gold answers decide, however rare clear majorities are.
@@ -101,7 +103,7 @@ def test_sizes(given: Advice, group_size, prompts):
     [
         (advice(gold=GOLD), "ema"),
         (advice(), "ema"),
-        (advice(dtype="bfloat16"), "majority"),
+        (advice(can_average=False), "majority"),
         (advice(unread=0.6), None),
         (advice(unread=0.6, gold_in_all=True), "oracle"),
     ],

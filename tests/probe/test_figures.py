@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from srt_fast.probe.ballots import count_votes
 from srt_fast.probe.figures import (
     Estimate,
+    chance_above_zero,
     covariance,
     gold_figures,
     mixed_chance,
@@ -51,7 +52,8 @@ def test_two_prompts_by_hand():
     # RIGHT on [WRONG, RIGHT] has covariance 1/2. WRONG on [RIGHT, RIGHT] has 0.
     assert gold.effect == Estimate(0.125, pytest.approx(0.125))
     assert (gold.gold_effect.value, gold.relative_effect) == (0.125, 1.0)
-    assert gold.chance == pytest.approx(0.8413, abs=1e-4)  # one standard error above 0
+    # One standard error above 0, of two values: Student's t with one degree of freedom.
+    assert gold.chance == pytest.approx(0.75, abs=0.01)
 
 
 def test_prompts_without_gold_count_in_the_vote_only():
@@ -61,6 +63,14 @@ def test_prompts_without_gold_count_in_the_vote_only():
     gold = gold_figures(half)
     assert gold is not None
     assert (gold.prompts, gold.pass1, gold.chance) == (1, Estimate(1.0, None), None)
+
+
+@pytest.mark.parametrize(
+    ("t", "count", "chance"),  # quantiles of Student's t, from tables
+    [(6.314, 2, 0.95), (-6.314, 2, 0.05), (2.015, 6, 0.95), (1.699, 30, 0.95), (0.0, 3, 0.5)],
+)
+def test_the_chance_is_that_of_students_t(t, count, chance):
+    assert chance_above_zero(Estimate(0.1 * t, 0.1), count) == pytest.approx(chance, abs=0.01)
 
 
 @given(KEYS)
