@@ -48,7 +48,8 @@ DROPS = (0.1, 0.2, 0.4)
 WINDOW = 8
 """Looks of the reference."""
 LEAST_LEVEL = 0.01
-"""Least fallen level. A reference of at most this much plus TOLERANCE cannot be seen to fall."""
+"""Least fallen level. A reference of at most this much plus the tolerance cannot be seen to
+fall."""
 FALSE_ALARM_LOOKS = 10_000
 """Looks between false alarms if the settings name no bound."""
 PATIENCE = 3
@@ -126,7 +127,7 @@ class DetectorState:
 class FallDetector:
     """Takes looks, and says which one raises the alarm.
 
-    An alarm lasts until a whole window of later looks is back at the reference less TOLERANCE.
+    An alarm lasts until a whole window of later looks is back at the least healthy score.
     Then the test begins again.
     """
 

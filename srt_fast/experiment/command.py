@@ -39,9 +39,6 @@ def main(argv: list[str]) -> int:
     # Imports yaml and rich, which --help does not need.
     from srt_fast.experiment.runner import PlannedRun, run_grid
 
-    for arm in grid.arms:
-        for seed in seeds:
-            PlannedRun(arm, seed, root).has_finished()  # an error for another configuration
     if not options.report_only:
         try:
             failures = run_grid(arms, seeds, root, options.jobs, options.threads)
@@ -51,6 +48,9 @@ def main(argv: list[str]) -> int:
             return 128 + interrupt.signal
     for name, reason in failures.items():
         print_text(f"error: {name}: {reason} (see {root / name}.log)", sys.stderr)
+    for arm in grid.arms:  # the page shows all of them
+        for seed in seeds:
+            PlannedRun(arm, seed, root).has_finished()  # an error for another configuration
     # Imports matplotlib, which --help does not need.
     from srt_fast.experiment.page import write_page
 

@@ -139,16 +139,21 @@ def read_runs(root: Path, arms: Iterable[Arm], seeds: Sequence[int]) -> list[Fin
     return runs
 
 
+def can_measure(run: FinishedRun) -> bool:
+    """Whether its evaluations have pass@1, which needs gold answers for all held-out prompts."""
+    return all("pass1" in row for row in run.rows_of("eval"))
+
+
 def measure(run: FinishedRun) -> RunResult:
     """The numbers of one run. After a stop, its end is that of the restored weights.
 
     Raises ValueError for evaluations without pass@1.
     """
     evaluations = run.rows_of("eval")
-    if any("pass1" not in row for row in evaluations):
+    if not can_measure(run):
         raise ValueError(
-            f"{run.place or run.arm}, seed {run.seed}: expected gold answers for all held-out "
-            "prompts, with which the page measures, got some without"
+            "expected gold answers for all held-out prompts, with which the page measures, got "
+            "some without"
         )
     train = run.rows_of("train")
     peak = max(evaluations, key=lambda row: row["pass1"])

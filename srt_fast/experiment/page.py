@@ -19,7 +19,13 @@ from srt_fast.experiment.document import Block, Document, Picture
 from srt_fast.experiment.figure import arms_figure, collapse_figure
 from srt_fast.experiment.file_figure import file_figure
 from srt_fast.experiment.grid import BASE, COLLAPSE, RISE, Arm, Grid
-from srt_fast.experiment.measure import FinishedRun, RunResult, measure, read_runs
+from srt_fast.experiment.measure import (
+    FinishedRun,
+    RunResult,
+    can_measure,
+    measure,
+    read_runs,
+)
 from srt_fast.files import write_atomically
 
 OWN_SECTIONS = ("Curves", "Terms", "Arms", "Alarm", "Warnings")
@@ -29,9 +35,10 @@ OWN_SECTIONS = ("Curves", "Terms", "Arms", "Alarm", "Warnings")
 def write_page(grid: Grid, seeds: Sequence[int], root: Path, out: Path) -> list[Path]:
     """Read the finished runs in `root` and write page, numbers and figures to `out`.
 
-    Returns the paths of the files. Raises ValueError if no run has finished.
+    Runs that cannot be measured are left out. Returns the paths of the files. Raises ValueError if
+    no other run has finished.
     """
-    runs = read_runs(root, grid.arms, seeds)
+    runs = [run for run in read_runs(root, grid.arms, seeds) if can_measure(run)]
     if not runs:
         raise ValueError(f"{root}: expected finished runs of the grid, got none")
     results = [measure(run) for run in runs]

@@ -227,9 +227,9 @@ class SRTGRPOTrainer(GRPOTrainer):
             advantages = advantages[:, None]
         if self.use_vllm and self.vllm_importance_sampling_correction:
             ratio = inputs["importance_sampling_ratio"]
-            ratios = ratio.expand(inputs["completion_ids"].shape)[loss_mask(inputs)]
-            is_finite = ratios.isfinite()
-            check_values_on_cpu("importance_sampling_ratio", is_finite, ratios, "finite values")
+            ratios = ratio.expand(inputs["completion_ids"].shape).flatten()
+            is_valid = ratios.isfinite() | ~loss_mask(inputs).flatten()
+            check_values_on_cpu("importance_sampling_ratio", is_valid, ratios, "finite values")
             advantages = advantages * ratio
         return advantages.expand(inputs["completion_ids"].shape)
 

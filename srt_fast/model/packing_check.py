@@ -170,7 +170,7 @@ def _own_logits(policy: PackedModel, factor: float) -> tuple[Tensor, Tensor]:
         return output
 
     def scale_input(head: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor] | None:
-        if seen:
+        if seen or not arguments:
             return None
         seen.append(arguments[0][0] * factor)
         return (seen[0][None],)
@@ -187,6 +187,11 @@ def _own_logits(policy: PackedModel, factor: float) -> tuple[Tensor, Tensor]:
     finally:
         for handle in handles:
             handle.remove()
+    if not seen:
+        raise ValueError(
+            f"model {type(policy.model).__name__}: this architecture is not supported: expected a "
+            "call of its body or its LM head, got none"
+        )
     return seen[0].to(policy.compute_dtype), logits
 
 

@@ -48,5 +48,5 @@ def make_reward_function(kind: str, params: dict[str, Any]) -> RewardFunction:
     try:
         turns_of(function)
     except ValueError as error:
-        raise ValueError(f"reward.params: {error}") from None
+        raise ValueError(f"reward.params: {error}" if params else str(error)) from None
     return function

@@ -107,9 +107,11 @@ def _share_out(room: int, sizes: Sequence[int]) -> list[int]:
 
 
 def _whole_prompts(asked: list[list[int]], prompts: Sequence[int], limit: int) -> list[list[int]]:
-    """A random choice of `limit` questions in their order, of as few prompts as possible.
+    """A random choice of prompts with at most `limit` questions, in their order: all questions of
+    each prompt, but for the last one.
 
-    A baseline over a prompt is one over several questions then. 0: no limit.
+    So a baseline over a prompt is one over several questions. A single question of a prompt that
+    has more is not asked. 0: no limit.
     """
     if not limit or len(asked) <= limit:
         return asked
@@ -117,7 +119,11 @@ def _whole_prompts(asked: list[list[int]], prompts: Sequence[int], limit: int) -
     for number, shown in enumerate(asked):
         of_prompt.setdefault(prompts[shown[0]], []).append(number)
     order = [list(of_prompt.values())[place] for place in torch.randperm(len(of_prompt)).tolist()]
-    numbers = [number for members in order for number in members][:limit]
+    numbers: list[int] = []
+    for members in order:
+        part = members[: limit - len(numbers)]
+        if not (numbers and len(part) == 1 < len(members)):
+            numbers += part
     return [asked[number] for number in sorted(numbers)]
 
 

@@ -85,7 +85,7 @@ class Turn:
     """Completions of each question."""
     limit: int = 0
     """The most questions of a sampling, chosen at random. 0: no limit. With group "prompt" and
-    "answer" those of as few prompts as possible, so that baselines are not of one completion."""
+    "answer" few prompts whole, so that baselines are not of one completion."""
     group: Baseline = "prompt"
     """Which completions share a baseline: those of a task's prompt, of a question, or those about
     one answer to a prompt."""

@@ -76,7 +76,7 @@ def vote_kernel(
         )
         if HAS_WEIGHTS:  # a rollout without weight does not decide a tie
             weights = tl.load(weight_ptr + index, mask=index < stop, other=0.0)
-            votes = tl.where(weights > 0, votes, 0.0)
+            votes = tl.where(weights.to(tl.float64) > 0, votes, 0.0)
         block_most = tl.max(votes, 0)
         earliest = tl.min(tl.where(votes == block_most, index, stop), 0)
         block_majority = tl.sum(tl.where(index == earliest, keys, 0), 0)

@@ -143,7 +143,7 @@ def linear_logprob(
         weight: [V, H] of the same types. A wider one is rounded to hidden's, as autocast does.
         targets: [N] int64.
         temperature: divides the logits, after the softcap, as in a sampler.
-        bias: [V]. -inf masks an entry of the vocabulary, which is then no target.
+        bias: [V]. Without a softcap -inf masks an entry of the vocabulary, which is then no target.
         softcap: the model's (Gemma 2, arXiv 2408.00118).
         row_index: [N] int64, the hidden row of each target. Rows may repeat. None: N = M, in order.
         unique_rows: no row repeats in row_index. Then dX takes no fp32 [M, H] and, on a GPU, no

@@ -206,7 +206,15 @@ def linear_policy_loss(
         ref_logprobs=ref_logprobs,
         sampler_logprobs=sampler_logprobs,
     )
-    refuse_tangents(hidden=hidden, weight=weight, bias=bias)
+    refuse_tangents(
+        hidden=hidden,
+        weight=weight,
+        bias=bias,
+        advantages=advantages,
+        old_logprobs=old_logprobs,
+        ref_logprobs=ref_logprobs,
+        sampler_logprobs=sampler_logprobs,
+    )
     check_settings(unique_rows, temperature, softcap, chunk_rows, group)
     number, tensor = split_normalizer(normalizer)
     needs_grad = [

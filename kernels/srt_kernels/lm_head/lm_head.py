@@ -211,6 +211,10 @@ def check_finite(head: LMHead, logprobs: Tensor) -> None:
         return
     index = bad_targets[0, 0]
     row = int(index if head.row_index is None else head.row_index[index])
-    name = "bias" if head.hidden[row].isfinite().all() else "hidden"
+    name = "hidden or weight"  # products that overflow, or another rank's part of the weight
+    if not head.hidden[row].isfinite().all():
+        name = "hidden"
+    elif head.bias is not None and not head.bias.isfinite().all():
+        name = "bias"
     got = f"nan or inf in what makes the logits of hidden row {row}"
     expect(False, name, "finite values", got)

@@ -144,7 +144,14 @@ def policy_loss(
         ref_logprobs=ref_logprobs,
         sampler_logprobs=sampler_logprobs,
     )
-    refuse_tangents(logprobs=logprobs, entropies=entropies)
+    refuse_tangents(
+        logprobs=logprobs,
+        entropies=entropies,
+        advantages=advantages,
+        old_logprobs=old_logprobs,
+        ref_logprobs=ref_logprobs,
+        sampler_logprobs=sampler_logprobs,
+    )
     number, tensor = split_normalizer(normalizer)
     loss, means, *_ = _forward(
         logprobs,

@@ -1,6 +1,7 @@
 """Which rows are computed together: chunks of logits, and rows that repeat."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -78,7 +79,8 @@ def test_rows_that_repeat_are_found():
         ([1, 2], False),
         ([], True),
     ):
-        is_active = torch.zeros(4, dtype=torch.bool)
-        is_active[active] = True
-        index, is_unique = active_index(is_active, head, inputs, None)
+        advantages = torch.zeros(4, dtype=torch.float64)
+        advantages[active] = 1.0
+        inputs = replace(inputs, advantages=advantages)
+        index, is_unique = active_index(Objective(), head, inputs, None)
         assert index.tolist() == active and is_unique == has_unique_rows

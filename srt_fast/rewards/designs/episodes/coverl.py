@@ -1,7 +1,7 @@
 """Generator and verifier in one model: vote, verify, keep what the verifier trusts, redo the rest.
 
 CoVerRL (arXiv 2603.17775). The label is a vote. In each prompt with a dissenter the solutions that
-agree are verified once each, and one with the rarest other answer as often.
+agree are verified once each (a single one twice), and one with the rarest other answer as often.
 
     solve    r = 1[answer = label]
     verify   r = 1[verdict = 1[answer = label]], with one baseline for an answer to a prompt
