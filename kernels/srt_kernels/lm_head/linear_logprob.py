@@ -143,7 +143,7 @@ def linear_logprob(
         weight: [V, H] of the same types. A wider one is rounded to hidden's, as autocast does.
         targets: [N] int64.
         temperature: divides the logits, after the softcap, as in a sampler.
-        bias: [V]. Without a softcap -inf masks an entry of the vocabulary, which is then no target.
+        bias: [V]. Without a softcap -inf masks an entry of the vocabulary, whose log-prob is -1e30.
         softcap: the model's (Gemma 2, arXiv 2408.00118).
         row_index: [N] int64, the hidden row of each target. Rows may repeat. None: N = M, in order.
         unique_rows: no row repeats in row_index. Then dX takes no fp32 [M, H] and, on a GPU, no
@@ -162,7 +162,7 @@ def linear_logprob(
         ValueError: a bad shape, dtype, device or setting. On a CPU also a target or a row out of
             range, a row that repeats with unique_rows, or nan or inf in what makes the logits. On a
             GPU, where looking would synchronise with the host, these are an assertion on the device
-            and a nan log-prob; the log-prob of a masked target is -1e30 there.
+            and a nan log-prob.
     """
     check_tensors(hidden=hidden, weight=weight, targets=targets, bias=bias, row_index=row_index)
     refuse_tangents(hidden=hidden, weight=weight, bias=bias)

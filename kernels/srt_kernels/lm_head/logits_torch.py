@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from srt_kernels.core.segments import chunk_slices
-from srt_kernels.lm_head.lm_head import LOWEST, LMHead
+from srt_kernels.lm_head.lm_head import LMHead
 from srt_kernels.lm_head.row_statistics import RowStatistics
 
 # Bytes of logits that a CPU's caches hold. One thread, H = 576, V = 49152, N = 512: 0.77 s with
@@ -19,6 +19,8 @@ from srt_kernels.lm_head.row_statistics import RowStatistics
 # with slabs of 1 MiB there, 1.3 s with 16 MiB. Large slabs are memory that glibc keeps: 16 MiB took
 # as much time as 8 MiB and 20 to 50 MiB more memory.
 SLAB_BYTES = 8 << 20
+# Logit in the target's column among the others. exp of it is 0, and differences with it are finite.
+LOWEST = -1e30
 # Least value of a divisor: exp(a shard's row_max - the whole vocabulary's).
 LEAST_SCALE = 1e-30
 
