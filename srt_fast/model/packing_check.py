@@ -64,11 +64,8 @@ def sharing_obstacle(policy: PackedModel) -> str | None:
     obstacle = _obstacle(policy, shares_prompt=True)
     if obstacle:
         return obstacle
-    was_training = policy.model.training
-    policy.model.eval()
-    with policy.gathered_weights():
+    with _whole_in_eval_mode(policy):
         mixes_positions = _mixes(policy, slice(1, 2))
-    policy.model.train(was_training)
     if mixes_positions:
         return "expected that only attention mixes positions, got another layer that does"
     return None
@@ -93,6 +90,18 @@ def _obstacle(policy: PackedModel, *, shares_prompt: bool) -> str | None:
     )
 
 
+@contextlib.contextmanager
+def _whole_in_eval_mode(policy: PackedModel) -> Iterator[None]:
+    """Inside, all weights are whole on every rank, and the model is in eval mode."""
+    was_training = policy.model.training
+    policy.model.eval()
+    try:
+        with policy.gathered_weights():
+            yield
+    finally:
+        policy.model.train(was_training)
+
+
 def _tolerance(policy: PackedModel) -> float:
     is_float32 = policy.compute_dtype == torch.float32
     return PARITY_FLOAT32 if is_float32 else PARITY_BFLOAT16
@@ -102,13 +111,10 @@ def _check_structure(policy: PackedModel, name: str) -> None:
     """Raise ValueError for what _logit_difference cannot see: parts whose weights or inputs are
     small.
     """
-    was_training = policy.model.training
-    policy.model.eval()
-    with policy.gathered_weights():
+    with _whole_in_eval_mode(policy):
         beside_head = _trained_beside_head(policy)
         head_difference = _head_difference(policy)
         mixes_sequences = _mixes(policy, slice(3, 6))
-    policy.model.train(was_training)
     if beside_head:
         raise ValueError(
             f"{name}expected logits of the LM head on the last hidden states alone, got some that "
@@ -226,9 +232,7 @@ def _logit_difference(policy: PackedModel, shares_prompt: bool) -> float:
     ids = torch.arange(9, device=device) % policy.model.config.vocab_size
     prompt, first, second = ids.split([3, 2, 4])
     sequences = [torch.cat([prompt, first]), torch.cat([prompt, second])]
-    was_training = policy.model.training
-    policy.model.eval()
-    with policy.gathered_weights():
+    with _whole_in_eval_mode(policy):
         with policy.autocast():
             outputs = [policy.model(input_ids=ids[None], use_cache=False) for ids in sequences]
         logits = [output.logits[0].float() for output in outputs]
@@ -243,7 +247,6 @@ def _logit_difference(policy: PackedModel, shares_prompt: bool) -> float:
             segments = Segments.of_sequences([5, 7], cu_seqlens)
         hidden = policy.hidden(ids, torch.tensor(positions, device=device), segments)
         packed_logits = head_logits(hidden, policy.head)
-    policy.model.train(was_training)
     model_logits = torch.cat(logits)
     difference = (packed_logits - model_logits).abs().max()
     return (difference / model_logits.abs().max().clamp_min(1)).item()

@@ -81,19 +81,18 @@ def cut_groups(rollouts: Rollouts, indices: Sequence[int], limit: int | None = N
     for group, places in members.items():
         prompt = rollouts.prompts[group]
         piece = Piece(group, prompt, [], [])
-        total = 0  # tokens of the piece's completions
+        total = segments = 0  # tokens of the piece's completions; completions with inputs
         for place in sorted(places, key=lambda place: -lengths[place]):
             inputs = lengths[place] - 1
-            # The longest come first, so before this one all have inputs if it has.
-            segments = len(piece.inputs) + 1 if inputs else sum(map(bool, piece.inputs))
-            size = _size(len(prompt), segments, total + inputs)
+            size = _size(len(prompt), segments + bool(inputs), total + inputs)
             if piece.rollouts and (limit is None or size > limit):
                 pieces.append(piece)
                 piece = Piece(group, prompt, [], [])
-                total = 0
+                total = segments = 0
             piece.rollouts.append(place)
             piece.inputs.append(inputs)
             total += inputs
+            segments += bool(inputs)
         pieces.append(piece)
     return pieces
 

@@ -90,22 +90,26 @@ def active_tokens(objective: Objective, inputs: TokenInputs) -> Tensor:
     is_active = inputs.advantages != 0
     if inputs.correction is not None:
         is_active = is_active & (inputs.correction != 0)
-    if objective.kl_coef > 0 or objective.entropy_coef > 0:
-        return torch.ones_like(is_active)
-    if needs_whole_rollouts(objective, inputs.correction is not None):
-        has_active = segment_reduce(is_active, "max", inputs.cu_seqlens) > 0
-        return has_active[inputs.rollout_index]
-    return is_active
+    of_rollouts = needs_whole_rollouts(objective, inputs.correction is not None)
+    return _with_neighbours(is_active, objective, inputs, of_rollouts)
 
 
 def read_tokens(objective: Objective, inputs: TokenInputs) -> Tensor:
     """[N] bool: tokens whose values decide a gradient, if only by a correction that is 0."""
-    is_read = inputs.advantages != 0
+    of_rollouts = needs_whole_rollouts(objective, has_correction=False)
+    return _with_neighbours(inputs.advantages != 0, objective, inputs, of_rollouts)
+
+
+def _with_neighbours(
+    is_active: Tensor, objective: Objective, inputs: TokenInputs, of_rollouts: bool
+) -> Tensor:
+    """[N] bool: these tokens, or all of their rollouts; with a KL or entropy term every token."""
     if objective.kl_coef > 0 or objective.entropy_coef > 0:
-        return torch.ones_like(is_read)
-    if needs_whole_rollouts(objective, has_correction=False):
-        return segment_reduce(is_read, "max", inputs.cu_seqlens)[inputs.rollout_index] > 0
-    return is_read
+        return torch.ones_like(is_active)
+    if of_rollouts:
+        has_active = segment_reduce(is_active, "max", inputs.cu_seqlens) > 0
+        return has_active[inputs.rollout_index]
+    return is_active
 
 
 def active_index(

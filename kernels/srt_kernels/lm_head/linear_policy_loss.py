@@ -194,7 +194,7 @@ def linear_policy_loss(
         RuntimeError: a tensor with a forward-mode tangent.
     """
     check_objective(objective)
-    check_tensors(
+    tensors = dict(
         hidden=hidden,
         weight=weight,
         targets=targets,
@@ -206,15 +206,8 @@ def linear_policy_loss(
         ref_logprobs=ref_logprobs,
         sampler_logprobs=sampler_logprobs,
     )
-    refuse_tangents(
-        hidden=hidden,
-        weight=weight,
-        bias=bias,
-        advantages=advantages,
-        old_logprobs=old_logprobs,
-        ref_logprobs=ref_logprobs,
-        sampler_logprobs=sampler_logprobs,
-    )
+    check_tensors(None, **tensors)
+    refuse_tangents(**tensors)
     check_settings(unique_rows, temperature, softcap, chunk_rows, group)
     number, tensor = split_normalizer(normalizer)
     needs_grad = [

@@ -135,7 +135,7 @@ def policy_loss(
         RuntimeError: a tensor with a forward-mode tangent.
     """
     check_objective(objective)
-    check_tensors(
+    tensors = dict(
         logprobs=logprobs,
         entropies=entropies,
         advantages=advantages,
@@ -144,14 +144,8 @@ def policy_loss(
         ref_logprobs=ref_logprobs,
         sampler_logprobs=sampler_logprobs,
     )
-    refuse_tangents(
-        logprobs=logprobs,
-        entropies=entropies,
-        advantages=advantages,
-        old_logprobs=old_logprobs,
-        ref_logprobs=ref_logprobs,
-        sampler_logprobs=sampler_logprobs,
-    )
+    check_tensors(None, **tensors)
+    refuse_tangents(**tensors)
     number, tensor = split_normalizer(normalizer)
     loss, means, *_ = _forward(
         logprobs,
